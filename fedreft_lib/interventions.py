@@ -1,0 +1,101 @@
+"""Interventions: small learned edits of hidden representations (ReFT, arXiv 2404.03592, section 3).
+
+Every member has one form. For a hidden state h (d,), directions R (r, d), a map W (r, d) and an offset b (r,):
+
+    Phi(h) = h + R^T (W h + b - R h)
+
+and differs in which terms it has and in whether the rows of R are orthonormal:
+
+    loreft               R orthonormal   W h   b   - R h      LoReFT, the paper's choice
+    direft               R free          W h   b              DiReFT (R is W2 and W is W1 in the ReFT paper)
+    noreft               R free          W h   b   - R h
+    orthonormal_direft   R orthonormal   W h   b
+    consreft             R orthonormal         b   - R h
+    lobireft             R orthonormal         b
+
+Checked against pyreft's classes, whose names differ: its `NodireftIntervention` is the ReFT paper's DiReFT.
+
+A *state* phi is a dict of float32 tensors stacked over the S sites of a model: R (S, r, d), W (S, r, d), b (S, r).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import ConfigError
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """One member of the family: which terms its formula has. The state itself lives outside, in a dict."""
+
+    name: str
+    orthonormal: bool  # the rows of R are kept orthonormal, in training and after aggregation
+    maps: bool  # has the term W h
+    subtracts: bool  # has the term - R h
+    pyreft_class: str  # the class that computes the same in pyreft
+
+    def shapes(self, sites: int, rank: int, d: int) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the trainable tensors, in the order in which they are flattened."""
+        shapes = {"R": (sites, rank, d), "W": (sites, rank, d), "b": (sites, rank)}
+        return {name: shape for name, shape in shapes.items() if name != "W" or self.maps}
+
+    def init(self, sites: int, rank: int, d: int, *, start: str, generator: torch.Generator) -> State:
+        """A fresh state.
+
+        start="random" draws as pyreft does: R orthogonal, W and b uniform in +-1/sqrt(d) (torch's `Linear`), so
+        Phi is *not* the identity at the first step. start="identity" sets W = R (or 0 where R h is not
+        subtracted) and b = 0, so that training starts exactly at the untrained backbone.
+
+        Raises ConfigError where a member has no identity start (consreft projects R's directions away).
+        """
+        bound = d**-0.5
+        if self.orthonormal:
+            R = torch.linalg.qr(torch.randn(sites, d, rank, generator=generator))[0].mT.contiguous()
+        else:
+            R = torch.empty(sites, rank, d).uniform_(-bound, bound, generator=generator)
+        W = torch.empty(sites, rank, d).uniform_(-bound, bound, generator=generator)
+        b = torch.empty(sites, rank).uniform_(-bound, bound, generator=generator)
+        if start == "identity":
+            if self.subtracts and not self.maps:
+                raise ConfigError(f'{self.name} has no identity start, since it removes R h: use init="random"')
+            W = R.clone() if self.subtracts else torch.zeros_like(W)
+            b = torch.zeros_like(b)
+        phi = {"R": R, "W": W, "b": b}
+        return {name: phi[name] for name in self.shapes(sites, rank, d)}
+
+    def edit(self, h: Tensor, phi: State) -> Tensor:
+        """Phi(h) for h (..., n, d) and the tensors of one site, R (..., r, d), W (..., r, d), b (..., r).
+
+        Computed in the state's precision, returned in that of h. Leading dimensions broadcast, so rows of a
+        batch may each be steered by their own state.
+        """
+        R, x = phi["R"], h.to(phi["R"].dtype)
+        b = phi["b"].unsqueeze(-2)  # (..., 1, r)
+        if self.maps:
+            # W - R is formed first: at the identity start the edit is then exactly zero, not a rounding error.
+            A = phi["W"] - R if self.subtracts else phi["W"]
+            source = x @ A.mT + b  # (..., n, r)
+        else:
+            source = b - x @ R.mT if self.subtracts else b
+        return (x + source @ R).to(h.dtype)
+
+
+LoReFT = Intervention("loreft", orthonormal=True, maps=True, subtracts=True, pyreft_class="LoreftIntervention")
+DiReFT = Intervention("direft", orthonormal=False, maps=True, subtracts=False, pyreft_class="NodireftIntervention")
+INTERVENTIONS = {
+    each.name: each
+    for each in (
+        LoReFT,
+        DiReFT,
+        Intervention("noreft", orthonormal=False, maps=True, subtracts=True, pyreft_class="NoreftIntervention"),
+        Intervention(
+            "orthonormal_direft", orthonormal=True, maps=True, subtracts=False, pyreft_class="DireftIntervention"
+        ),
+        Intervention("consreft", orthonormal=True, maps=False, subtracts=True, pyreft_class="ConsreftIntervention"),
+        Intervention("lobireft", orthonormal=True, maps=False, subtracts=False, pyreft_class="LobireftIntervention"),
+    )
+}

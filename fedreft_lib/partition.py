@@ -1,0 +1,201 @@
+"""Who gets which questions: the data of every client of a federation.
+
+A partition is a matrix of counts, clients x tasks; the setups differ in that matrix alone.
+
+    distinct    the paper's Distinct Task (DT): each client has one task
+    mixed       the paper's Mixed Task (MT): each client has a random part of the shuffled union of all tasks
+    iid         each client has the same shares of tasks, those of the union (MT without the luck of the draw)
+    dirichlet   client k's shares of tasks are drawn from Dirichlet(alpha, ..., alpha)
+
+The paper does not print which client had which task, nor how the parts were drawn; this is our reconstruction. Where a
+union has tasks of very different sizes, so have the clients of `mixed` and `iid`.
+
+No question is in two places: not in two clients, not in two of a client's three sets. All draws are functions of
+(seed, setup, task or client).
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from fedreft_lib.errors import ConfigError, DataError
+from fedreft_lib.randomness import derive
+from fedreft_lib.tasks.questions import Question
+
+SETUPS = ("distinct", "mixed", "iid", "dirichlet")
+SPLITS = ("train", "held_out", "test")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All questions of one task."""
+
+    train: tuple[Question, ...]
+    test: tuple[Question, ...]
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """One client's questions; `held_out` comes from the training questions and is never trained on."""
+
+    name: str
+    train: tuple[Question, ...]
+    held_out: tuple[Question, ...]
+    test: tuple[Question, ...]
+
+
+def partition(
+    pools: Mapping[str, Pool],
+    setup: str,
+    clients: int,
+    *,
+    seed: int,
+    train_size: int,
+    held_out_size: int,
+    test_size: int,
+    alpha: float = 0.5,
+) -> list[ClientData]:
+    """Deal the questions of `pools` (task -> Pool) to `clients` clients, whose sizes are given per client.
+
+    A client's held-out and test sets follow the mix of tasks of its training set. Repeats are dropped first, see
+    `drop_repeats`. Raises ConfigError for a setup that does not exist or cannot be (fewer clients than tasks in
+    `distinct`), DataError when there are too few questions.
+    """
+    pools, _ = drop_repeats(pools)
+    tasks = list(pools)
+    n_train = np.array([len(pools[task].train) for task in tasks])  # (T,)
+    train = _train_counts(setup, clients, n_train, seed=seed, size=train_size, alpha=alpha)  # (N, T)
+    held_out = np.stack([_proportional(row, held_out_size) for row in train])
+    test = np.stack([_proportional(row, test_size) for row in train])
+
+    hands = [{split: [] for split in SPLITS} for _ in range(clients)]
+    for t, task in enumerate(tasks):
+        _check_enough(task, "training", len(pools[task].train), int((train + held_out)[:, t].sum()), clients)
+        _check_enough(task, "test", len(pools[task].test), int(test[:, t].sum()), clients)
+        from_train = iter(_shuffled(pools[task].train, seed, setup, task, "train"))
+        from_test = iter(_shuffled(pools[task].test, seed, setup, task, "test"))
+        # all training sets before the first held-out one: a change of held_out_size leaves the training sets alone
+        for split, counts, deck in (
+            ("train", train, from_train),
+            ("held_out", held_out, from_train),
+            ("test", test, from_test),
+        ):
+            for hand, count in zip(hands, counts[:, t], strict=True):
+                hand[split] += [next(deck) for _ in range(count)]
+
+    dealt = []
+    for k, hand in enumerate(hands):
+        name = f"client{k + 1}" + (f"-{tasks[k % len(tasks)]}" if setup == "distinct" else "")
+        dealt.append(ClientData(name, *(tuple(_shuffled(hand[split], seed, setup, name, split)) for split in SPLITS)))
+    check_disjoint(dealt)
+    return dealt
+
+
+def drop_repeats(pools: Mapping[str, Pool]) -> tuple[dict[str, Pool], dict[str, dict[str, int]]]:
+    """The pools without repeated questions, and how many went: `{task: {"train": n, "test": n}}`.
+
+    A question (by its uid) that is in any test set goes from every training set; of repeats within the training sets,
+    and within the test sets, the first stays. Repeats across tasks count as well.
+    """
+    seen: set[str] = set()
+    test = {task: _first_seen(pool.test, seen) for task, pool in pools.items()}
+    train = {task: _first_seen(pool.train, seen) for task, pool in pools.items()}
+    kept = {task: Pool(train[task], test[task]) for task in pools}
+    dropped = {
+        task: {"train": len(pool.train) - len(train[task]), "test": len(pool.test) - len(test[task])}
+        for task, pool in pools.items()
+    }
+    return kept, dropped
+
+
+def check_disjoint(clients: Sequence[ClientData]) -> None:
+    """Raises DataError for the first question that is in two clients, or twice in one, naming both places."""
+    first: dict[str, str] = {}
+    for client in clients:
+        for split in SPLITS:
+            for question in getattr(client, split):
+                place = f"the {split} set of {client.name}"
+                if question.uid in first:
+                    raise DataError(
+                        f"Question {question.uid} of {question.task} is in {first[question.uid]} and again in {place}."
+                    )
+                first[question.uid] = place
+
+
+def label_table(clients: Sequence[ClientData]) -> pd.DataFrame:
+    """Counts of questions: one row per (split, client), one column per task; `.loc["train"]` is clients x tasks."""
+    rows = {
+        (split, client.name): Counter(question.task for question in getattr(client, split))
+        for split in SPLITS
+        for client in clients
+    }
+    tasks = sorted({task for counts in rows.values() for task in counts})
+    index = pd.MultiIndex.from_tuples(list(rows), names=["split", "client"])
+    return pd.DataFrame([[counts[task] for task in tasks] for counts in rows.values()], index=index, columns=tasks)
+
+
+# ---- counts -----------------------------------------------------------------------------------------------------
+
+
+def _train_counts(
+    setup: str, clients: int, n_train: np.ndarray, *, seed: int, size: int, alpha: float
+) -> np.ndarray:  # (N, T), rows sum to size
+    n_tasks = len(n_train)
+    if setup == "distinct":
+        if clients < n_tasks:
+            raise ConfigError(
+                f'setup="distinct" gives each client one task: {n_tasks} tasks need {n_tasks} clients or more, '
+                f"got {clients}."
+            )
+        return size * np.eye(n_tasks, dtype=int)[np.arange(clients) % n_tasks]
+    if setup == "mixed":
+        _check_enough("all tasks", "training", int(n_train.sum()), clients * size, clients)
+        tasks = _rng(seed, setup, "union").permutation(np.repeat(np.arange(n_tasks), n_train))
+        return np.stack([np.bincount(part, minlength=n_tasks) for part in tasks[: clients * size].reshape(clients, -1)])
+    if setup == "iid":
+        return np.tile(_proportional(n_train, size), (clients, 1))
+    if setup == "dirichlet":
+        shares = [_rng(seed, setup, f"client{k}").dirichlet([alpha] * n_tasks) for k in range(clients)]
+        return np.stack([_proportional(share, size) for share in shares])
+    raise ConfigError(f"setup must be one of {', '.join(SETUPS)}, got {setup!r}.")
+
+
+def _proportional(weights: np.ndarray, total: int) -> np.ndarray:
+    """Whole numbers that sum to `total` and follow `weights`, by largest remainder; both of shape (T,)."""
+    quotas = total * weights / weights.sum()
+    counts = np.floor(quotas).astype(int)
+    order = np.argsort(counts - quotas, kind="stable")  # largest remainder first
+    counts[order[: total - counts.sum()]] += 1
+    return counts
+
+
+def _check_enough(task: str, split: str, have: int, need: int, clients: int) -> None:
+    if need > have:
+        raise DataError(
+            f"{clients} clients need {need} {split} questions of {task}, but there are {have}: "
+            "ask for fewer clients or smaller sizes."
+        )
+
+
+# ---- draws ------------------------------------------------------------------------------------------------------
+
+
+def _rng(seed: int, *purpose: str) -> np.random.Generator:
+    return np.random.default_rng(derive(seed, "partition", *purpose))
+
+
+def _shuffled(questions: Sequence[Question], seed: int, *purpose: str) -> list[Question]:
+    return [questions[i] for i in _rng(seed, *purpose).permutation(len(questions))]
+
+
+def _first_seen(questions: Sequence[Question], seen: set[str]) -> tuple[Question, ...]:
+    """The questions whose uid is not in `seen`, which is filled on the way."""
+    fresh = []
+    for question in questions:
+        if question.uid not in seen:
+            seen.add(question.uid)
+            fresh.append(question)
+    return tuple(fresh)

@@ -1,0 +1,203 @@
+"""A run's folder: what is in it, how it is written so that nothing is torn, and how runs are read back and compared.
+
+config.json                    the RunConfig
+history.csv                    long form: round, client, split, metric, value, bytes, seconds
+manifest.json                  written last each round: which round is whole, hashes, versions, code, data
+checkpoints/round_NNNN.safetensors   X (N, P) after the round, and M (rounds, N, N) so far; the last two are kept
+"""
+
+import hashlib
+import json
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from .config import RunConfig
+from .errors import ConfigError, FedReFTError
+from .states import Spec, load_tensors, save_tensors, write_text
+
+if TYPE_CHECKING:
+    from .worlds import World
+
+HISTORY = ("round", "client", "task", "split", "metric", "value", "uplink_bytes", "downlink_bytes", "seconds", "note")
+# The columns of results.csv: one row per (run, round, client, metric).
+RESULTS = (
+    "experiment", "benchmark", "task", "setup", "model", "method", "aggregation", "mixing", "intervention", "rank",
+    "layers", "clients", "rounds", "seed", "round", "client", "split", "metric", "value", "trainable_params",
+    "head_params", "uplink_bytes", "downlink_bytes", "seconds",
+)  # fmt: skip
+# Modules that only show results; a change in them leaves finished runs valid.
+SHOWS_ONLY = ("figures", "widgets", "report", "batch", "ledger", "__main__")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, finished or not: its config, history, last states (N, P), their spec, and M (rounds, N, N)."""
+
+    config: RunConfig
+    history: pd.DataFrame
+    states: Tensor
+    spec: Spec
+    mixing_matrices: Tensor
+    manifest: dict
+    folder: Path | None
+
+    @property
+    def results(self) -> pd.DataFrame:
+        """The history with the columns of results.csv."""
+        config = self.config
+        table = self.history.assign(
+            experiment=config.experiment, benchmark=config.benchmark, setup=config.setup, model=config.backbone,
+            method=config.method, aggregation=config.aggregation if config.method == "fedreft" else "none",
+            mixing=config.mixing_name, intervention=config.intervention, rank=config.rank,
+            layers=config.layers if isinstance(config.layers, str) else " ".join(map(str, config.layers)),
+            clients=config.clients, rounds=config.rounds, seed=config.seed,
+            trainable_params=self.spec.size, head_params=0,
+        )  # fmt: skip
+        return table[list(RESULTS)]
+
+    def accuracy(self, round: int | None = None, split: str = "test") -> pd.Series:
+        """Accuracy in percent of each client after a round (default: the last)."""
+        chosen = self.history.query("metric == 'accuracy' and split == @split")
+        last = chosen["round"].max() if round is None else round
+        return chosen[chosen["round"] == last].set_index("client")["value"]
+
+
+class Store:
+    """Reads and writes one run's folder; with no folder, keeps nothing."""
+
+    def __init__(self, config: RunConfig, folder: str | Path | None):
+        self.config = config
+        self.folder = None if folder is None else Path(folder)
+        self.manifest: dict = {}
+        if self.folder is not None and (self.folder / "config.json").exists():
+            found = load_config(self.folder)
+            if found != config:
+                differing = [n for n in RunConfig.model_fields if getattr(found, n) != getattr(config, n)]
+                raise ConfigError(
+                    f"{self.folder} holds a run with another {differing[0]} ({getattr(found, differing[0])!r}, not "
+                    f"{getattr(config, differing[0])!r}): choose another folder or delete this one"
+                )
+
+    def finished(self) -> Run | None:
+        """The run, if the folder holds it whole and this code made it."""
+        if self.folder is None or not (self.folder / "manifest.json").exists():
+            return None
+        manifest = read_manifest(self.folder)
+        if manifest["round"] < self.config.rounds or manifest["code"] != code_fingerprint():
+            return None
+        return load_run(self.folder)
+
+    def describe(self, world: "World") -> None:
+        """Note what the run depends on besides its config."""
+        backbone = world.model.backbone
+        uids = [
+            q.uid for client in world.questions for part in (client.train, client.held_out, client.test) for q in part
+        ]
+        self.spec = world.model.spec
+        self.manifest = {
+            "code": code_fingerprint(),
+            "backbone": backbone.fingerprint,
+            "data": hashlib.sha256(" ".join(uids).encode()).hexdigest()[:16],
+            "dtype": str(backbone.dtype),
+            "device": str(backbone.device),
+            "threads": torch.get_num_threads(),
+            "python": platform.python_version(),
+            "versions": {name: version(name) for name in ("torch", "transformers", "numpy")},
+            "spec": [[name, list(shape)] for name, shape in self.spec.shapes],
+        }
+
+    def resume(self, start: Tensor) -> tuple[Tensor, list[dict], list[Tensor], int]:
+        """(X, history rows, mixing matrices, rounds done) of the folder, or `start` where nothing usable is there."""
+        fresh = (start, [], [], 0)
+        if self.folder is None or not (self.folder / "manifest.json").exists():
+            return fresh
+        found = read_manifest(self.folder)
+        if any(found[key] != self.manifest[key] for key in ("code", "backbone", "data", "dtype", "spec")):
+            return fresh
+        run = load_run(self.folder)
+        return run.states, run.history.to_dict("records"), list(run.mixing_matrices), found["round"]
+
+    def save(self, t: int, X: Tensor, mixing_matrices: list[Tensor], rows: list[dict]) -> None:
+        """Write round t; until the manifest names it, the round before it stays the valid one."""
+        self.manifest |= {"round": t, "rounds": self.config.rounds, "checkpoint": f"round_{t:04d}.safetensors"}
+        if self.folder is None:
+            return
+        checkpoints = self.folder / "checkpoints"
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        if t == 0:
+            write_text(self.folder / "config.json", self.config.model_dump_json(indent=1))
+        save_tensors({"X": X, "M": _stacked(mixing_matrices, len(X))}, checkpoints / self.manifest["checkpoint"])
+        write_text(self.folder / "history.csv", history_of(rows).to_csv(index=False, na_rep="nan"))
+        write_text(self.folder / "manifest.json", json.dumps(self.manifest, indent=1))
+        for old in sorted(checkpoints.glob("round_*.safetensors"))[:-2]:
+            old.unlink()
+
+    def run(self, X: Tensor, mixing_matrices: list[Tensor], rows: list[dict]) -> Run:
+        M = _stacked(mixing_matrices, len(X))
+        return Run(self.config, history_of(rows), X, self.spec, M, self.manifest, self.folder)
+
+
+def load_run(folder: str | Path) -> Run:
+    """A run as its folder holds it, up to its last whole round. Raises FedReFTError where there is none."""
+    folder = Path(folder)
+    manifest, config = read_manifest(folder), load_config(folder)
+    tensors = load_tensors(folder / "checkpoints" / manifest["checkpoint"])
+    history = pd.read_csv(folder / "history.csv", keep_default_na=False, float_precision="round_trip")
+    # A crash between history and manifest leaves rows of a round that is not whole; it is computed again.
+    history = history_of(history[history["round"] <= manifest["round"]].to_dict("records"))
+    spec = Spec.of({name: tuple(shape) for name, shape in manifest["spec"]})
+    return Run(config, history, tensors["X"], spec, tensors["M"], manifest, folder)
+
+
+def load_runs(folder: str | Path) -> list[Run]:
+    """Every run below a folder, in the order of their names."""
+    return [load_run(path.parent) for path in sorted(Path(folder).glob("*/manifest.json"))]
+
+
+def results_of(runs: list[Run]) -> pd.DataFrame:
+    """All histories as one table with the columns of results.csv."""
+    tables = [run.results for run in runs]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(RESULTS))
+
+
+def load_config(folder: Path) -> RunConfig:
+    return RunConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
+
+
+def read_manifest(folder: Path) -> dict:
+    try:
+        return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FedReFTError(f"there is no run in {folder}: it has no manifest.json") from None
+    except ValueError:
+        raise FedReFTError(f"{folder / 'manifest.json'} is damaged: delete the folder and run again") from None
+
+
+def history_of(rows: list[dict]) -> pd.DataFrame:
+    """Rows as a table with every column of HISTORY, the ones that a row does not speak of filled in."""
+    table = pd.DataFrame(rows, columns=list(HISTORY))
+    filled = {"task": "", "note": "", "uplink_bytes": 0, "downlink_bytes": 0, "seconds": 0.0}
+    for name, value in filled.items():
+        table[name] = table[name].where(table[name].notna(), value)
+    return table.astype({"round": int, "value": float, "uplink_bytes": int, "downlink_bytes": int, "seconds": float})
+
+
+def code_fingerprint() -> str:
+    """A hash of the library's own source, but for the modules that only show results."""
+    here = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(here.rglob("*.py")):
+        if path.stem not in SHOWS_ONLY:
+            digest.update(path.relative_to(here).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _stacked(matrices: list[Tensor], n: int) -> Tensor:
+    return torch.stack(matrices) if matrices else torch.zeros(0, n, n)

