@@ -210,9 +210,9 @@ def _download(asset: Asset, folder: Path, progress: bool) -> Path:
         )
         try:
             while process.poll() is None:
-                bar.update(_largest_file(folder) - bar.n)
+                bar.update(_largest_wheel(folder) - bar.n)
                 time.sleep(0.1)
-            bar.update(_largest_file(folder) - bar.n)
+            bar.update(_largest_wheel(folder) - bar.n)
         finally:  # also when the user interrupts
             process.kill()
             process.wait()
@@ -229,10 +229,10 @@ def _download(asset: Asset, folder: Path, progress: bool) -> Path:
     )
 
 
-def _largest_file(folder: Path) -> int:
-    """Size in bytes of the largest file at any depth; 0 when there is none or files vanish meanwhile."""
+def _largest_wheel(folder: Path) -> int:
+    """Size in bytes of the largest wheel at any depth; 0 when there is none or files vanish meanwhile."""
     try:
-        return max((path.stat().st_size for path in folder.rglob("*") if path.is_file()), default=0)
+        return max((path.stat().st_size for path in folder.rglob("*.whl")), default=0)
     except OSError:
         return 0
 

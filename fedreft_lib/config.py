@@ -25,14 +25,12 @@ def _tuple(value: Any) -> Any:
 
 def param(default: Any, reason: str, *, symbol: str = "", **bounds: Any) -> Any:
     """A field of RunConfig: default, why it is so, the paper's symbol, and pydantic's bounds."""
-    if isinstance(default, float):
-        bounds["allow_inf_nan"] = False
     return Field(default, description=reason, json_schema_extra={"symbol": symbol}, **bounds)
 
 
 Strings = Annotated[tuple[str, ...], BeforeValidator(_tuple)]
 Numbers = Annotated[tuple[int, ...], BeforeValidator(_tuple)]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Shares = Annotated[tuple[Share, ...], BeforeValidator(_tuple)]
 
 
@@ -43,7 +41,7 @@ class RunConfig(BaseModel):
     wrong type, NaN, or a value out of its range.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     # What is trained
     backbone: str = param("smollm2-135m-instruct", "packaged name, local folder, or hub name; frozen throughout")

@@ -75,7 +75,6 @@ def federated_round(
     spec, strategy, clients = world.model.spec, STRATEGIES[config.method], participants(world, config)
     report = Report(torch.eye(len(clients)))
     learned, weights = X.clone(), torch.zeros(len(clients))
-    traffic = [{"uplink_bytes": 0, "downlink_bytes": 0, "seconds": 0.0} for _ in clients]
     reasons = []
     for k, client in enumerate(clients):
         trained = _trained(world, config, X[k], client, t, on_step)
@@ -84,9 +83,9 @@ def federated_round(
             learned[k], weights[k] = spec.row(trained.state), len(client.train)
         else:
             reasons.append(f"{client.name} {reason}")
-        traffic[k]["seconds"] = trained.seconds
-        traffic[k]["uplink_bytes"] = _bytes(trained.state) if strategy.aggregate else 0
-        report.add(t, client.name, "train", "loss", sum(trained.losses) / len(trained.losses), **traffic[k])
+        sent = _bytes(trained.state) if strategy.aggregate else 0
+        loss = sum(trained.losses) / len(trained.losses)
+        report.add(t, client.name, "train", "loss", loss, uplink_bytes=sent, seconds=trained.seconds)
         report.add(t, client.name, "train", "admitted", float(reason is None), note=reason or "")
 
     lam = torch.zeros(len(clients))
@@ -104,8 +103,8 @@ def federated_round(
         mixed = take_in(learned, inbox, lam)
         report.M = mixing_matrix(aggregate.A, lam)
         for k, client in enumerate(clients):
-            traffic[k]["downlink_bytes"] = _bytes(received[k])
-            report.add(t, client.name, "server", "residual", float(aggregate.residual[k]), **traffic[k])
+            residual = float(aggregate.residual[k])
+            report.add(t, client.name, "server", "residual", residual, downlink_bytes=_bytes(received[k]))
             report.add(t, client.name, "held_out", "lam", float(lam[k]))
             for candidate, loss in losses.get(k, {}).items():
                 report.add(t, client.name, "held_out", f"loss at lam {candidate:g}", loss)

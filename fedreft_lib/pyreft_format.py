@@ -40,6 +40,8 @@ def save_pyreft(folder: str | Path, state: State, sites: Sites, intervention: In
             theirs: (state[ours][site].T if turned else state[ours][site]).contiguous().clone()
             for ours, (theirs, turned) in names.items()
         }
+        if intervention.name == "direft":  # its class keeps these two as buffers
+            tensors |= {"embed_dim": torch.tensor(d), "interchange_dim": torch.tensor(d)}
         torch.save(tensors, folder / f"intkey_{key}.bin")
     kind = f"<class 'pyreft.interventions.{intervention.pyreft_class}'>"
     rest = [None] * 9  # the fields of pyvene's RepresentationConfig that ReFT does not use

@@ -1,0 +1,233 @@
+"""Same parameters in, same outputs, gradients and training as pyreft."""
+
+import pyreft
+import pytest
+import torch
+
+from fedreft_lib.batches import Sequence
+from fedreft_lib.config import RunConfig
+from fedreft_lib.interventions import INTERVENTIONS, LoReFT
+from fedreft_lib.local import Coordinates
+from fedreft_lib.pyreft_format import FILES, load_pyreft, save_pyreft
+from tests.models import random_backbone, random_state, steered
+
+D = 32
+
+
+def pyreft_intervention(intervention, phi, d=D):
+    """pyreft's module of one site with our tensors in it; its orthogonal R stays parametrised."""
+    made = getattr(pyreft, intervention.pyreft_class)(
+        embed_dim=d, low_rank_dimension=phi["R"].shape[0], dtype=torch.float32, add_bias=False
+    )
+    with torch.no_grad():
+        if intervention.orthonormal:
+            made.rotate_layer.weight = phi["R"].T.clone()
+        else:
+            made.proj_layer.weight.copy_(phi["R"])
+        if intervention.maps:
+            made.learned_source.weight.copy_(phi["W"])
+            made.learned_source.bias.copy_(phi["b"])
+        else:
+            made.learned_source.copy_(phi["b"])
+    return made
+
+
+def wrapped(model, state):
+    """pyreft's model over the same backbone with the same parameters; ours is left without pyvene's hooks."""
+    sites = model.sites
+    made = [
+        pyreft_intervention(model.intervention, {n: t[s] for n, t in state.items()}, model.backbone.hidden_size)
+        for s in range(len(sites))
+    ]
+    encoder = model.backbone.kind == "encoder"  # pyvene does not know BERT's blocks by name: ReFT names the module
+    representations = [
+        {
+            "layer": layer,
+            "component": f"encoder.layer[{layer}].output" if encoder else "block_output",
+            "low_rank_dimension": model.rank,
+            "intervention": made[s],
+        }
+        for s, layer in enumerate(list(sites.layers) * len(sites.groups))
+    ]
+    return pyreft.get_reft_model(
+        model.backbone.model, pyreft.ReftConfig(representations=representations), set_device=False
+    )
+
+
+def locations(model, batch):
+    """pyreft's (sites, batch, positions) of a batch whose prompts are long enough to need no padding."""
+    places = []
+    for group in model.sites.groups:
+        flat = model.sites.positions(batch.prompt_lengths, batch.starts, tuple(batch.ids.shape)).indices[group]
+        rows = [
+            sorted(int(i) % batch.ids.shape[1] for i in flat if int(i) // batch.ids.shape[1] == row)
+            for row in range(len(batch.ids))
+        ]
+        places += [rows] * len(model.sites.layers)
+    return places
+
+
+def theirs(wrapper, model, batch):
+    """Loss of pyreft's model on the answers of a batch."""
+    labels = torch.where(batch.answers, batch.ids, -100)
+    _, out = wrapper(
+        {"input_ids": batch.ids, "attention_mask": batch.mask},
+        unit_locations={"sources->base": (None, locations(model, batch))},
+        labels=labels,
+    )
+    return out.loss
+
+
+def some_sequences(model, n, seed, longest=24):
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary = len(model.backbone.tokenizer)
+    made = []
+    for _ in range(n):
+        prompt = int(torch.randint(8, longest, (1,), generator=generator))
+        ids = torch.randint(5, vocabulary, (prompt + 3,), generator=generator).tolist()
+        made.append(Sequence(tuple(ids), prompt))
+    return made
+
+
+@pytest.mark.parametrize("name", INTERVENTIONS)
+@pytest.mark.parametrize("rank", [1, 5])
+def test_one_site_has_the_outputs_and_gradients_of_pyreft(name, rank):
+    intervention = INTERVENTIONS[name]
+    phi = intervention.init(1, rank, D, start="random", generator=torch.Generator().manual_seed(rank))
+    reference = pyreft_intervention(intervention, {n: t[0] for n, t in phi.items()})
+    h = torch.randn(3, 7, D, requires_grad=True)
+    target = torch.randn(3, 7, D)
+    expected = reference(h)
+    complement = reference.rotate_layer.parametrizations.weight[0].base[:, rank:] if intervention.orthonormal else None
+    coordinates = Coordinates(
+        phi, orthonormal=intervention.orthonormal, complement=None if complement is None else complement[None]
+    )
+    state = coordinates.state()
+    found = intervention.edit(h, {n: t[0] for n, t in state.items()})
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+    free = [coordinates.free[n] for n in state]
+    ours = torch.autograd.grad((found * target).sum(), [h, *free])
+    if intervention.orthonormal:
+        parameters = [reference.rotate_layer.parametrizations.weight.original]
+    else:
+        parameters = [reference.proj_layer.weight]
+    source = reference.learned_source
+    parameters += [source.weight, source.bias] if intervention.maps else [source]
+    grads = torch.autograd.grad((expected * target).sum(), [h, *parameters])
+    if intervention.orthonormal:  # above the diagonal torch's coordinates have no effect and no gradient of ours
+        grads = (grads[0], grads[1].tril(-1), *grads[2:])
+    for mine, other in zip(ours, grads, strict=True):
+        scale = max(1.0, float(other.abs().max()))  # float32 rounds sums of many products relative to their size
+        torch.testing.assert_close(mine.reshape(other.shape) / scale, other / scale, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert", "roberta"])
+@pytest.mark.parametrize(("layers", "rank", "prefix", "suffix", "tied"), [
+    ((0, 1, 2), 4, 2, 3, False),
+    ((1,), 1, 3, 3, True),
+    ((0, 2), 8, 4, 0, False),
+    ((2,), 3, 0, 2, False),
+])  # fmt: skip
+def test_a_whole_model_has_the_hidden_states_of_pyreft(kind, layers, rank, prefix, suffix, tied, monkeypatch):
+    model = steered(random_backbone(kind), LoReFT, layers=layers, prefix=prefix, suffix=suffix, tied=tied, rank=rank)
+    state = random_state(model)
+    batch = model.batch(some_sequences(model, 3, seed=rank))
+    with torch.no_grad():
+        ours = model.hidden_states(batch, state)
+        places = locations(model, batch)
+        widest = max(len(row) for rows in places for row in rows)
+        # pyreft wants as many positions at every site; a repeated one is edited twice to the same value.
+        places = [[row + row[-1:] * (widest - len(row)) for row in rows] for rows in places]
+        reference, seen = wrapped(model, state), []
+        base = model.backbone.model.base_model
+        forward = base.forward  # pyvene takes hooks off the model, so its output is caught on the way out
+        monkeypatch.setattr(base, "forward", lambda *args, **kwargs: seen.append(forward(*args, **kwargs)) or seen[-1])
+        reference(
+            {"input_ids": batch.ids, "attention_mask": batch.mask},
+            unit_locations={"sources->base": (None, places)},
+        )
+    kept = batch.mask.bool()
+    torch.testing.assert_close(ours[kept], seen[-1].last_hidden_state[kept], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "tied"), [("loreft", False), ("loreft", True), ("direft", False)])
+def test_ten_steps_of_training_give_the_losses_of_pyreft(name, tied):
+    intervention = INTERVENTIONS[name]
+    model = steered(random_backbone(), intervention, layers=(0, 2), prefix=2, suffix=2, tied=tied)
+    state = random_state(model)
+    sequences = some_sequences(model, 40, seed=0)
+    batches = [model.batch(sequences[i : i + 4]) for i in range(0, 40, 4)]
+
+    reference = wrapped(model, state)
+    modules = list(reference.interventions.values())
+    complement = None
+    if intervention.orthonormal:
+        bases = [m.rotate_layer.parametrizations.weight[0].base for m in modules]
+        complement = torch.stack([base[:, model.rank :] for base in bases]).clone()
+    optimiser = torch.optim.AdamW([p for m in modules for p in m.parameters()], lr=5e-3, weight_decay=0.0)
+    expected = []
+    for batch in batches:
+        loss = theirs(reference, model, batch)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        expected.append(float(loss.detach()))
+
+    coordinates = Coordinates(state, orthonormal=intervention.orthonormal, complement=complement)
+    optimiser = torch.optim.AdamW(coordinates.groups(0.0, RunConfig().decayed), lr=5e-3)
+    found = []
+    for batch in batches:
+        loss = -model.answer_logprobs(batch, coordinates.state())[0].mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        found.append(float(loss.detach()))
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert abs(expected[0] - expected[-1]) > 0.05  # the ten steps did something
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_pyreft_saves_loads_here(tmp_path, tied):
+    model = steered(random_backbone(), LoReFT, tied=tied)
+    state = random_state(model)
+    wrapped(model, state).save(str(tmp_path))
+    loaded = load_pyreft(tmp_path, model.sites, LoReFT)
+    for name, tensor in state.items():
+        torch.testing.assert_close(loaded[name], tensor, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_we_save_loads_in_pyreft(tmp_path, tied):
+    model = steered(random_backbone(), LoReFT, tied=tied)
+    state = random_state(model)
+    save_pyreft(tmp_path, state, model.sites, LoReFT)
+    batch = model.batch(some_sequences(model, 3, seed=5))
+    with torch.no_grad():
+        ours = model.answer_logprobs(batch, state)[0]
+        loaded = pyreft.ReftModel.load(str(tmp_path), model.backbone.model)
+        for module in loaded.interventions.values():
+            module.float()  # a folder does not say that W was float32, and pyreft then makes it bfloat16
+        found = theirs(loaded, model, batch)
+    assert float(found) == pytest.approx(-float(ours.mean()), abs=5e-3)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_saving_and_loading_is_the_identity(tmp_path, name):
+    model = steered(random_backbone(), INTERVENTIONS[name])
+    state = random_state(model)
+    save_pyreft(tmp_path, state, model.sites, INTERVENTIONS[name])
+    loaded = load_pyreft(tmp_path, model.sites, INTERVENTIONS[name])
+    assert all(torch.equal(loaded[n], state[n]) for n in state)
+
+
+def test_direft_files_load_onto_pyrefts_module(tmp_path):
+    direft = INTERVENTIONS["direft"]
+    model = steered(random_backbone(), direft)
+    state = random_state(model)
+    save_pyreft(tmp_path, state, model.sites, direft)
+    module = pyreft_intervention(direft, {n: torch.zeros_like(t[0]) for n, t in state.items()})
+    file = tmp_path / "intkey_layer_0_comp_block_output_unit_pos_nunit_1#0.bin"
+    module.load_state_dict(torch.load(file, weights_only=True))
+    h = torch.randn(2, 3, D)
+    torch.testing.assert_close(module(h), direft.edit(h, {n: t[0] for n, t in state.items()}), atol=1e-5, rtol=1e-5)
