@@ -1,0 +1,79 @@
+# `make` lists the targets. Each one does the set-up that it needs, and none asks anything.
+# Needed: python3.11 or newer with its venv module, make, bash.
+
+PYTHON ?= python3
+PROFILE ?= quick
+SHELL := bash
+export PIP_NO_INPUT := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# A stamp is named after the content that it stands for, so an edited lock is installed and a finished one is not.
+hash = $(shell cat $(1) pyproject.toml | cksum | cut -d ' ' -f 1)
+LOCKED := .venv/installed-$(call hash,requirements.lock)
+PINNED := .venv-pyreft/installed-$(call hash,environment.yml)
+
+.PHONY: help setup reproduce test lab lint lock setup-pyreft test-pyreft clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
+
+setup: $(LOCKED)  ## install the locked stack into .venv
+
+reproduce: $(LOCKED)  ## run the ordered notebooks (PROFILE=quick)
+	@.venv/bin/python -m fedreft_lib reproduce $(PROFILE)
+
+test: lint  ## lint and run the tests
+	@TOKENIZERS_PARALLELISM=false .venv/bin/python -m pytest
+
+lab: $(LOCKED)  ## open the notebooks in JupyterLab
+	@.venv/bin/jupyter lab notebooks
+
+lint: $(LOCKED)  ## check the code and the notebooks with ruff
+	@.venv/bin/ruff check .
+
+lock:  ## compile requirements.lock anew (needs uv)
+	@uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --extra dev --upgrade \
+	  --no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' \
+	  --output-file requirements.lock pyproject.toml
+
+setup-pyreft: $(PINNED)  ## install the pyreft-pinned stack (environment.yml) into .venv-pyreft
+
+test-pyreft: $(PINNED)  ## run the tests on the pyreft-pinned stack
+	@TOKENIZERS_PARALLELISM=false .venv-pyreft/bin/python -m pytest
+
+clean:  ## remove the environments and the caches (outputs stay: runs are dear)
+	@rm -rf .venv .venv-pyreft .pytest_cache .ruff_cache .hypothesis
+	@find fedreft_lib tests notebooks -name __pycache__ -prune -exec rm -rf {} +
+
+# --- set-up -----------------------------------------------------------------------------------------------------------
+# torch goes first, by version alone, so that each platform gets its own build. The lock is complete, so pip need not
+# resolve it (--no-deps); pyreft's own pins would not resolve. The pinned stack is resolved by pip, which is its point.
+
+comma := ,
+
+$(LOCKED):
+	$(call install,.venv,cat requirements.lock,--no-deps)
+
+$(PINNED):
+	$(call install,.venv-pyreft,sed -n '/^  - pip:/$(comma)$$s/^      - //p' environment.yml,)
+
+# $(1) environment, $(2) command that prints its requirements, $(3) options for pip
+define install
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Python 3.11 or newer is needed and '$(PYTHON)' is not; name one with: make PYTHON=python3.11"; exit 1; }
+	@set -o pipefail; env=$(1); \
+	step() { \
+	  echo "[$$1] $$2"; shift 2; \
+	  "$$@" 2>&1 | tee -a $$env/install.log | while IFS= read -r line; do \
+	    case $$line in *Downloading*[0-9][0-9].[0-9]" MB)"|*" GB)") echo "     $$line";; esac; done && return; \
+	  reason=$$(grep '^ERROR' $$env/install.log || grep . $$env/install.log); \
+	  echo "Set-up of $$env stopped ($${reason##*$$'\n'}): check the network and the free disk space, then run the" \
+	    "same command again and it goes on from there; the full log is $$env/install.log."; exit 1; }; \
+	mkdir -p $$env && : > $$env/install.log && $(2) > $$env/requirements.txt && \
+	step 1/4 "virtual environment $$env" $(PYTHON) -m venv $$env && \
+	step 2/4 "torch, the build for this machine" $$env/bin/pip install $$(grep ^torch== $$env/requirements.txt) && \
+	step 3/4 "$$(grep -c == $$env/requirements.txt) packages" $$env/bin/pip install $(3) -r $$env/requirements.txt && \
+	step 4/4 "fedreft_lib from this folder" $$env/bin/pip install --no-deps --no-build-isolation --editable . && \
+	rm -f $$env/installed-* && touch $@ && echo "done: $$env is ready"
+endef
