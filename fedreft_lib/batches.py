@@ -1,7 +1,13 @@
-"""Text to padded batches: prompt and answer tokens, where the prompt begins and ends, which tokens are answers."""
+"""Text to padded batches: a prompt's tokens and, on top of them, the tokens of one answer or of several.
+
+A question is read once for all its options: its sequence is the prompt followed by every option, each of which sees
+the prompt and itself but no other option, and takes its positions right after the prompt. That is what reading each
+(prompt, option) pair apart computes, in a third of the tokens.
+"""
 
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -9,10 +15,31 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sequence:
-    """Token ids of a prompt and, after it, of an answer (which may be empty)."""
+    """Token ids of a prompt and of the answers on top of it (none, one to train on, or all options of a question)."""
 
     ids: tuple[int, ...]
     prompt_length: int
+    answer_lengths: tuple[int, ...] = ()
+
+    @cached_property
+    def branches(self) -> list[int]:
+        """For each token the answer that it belongs to, -1 in the prompt."""
+        return [-1] * self.prompt_length + [a for a, n in enumerate(self.answer_lengths) for _ in range(n)]
+
+    @cached_property
+    def places(self) -> list[int]:
+        """For each token its position in the text that the model reads: every answer starts right after the prompt."""
+        after = range(self.prompt_length, len(self.ids))
+        return [*range(self.prompt_length), *(after.start + i for n in self.answer_lengths for i in range(n))]
+
+    @cached_property
+    def sources(self) -> list[int]:
+        """For each answer token the index of the token that predicts it: the one before, or the prompt's last."""
+        found, index = [], self.prompt_length
+        for n in self.answer_lengths:
+            found += [self.prompt_length - 1, *range(index, index + n - 1)]
+            index += n
+        return found
 
 
 @dataclass(frozen=True)
@@ -21,29 +48,38 @@ class Batch:
 
     ids: Tensor  # (B, T)
     mask: Tensor  # (B, T), 1 at tokens
+    places: Tensor  # (B, T), position ids
+    branches: Tensor  # (B, T), see Sequence; -1 at padding too
     prompt_lengths: Tensor  # (B,)
     starts: Tensor  # (B,), index of the first token: 0 unless padded on the left
+    targets: Tensor  # (M, 4): row, column of the predicting token, column of the answer token, number of the answer
     hidden: Tensor | None = None
 
-    @property
-    def answers(self) -> Tensor:
-        """(B, T) bool: the answer tokens."""
-        place = torch.arange(self.ids.shape[1], device=self.ids.device) - self.starts[:, None]
-        return (place >= self.prompt_lengths[:, None]) & self.mask.bool()
+    def attention(self, dtype: torch.dtype) -> Tensor:
+        """The mask that the model wants: (B, T), or (B, 1, T, T) to add to scores where a row has several answers."""
+        if int(self.branches.max()) < 1:
+            return self.mask
+        order = torch.arange(self.ids.shape[1], device=self.ids.device)
+        seen = self.branches[:, None, :]  # of the token that is looked at
+        own = self.branches[:, :, None]
+        allowed = ((seen == -1) | (seen == own)) & self.mask[:, None, :].bool() & (order[None, :] <= order[:, None])
+        allowed |= torch.eye(len(order), dtype=torch.bool, device=order.device)  # padding sees itself, or softmax fails
+        return torch.zeros(allowed.shape, dtype=dtype, device=order.device).masked_fill(
+            ~allowed, torch.finfo(dtype).min
+        )[:, None]
 
 
-def encode(tokenizer, prompt: str, answer: str, *, max_length: int, end: bool = False) -> Sequence:
-    """Tokens of `prompt` followed by those of `answer`, and by the end token if `end`.
+def encode(tokenizer, prompt: str, answers: Many[str], *, max_length: int, end: bool = False) -> Sequence:
+    """Tokens of `prompt` and of each of `answers` on top of it, each followed by the end token if `end`.
 
-    The two are tokenised apart, so that the prompt has the same tokens and positions whatever answer follows. Where
-    both do not fit into max_length, the prompt loses its beginning: the question stands at its end.
+    Prompt and answers are tokenised apart, so that the prompt has the same tokens and positions whatever follows.
+    Where the longest answer does not fit into max_length, the prompt loses its beginning: the question is at its end.
     """
-    prompt_ids = tokenizer(prompt).input_ids
-    answer_ids = tokenizer(answer, add_special_tokens=False).input_ids if answer else []
-    if end:
-        answer_ids = [*answer_ids, tokenizer.eos_token_id]
-    prompt_ids = prompt_ids[-max(max_length - len(answer_ids), 1) :]
-    return Sequence((*prompt_ids, *answer_ids), len(prompt_ids))
+    ids = [tokenizer(answer, add_special_tokens=False).input_ids for answer in answers]
+    ids = [[*each, tokenizer.eos_token_id] if end else each for each in ids]
+    room = max(max_length - max(map(len, ids), default=0), 1)
+    prompt_ids = tokenizer(prompt).input_ids[-room:]
+    return Sequence((*prompt_ids, *(i for each in ids for i in each)), len(prompt_ids), tuple(map(len, ids)))
 
 
 def collate(
@@ -54,19 +90,38 @@ def collate(
     side: str = "right",
     hidden: Many[Tensor] | None = None,
 ) -> Batch:
-    """Pad to the longest. side="left" is for generation. hidden: for each sequence its cached (T_i, d)."""
+    """Pad to the longest. side="left" is for generation. hidden: for each sequence its cached (T_i, d).
+
+    Answers are numbered through the batch, in the order of the sequences.
+    """
     longest = max(len(s.ids) for s in sequences)
-    ids = torch.full((len(sequences), longest), pad_id)
-    mask = torch.zeros(len(sequences), longest, dtype=torch.long)
-    starts = torch.tensor([longest - len(s.ids) if side == "left" else 0 for s in sequences])
-    for row, (sequence, start) in enumerate(zip(sequences, starts.tolist(), strict=True)):
-        ids[row, start : start + len(sequence.ids)] = torch.tensor(sequence.ids)
-        mask[row, start : start + len(sequence.ids)] = 1
+    starts = [longest - len(s.ids) if side == "left" else 0 for s in sequences]
+
+    def padded(values: Many[Many[int]], filler: int) -> Tensor:
+        table = torch.full((len(sequences), longest), filler)
+        for row, (each, start) in enumerate(zip(values, starts, strict=True)):
+            table[row, start : start + len(each)] = torch.tensor(each)
+        return table.to(device)
+
+    targets, answers = [], 0
+    for row, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
+        columns = range(sequence.prompt_length, len(sequence.ids))
+        for source, column in zip(sequence.sources, columns, strict=True):
+            targets.append((row, start + source, start + column, answers + sequence.branches[column]))
+        answers += len(sequence.answer_lengths)
     stacked = None
     if hidden is not None:
         stacked = torch.nn.utils.rnn.pad_sequence(list(hidden), batch_first=True).to(device)
-    lengths = torch.tensor([s.prompt_length for s in sequences])
-    return Batch(ids.to(device), mask.to(device), lengths.to(device), starts.to(device), stacked)
+    return Batch(
+        ids=padded([s.ids for s in sequences], pad_id),
+        mask=padded([[1] * len(s.ids) for s in sequences], 0),
+        places=padded([s.places for s in sequences], 0),
+        branches=padded([s.branches for s in sequences], -1),
+        prompt_lengths=torch.tensor([s.prompt_length for s in sequences], device=device),
+        starts=torch.tensor(starts, device=device),
+        targets=torch.tensor(targets, dtype=torch.long, device=device).reshape(-1, 4),
+        hidden=stacked,
+    )
 
 
 def by_length(sequences: Many[Sequence], size: int) -> list[list[int]]:

@@ -39,24 +39,23 @@ def correct(model: SteeredModel, state: State | None, data: Options, config: Run
 @torch.no_grad()
 def chosen(model: SteeredModel, state: State | None, data: Options, config: RunConfig) -> Tensor:
     """The option with the highest log-likelihood, or log-likelihood per character, of each question: (questions,)."""
-    scores = torch.empty(len(data.sequences), dtype=torch.float64)
-    for indices in by_length(data.sequences, 4 * config.batch_size):
-        logprobs, rows = model.answer_logprobs(data.batch(model, indices), state)
-        sums = torch.zeros(len(indices), dtype=torch.float64)
-        scores[indices] = sums.index_add_(0, rows.cpu(), logprobs.double().cpu())
-    if config.scoring == "likelihood_per_character":
-        scores /= data.characters
-    table = torch.full((len(data.gold), int(data.option.max()) + 1), -torch.inf, dtype=torch.float64)
-    table[data.question, data.option] = scores
-    return table.argmax(1)
+    found = torch.empty(len(data), dtype=torch.long)
+    for indices in by_length(data.sequences, 2 * config.batch_size):
+        logprobs, answer = model.answer_logprobs(data.batch(model, indices), state)
+        counts = [len(data.sequences[i].answer_lengths) for i in indices]
+        scores = torch.zeros(sum(counts), dtype=torch.float64).index_add_(0, answer.cpu(), logprobs.double().cpu())
+        if config.scoring == "likelihood_per_character":
+            scores = scores / torch.cat([data.characters[i] for i in indices])
+        found[indices] = torch.stack([each.argmax() for each in scores.split(counts)])
+    return found
 
 
 def generated(model: SteeredModel, state: State | None, data: Options, batch_size: int) -> list[str]:
     """What the model writes after each question's prompt, at most 32 tokens, greedily (the ReFT paper's setting)."""
     texts: dict[int, str] = {}
-    for indices in by_length(data.prompts, 2 * batch_size):
-        texts |= dict(zip(indices, model.generate([data.prompts[i] for i in indices], state, 32), strict=True))
-    return [texts[i] for i in range(len(data.prompts))]
+    for indices in by_length(data.sequences, 2 * batch_size):
+        texts |= dict(zip(indices, model.generate([data.sequences[i] for i in indices], state, 32), strict=True))
+    return [texts[i] for i in range(len(data))]
 
 
 def extract_label(text: str, labels: tuple[str, ...]) -> str | None:

@@ -42,20 +42,17 @@ class SteeredModel:
     def hidden_states(self, batch: Batch, state: State | None) -> Tensor:
         """Last hidden states (B, T, d), steered by `state`; by nothing where it is None."""
         with self._blocks(batch) as (layers, inputs), self._steered(layers, batch, state):
-            return self.backbone.model.base_model(
-                **inputs, attention_mask=batch.mask, use_cache=False
-            ).last_hidden_state
+            return self.backbone.model.base_model(**inputs, **self._reading(batch)).last_hidden_state
 
     def answer_logprobs(self, batch: Batch, state: State | None) -> tuple[Tensor, Tensor]:
-        """Log-probability (M,) of every answer token of the batch, and the row (M,) that each belongs to.
+        """Log-probability (M,) of every answer token of the batch, and the number (M,) of the answer it belongs to.
 
         Logits are computed at these tokens only: the vocabulary is the widest product of a small model.
         """
         hidden = self.hidden_states(batch, state)
-        rows, columns = batch.answers.nonzero(as_tuple=True)
-        logits = self.backbone.model.get_output_embeddings()(hidden[rows, columns - 1])  # (M, V)
-        target = batch.ids[rows, columns]
-        return -nn.functional.cross_entropy(logits.float(), target, reduction="none"), rows
+        row, source, column, answer = batch.targets.unbind(1)
+        logits = self.backbone.model.get_output_embeddings()(hidden[row, source])  # (M, V)
+        return -nn.functional.cross_entropy(logits.float(), batch.ids[row, column], reduction="none"), answer
 
     @torch.no_grad()
     def generate(self, prompts: Many[Sequence], state: State | None, max_new_tokens: int) -> list[str]:
@@ -102,7 +99,7 @@ class SteeredModel:
             with self._replaced(list(self.backbone.layers[: last + 1])):
                 for indices in by_length(sequences, batch_size):
                     batch = self.batch([sequences[i] for i in indices])
-                    self.backbone.model.base_model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+                    self.backbone.model.base_model(input_ids=batch.ids, **self._reading(batch))
                     output = caught.pop()
                     self._blocks_return_tuples = isinstance(output, tuple)
                     hidden = output[0] if self._blocks_return_tuples else output
@@ -110,6 +107,16 @@ class SteeredModel:
         finally:
             handle.remove()
         return [found[i] for i in range(len(sequences))]
+
+    def _reading(self, batch: Batch) -> dict:
+        """How the model is to read a batch: what each token sees and where it stands."""
+        if self.backbone.kind == "encoder":  # reads prompts alone, and numbers positions itself (RoBERTa from 2)
+            return {"attention_mask": batch.mask}
+        return {
+            "attention_mask": batch.attention(self.backbone.dtype),
+            "position_ids": batch.places,
+            "use_cache": False,
+        }
 
     @contextmanager
     def _steered(self, layers, batch: Batch, state: State | None) -> Iterator[None]:

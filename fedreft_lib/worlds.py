@@ -43,15 +43,12 @@ class Answers:
 
 @dataclass(frozen=True)
 class Options(Answers):
-    """Test questions: one sequence for each (question, option), and the bare prompts for generation."""
+    """Test questions: a sequence each, with all options on top of the prompt, or with none for generation."""
 
-    question: Tensor  # (sequences,), which question
-    option: Tensor  # (sequences,), which of its options
-    characters: Tensor  # (sequences,), length of the option's text
+    characters: list[Tensor]  # of each question, the lengths of its options' texts
     gold: Tensor  # (questions,)
     tasks: list[str]  # of each question
     labels: list[tuple[str, ...]]  # of each question, the words a generation may answer with
-    prompts: list[Sequence]
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,8 @@ WORLD_FIELDS = (
 
 def open_world(config: RunConfig) -> World:
     """The world of a config; the last two are remembered, so runs that share one do not build it again."""
-    return _build(RunConfig(**{name: getattr(config, name) for name in WORLD_FIELDS}))
+    # method "local" is valid with every number of clients; the world does not depend on it.
+    return _build(RunConfig(method="local", **{name: getattr(config, name) for name in WORLD_FIELDS}))
 
 
 @functools.lru_cache(maxsize=2)
@@ -135,30 +133,29 @@ class _Reader:
 
     def answers(self, questions: Many[Question]) -> Answers:
         examples = [render(question, self.config.prompt_format) for question in questions]
-        sequences = [self._encode(example.prompt, example.options[example.gold]) for example in examples]
+        sequences = [self._encode(example.prompt, [example.options[example.gold]]) for example in examples]
         return Answers(sequences, self._hidden(sequences))
 
     def options(self, questions: Many[Question]) -> Options:
         examples = [render(question, self.config.prompt_format) for question in questions]
-        pairs = [(q, o, text) for q, example in enumerate(examples) for o, text in enumerate(example.options)]
-        sequences = [self._encode(examples[q].prompt, text) for q, _, text in pairs]
-        generates = self.config.scoring == "generation"
+        if self.config.scoring == "generation":  # the model reads the prompts alone, from their first token on
+            sequences, hidden = [self._encode(example.prompt, []) for example in examples], None
+        else:
+            sequences = [self._encode(example.prompt, example.options) for example in examples]
+            hidden = self._hidden(sequences)
         return Options(
             sequences,
-            None if generates else self._hidden(sequences),
-            question=torch.tensor([q for q, _, _ in pairs]),
-            option=torch.tensor([o for _, o, _ in pairs]),
-            characters=torch.tensor([len(text.strip()) for _, _, text in pairs], dtype=torch.float64),
+            hidden,
+            characters=[torch.tensor([len(text.strip()) for text in example.options]) for example in examples],
             gold=torch.tensor([example.gold for example in examples]),
             tasks=[example.task for example in examples],
             labels=[tuple(text.split()[-1] for text in example.options) for example in examples],
-            prompts=[self._encode(example.prompt, "") for example in examples],
         )
 
-    def _encode(self, prompt: str, answer: str) -> Sequence:
+    def _encode(self, prompt: str, answers: Many[str]) -> Sequence:
         # A model that is to generate has to learn where an answer ends; options that are only compared do not.
-        end = bool(answer) and self.config.prompt_format == "llm_adapters"
-        return encode(self.model.backbone.tokenizer, prompt, answer, max_length=self.config.max_length, end=end)
+        end = self.config.prompt_format == "llm_adapters"
+        return encode(self.model.backbone.tokenizer, prompt, answers, max_length=self.config.max_length, end=end)
 
     def _hidden(self, sequences: list[Sequence]) -> list[Tensor] | None:
         backbone = self.model.backbone

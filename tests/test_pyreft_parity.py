@@ -69,7 +69,7 @@ def locations(model, batch):
 
 def theirs(wrapper, model, batch):
     """Loss of pyreft's model on the answers of a batch."""
-    labels = torch.where(batch.answers, batch.ids, -100)
+    labels = torch.where(batch.branches >= 0, batch.ids, -100)
     _, out = wrapper(
         {"input_ids": batch.ids, "attention_mask": batch.mask},
         unit_locations={"sources->base": (None, locations(model, batch))},
@@ -85,7 +85,7 @@ def some_sequences(model, n, seed, longest=24):
     for _ in range(n):
         prompt = int(torch.randint(8, longest, (1,), generator=generator))
         ids = torch.randint(5, vocabulary, (prompt + 3,), generator=generator).tolist()
-        made.append(Sequence(tuple(ids), prompt))
+        made.append(Sequence(tuple(ids), prompt, (3,)))
     return made
 
 
