@@ -7,30 +7,31 @@
 tensor([2.])
 """
 
-from .aggregation import all_but_me, geometric_median, mix
-from .backbone import load_backbone
-from .config import RunConfig
-from .federation import run
-from .interventions import INTERVENTIONS, DiReFT, LoReFT
-from .runs import Run, load_run, load_runs, results_of
-from .sites import Sites
-from .steering import SteeredModel
+from importlib import import_module
 
 __version__ = "0.1.0"
-__all__ = [
-    "INTERVENTIONS",
-    "DiReFT",
-    "LoReFT",
-    "Run",
-    "RunConfig",
-    "Sites",
-    "SteeredModel",
-    "all_but_me",
-    "geometric_median",
-    "load_backbone",
-    "load_run",
-    "load_runs",
-    "mix",
-    "results_of",
-    "run",
-]
+# name: the module that it comes from, imported when first asked for, so that `--help` need not wait for torch
+_HOMES = {
+    "INTERVENTIONS": "interventions",
+    "DiReFT": "interventions",
+    "LoReFT": "interventions",
+    "Run": "runs",
+    "RunConfig": "config",
+    "Sites": "sites",
+    "SteeredModel": "steering",
+    "all_but_me": "aggregation",
+    "geometric_median": "aggregation",
+    "load_backbone": "backbone",
+    "load_run": "runs",
+    "load_runs": "runs",
+    "mix": "aggregation",
+    "results_of": "runs",
+    "run": "federation",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

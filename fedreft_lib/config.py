@@ -202,3 +202,12 @@ def _sentence(error: ValidationError) -> str:
     alternatives = [e for e in error.errors() if e["loc"][:1] == finding["loc"][:1]]
     wanted = " or ".join(dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in alternatives))
     return f"{name}: {wanted}, got {finding['input']!r}"
+
+
+def describe() -> str:
+    """Every parameter: name, symbol in the paper, default, and the reason for it."""
+    lines = []
+    for name, field in RunConfig.model_fields.items():
+        symbol = field.json_schema_extra["symbol"]
+        lines.append(f"{name} = {field.default!r}{f'   [{symbol}]' if symbol else ''}\n    {field.description}")
+    return "\n".join(lines)

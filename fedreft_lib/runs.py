@@ -8,6 +8,7 @@ checkpoints/round_NNNN.safetensors   X (N, P) after the round, and M (rounds, N,
 
 import hashlib
 import json
+import os
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -33,7 +34,7 @@ RESULTS = (
     "head_params", "uplink_bytes", "downlink_bytes", "seconds",
 )  # fmt: skip
 # Modules that only show results; a change in them leaves finished runs valid.
-SHOWS_ONLY = ("figures", "widgets", "report", "batch", "ledger", "__main__")
+SHOWS_ONLY = ("figures", "tables", "widgets", "report", "batch", "ledger", "__main__")
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class Store:
         manifest = read_manifest(self.folder)
         if manifest["round"] < self.config.rounds or manifest["code"] != code_fingerprint():
             return None
+        os.utime(self.folder / "manifest.json")  # says that the run is in use, see batch.set_aside
         return load_run(self.folder)
 
     def describe(self, world: "World") -> None:
@@ -149,7 +151,8 @@ def load_run(folder: str | Path) -> Run:
     folder = Path(folder)
     manifest, config = read_manifest(folder), load_config(folder)
     tensors = load_tensors(folder / "checkpoints" / manifest["checkpoint"])
-    history = pd.read_csv(folder / "history.csv", keep_default_na=False, float_precision="round_trip")
+    exactly = {"value": float, "seconds": float}  # Python's own reading gives back the bits that were written
+    history = pd.read_csv(folder / "history.csv", keep_default_na=False, converters=exactly)
     # A crash between history and manifest leaves rows of a round that is not whole; it is computed again.
     history = history_of(history[history["round"] <= manifest["round"]].to_dict("records"))
     spec = Spec.of({name: tuple(shape) for name, shape in manifest["spec"]})
