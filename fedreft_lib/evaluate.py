@@ -29,11 +29,11 @@ def correct(model: SteeredModel, state: State | None, data: Options, config: Run
             [
                 extract_label(text, labels) == labels[gold]
                 for text, labels, gold in zip(
-                    generated(model, state, data, config.batch_size), data.labels, data.gold.tolist(), strict=True
+                    generated(model, state, data, config.batch_size), data.labels, data.gold, strict=True
                 )
             ]
         )
-    return chosen(model, state, data, config).eq(data.gold)
+    return chosen(model, state, data, config).eq(torch.tensor(data.gold))
 
 
 @torch.no_grad()

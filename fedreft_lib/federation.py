@@ -54,12 +54,7 @@ def participants(world: World, config: RunConfig) -> list[Participant]:
     each = [Participant(c.name, c.train, c.held_out, steps_per_round(len(c.train), config)) for c in world.clients]
     if not STRATEGIES[config.method].pools_data:
         return each
-    return [Participant("all", _joined([p.train for p in each]), each[0].held_out, sum(p.steps for p in each))]
-
-
-def _joined(parts: list[Answers]) -> Answers:
-    hidden = None if any(p.hidden is None for p in parts) else [h for p in parts for h in p.hidden]
-    return Answers([s for p in parts for s in p.sequences], hidden)
+    return [Participant("all", Answers.join([p.train for p in each]), each[0].held_out, sum(p.steps for p in each))]
 
 
 def start(world: World, config: RunConfig) -> Tensor:

@@ -238,6 +238,19 @@ def toy_plane(X: Tensor, client: int = 0, lam: float = 0.5) -> Figure:
     return _titled(fig, "A far-off client pulls the mean, not the median", f"arrows: client {client + 1}, lam {lam:g}")
 
 
+def change_by_token(change: Tensor, tokens: Sequence[str], title: str) -> Figure:
+    """How much an edit changes each hidden state: `change` (layers, tokens), 0 is white, drawn lowest layer below."""
+    layers = len(change)
+    fig, (ax,) = _panels(1, width=1.2 + 0.3 * len(tokens), height=1.6 + 0.08 * layers)
+    drawn = ax.imshow(change.numpy(), cmap="Blues", vmin=0, origin="lower", aspect="auto")
+    ax.set_xticks(range(len(tokens)), tokens, rotation=60, ha="right")
+    ax.set(xlabel="token", ylabel="after block")
+    ax.yaxis.get_major_locator().set_params(integer=True)
+    ax.grid(False)
+    fig.colorbar(drawn, ax=ax, label="size of the change over\nsize of the hidden state")
+    return _titled(fig, title, "white: unchanged")
+
+
 # ---- shared -----------------------------------------------------------------------------------------------------
 
 

@@ -39,7 +39,8 @@ def against(results: pd.DataFrame, reference: str, by: str = "setup") -> pd.Data
     Clients of one seed are not independent of each other, so the interval is if anything too narrow: a difference
     inside it is no difference, one just outside it is a hint.
     """
-    table = accuracies(results).pivot_table(index=[by, "seed", "client"], columns="method", values="trained", sort=False)
+    trained = accuracies(results)
+    table = trained.pivot_table(index=[by, "seed", "client"], columns="method", values="trained", sort=False)
     rows = []
     for group, part in table.groupby(level=by, sort=False):
         for method in part.columns.drop(reference):
@@ -74,7 +75,7 @@ def verdict(results: pd.DataFrame, reference: str, by: str = "setup") -> str:
 
 
 def traffic(results: pd.DataFrame, by: str = "setup") -> pd.DataFrame:
-    """Bytes that all clients of a run sent and received together, in MB (10^6 bytes), and a client's trainable numbers."""
+    """MB (10^6 bytes) that all clients of a run sent and received together, and a client's trainable numbers."""
     rows = results.assign(method=method_labels(results))
     runs = rows.groupby([by, "method", "seed"], sort=False)
     table = pd.DataFrame({

@@ -27,16 +27,36 @@ TOY = ((0.9, 0.9), (2.4, 0.7), (1.0, 2.2), (2.9, 3.2), (7.5, 3.4))
 HERE = Path(__file__).parent
 
 
+# The picture is put in by the script, so that a viewer that drops scripts shows the sentence and no dead controls.
+TOY_PAGE = Template("""
+<div class="fedreft-toy" data-fedreft="$id"><p>A federation of $n clients in two dimensions, with a slider for lam. It
+moves where scripts may run: in a notebook whose cells you have run yourself, or in the report page.</p></div>
+<script>
+(function () {
+$script
+document.querySelectorAll('[data-fedreft="$id"]').forEach((root) => mountToy(root, $markup, $points));
+})();
+</script>
+""")
+
+
 def lam_toy() -> HTML:
     """The toy federation with a slider for lam; clients are dragged with mouse or finger, or moved with arrow keys.
 
     Shows what one client receives under FedAvg's mean, the mean of the others and the geometric median of the
     others, and where each client ends up for (1 - lam) x_k + lam A_k.
     """
-    page = Template((HERE / "widgets_toy.html").read_text(encoding="utf-8"))
     options = "".join(f'<option value="{k}">{k + 1}</option>' for k in range(len(TOY)))
-    script = (HERE / "widgets_toy.js").read_text(encoding="utf-8")
-    return HTML(page.substitute(id=_new_id(), options=options, n=len(TOY), script=script, points=json.dumps(TOY)))
+    markup = Template((HERE / "widgets_toy.html").read_text(encoding="utf-8")).substitute(options=options, n=len(TOY))
+    return HTML(
+        TOY_PAGE.substitute(
+            id=_new_id(),
+            n=len(TOY),
+            points=json.dumps(TOY),
+            markup=json.dumps(markup).replace("</", "<\\/"),  # "</" would end the script
+            script=(HERE / "widgets_toy.js").read_text(encoding="utf-8"),
+        )  # fmt: skip
+    )
 
 
 FLIP_BOOK = Template("""

@@ -39,7 +39,9 @@ function receive(points, k, rule, lam) {
   return { weights, received, end: [0, 1].map((axis) => (1 - share) * points[k][axis] + share * received[axis]) };
 }
 
-function mountToy(root, start) {
+// Puts the picture (`markup`) into `root`, with clients at `start`.
+function mountToy(root, markup, start) {
+  root.innerHTML = markup;
   const RULES = {
     fedavg: { name: "FedAvg: mean of all", colour: "#E69F00" },
     mean: { name: "mean of the others", colour: "#56B4E9" },
@@ -129,7 +131,5 @@ function mountToy(root, start) {
 
   root.querySelectorAll("input, select").forEach((control) => control.addEventListener("input", draw));
   find("reset").addEventListener("click", () => { start.forEach((point, k) => (points[k] = point.slice())); draw(); });
-  find("live").hidden = false;
-  find("still").hidden = true;
   draw();
 }

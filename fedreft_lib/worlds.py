@@ -6,7 +6,8 @@ the first site are computed once.
 
 import functools
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ CACHE_LIMIT = 2 * 2**30
 
 @dataclass(frozen=True)
 class Answers:
-    """Prompts with their right answers, to train on or to take a loss of."""
+    """Prompts with their right answers, to train on or to take a loss of. Each field has an entry a question."""
 
     sequences: list[Sequence]
     hidden: list[Tensor] | None
@@ -40,15 +41,26 @@ class Answers:
         hidden = None if self.hidden is None else [self.hidden[i] for i in indices]
         return model.batch([self.sequences[i] for i in indices], hidden=hidden)
 
+    def subset(self, indices: Many[int]) -> Self:
+        """The questions at `indices`, with what is cached of them."""
+        lists = {each.name: getattr(self, each.name) for each in fields(self)}
+        return type(self)(**{name: None if of is None else [of[i] for i in indices] for name, of in lists.items()})
+
+    @classmethod
+    def join(cls, parts: Many[Self]) -> Self:
+        """The questions of several clients as one."""
+        lists = {each.name: [getattr(part, each.name) for part in parts] for each in fields(cls)}
+        return cls(**{name: None if None in of else [x for part in of for x in part] for name, of in lists.items()})
+
 
 @dataclass(frozen=True)
 class Options(Answers):
     """Test questions: a sequence each, with all options on top of the prompt, or with none for generation."""
 
-    characters: list[Tensor]  # of each question, the lengths of its options' texts
-    gold: Tensor  # (questions,)
-    tasks: list[str]  # of each question
-    labels: list[tuple[str, ...]]  # of each question, the words a generation may answer with
+    characters: list[Tensor]  # lengths of the options' texts
+    gold: list[int]
+    tasks: list[str]
+    labels: list[tuple[str, ...]]  # the words a generation may answer with
 
 
 @dataclass(frozen=True)
@@ -95,15 +107,16 @@ def _build(config: RunConfig) -> World:
     prefix, suffix = parse_positions(config.positions)
     sites = Sites(parse_layers(config.layers, backbone.n_layers), prefix, suffix, config.tied)
     model = SteeredModel(backbone, INTERVENTIONS[config.intervention], sites, config.rank)
-    union = [q for client in questions for q in client.test]
-    union = [union[i * len(union) // config.union_size] for i in range(min(config.union_size, len(union)))]
 
     reader = _Reader(model, config)
     clients = [
         Client(client.name, reader.answers(client.train), reader.answers(client.held_out), reader.options(client.test))
         for client in tqdm(questions, desc="reading questions", unit="client", leave=False)
     ]
-    return World(model, clients, reader.options(union) if union else None, questions)
+    everyone = Options.join([client.test for client in clients])
+    asked = min(config.union_size, len(everyone))
+    chosen = [i * len(everyone) // asked for i in range(asked)]
+    return World(model, clients, everyone.subset(chosen) if chosen else None, questions)
 
 
 def partition_of(config: RunConfig) -> list[ClientData]:
@@ -147,7 +160,7 @@ class _Reader:
             sequences,
             hidden,
             characters=[torch.tensor([len(text.strip()) for text in example.options]) for example in examples],
-            gold=torch.tensor([example.gold for example in examples]),
+            gold=[example.gold for example in examples],
             tasks=[example.task for example in examples],
             labels=[tuple(text.split()[-1] for text in example.options) for example in examples],
         )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedreft_lib import load_backbone
@@ -70,6 +70,7 @@ def test_some_of_the_prompt_stays_where_an_answer_alone_is_too_long():
 # ---- collating ------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(SEQUENCES, st.sampled_from(["left", "right"]))
 def test_a_batch_holds_every_token_once_and_says_which_are_answers(sequences, side):
     batch = collate(sequences, 0, CPU, side=side)
@@ -93,6 +94,7 @@ def test_a_batch_holds_every_token_once_and_says_which_are_answers(sequences, si
     assert batch.targets.tolist() == targets
 
 
+@settings(deadline=None)
 @given(SEQUENCES, st.sampled_from(["left", "right"]))
 def test_a_token_sees_the_prompt_and_what_came_before_in_its_own_answer(sequences, side):
     batch = collate(sequences, 0, CPU, side=side)
@@ -120,6 +122,7 @@ def test_cached_hidden_states_are_padded_like_the_tokens():
     assert batch.hidden.shape == (2, 3, 4) and not batch.hidden[1, 1:].any()
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=20), st.integers(1, 6))
 def test_batches_by_length_hold_every_index_once_longest_first(lengths, size):
     sequences = [Sequence(tuple(range(n)), n) for n in lengths]

@@ -132,3 +132,10 @@ def test_methods_in_one_picture_have_different_names():
     assert set(labels) == {
         "local only", "FedAvg", "FedReFT median, adaptive lam", "FedReFT median, lam 0.0", "FedReFT median, lam 0.5",
     }  # fmt: skip
+
+
+def test_change_map_has_a_row_for_each_layer_and_a_column_for_each_token():
+    change = torch.tensor([[0.0, 0.0], [0.0, 0.5], [0.1, 0.4]])
+    ax = figures.change_by_token(change, ["a", "b"], "where it acts").axes[0]
+    assert ax.images[0].get_array().tolist() == change.tolist()
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "b"]

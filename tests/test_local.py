@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedreft_lib import RunConfig
@@ -43,6 +43,7 @@ def test_the_learning_rate_rises_over_the_warm_up_and_then_falls_linearly_or_sta
     assert [learning_rate(step, 4, 0.0, "linear") for step in range(4)] == pytest.approx([1, 3 / 4, 2 / 4, 1 / 4])
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), st.floats(0, 0.999), st.sampled_from(["linear", "constant"]))
 def test_every_step_of_every_schedule_moves_and_none_by_more_than_lr(steps, warmup, schedule):
     factors = [learning_rate(step, steps, warmup, schedule) for step in range(steps)]
@@ -68,6 +69,7 @@ def test_a_round_has_as_many_steps_as_its_epochs_take_or_as_it_is_told(examples,
 # ---- batches --------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 2**40))
 def test_every_pass_sees_every_example_once(examples, size, seed):
     per_pass = math.ceil(examples / size)
@@ -80,6 +82,7 @@ def test_every_pass_sees_every_example_once(examples, size, seed):
         assert passes[0] != passes[1]  # shuffled anew
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 9), st.integers(0, 20))
 def test_batches_are_a_function_of_the_seed_and_a_longer_run_begins_alike(examples, size, seed, steps):
     torch.manual_seed(steps)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedreft_lib.errors import FedReFTError
@@ -18,6 +18,7 @@ def draw(shapes, seed=0):
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(INTERVENTIONS)), st.integers(1, 4), st.integers(1, 4), st.integers(4, 9))
 def test_a_row_and_its_named_tensors_are_the_same_numbers(name, sites, rank, d):
     shapes = INTERVENTIONS[name].shapes(sites, rank, d)
