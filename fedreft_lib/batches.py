@@ -75,6 +75,8 @@ def encode(tokenizer, prompt: str, answers: Many[str], *, max_length: int, end: 
     Prompt and answers are tokenised apart, so that the prompt has the same tokens and positions whatever follows.
     Where the longest answer does not fit into max_length, the prompt loses its beginning: the question is at its end.
     """
+    if isinstance(answers, str):
+        raise TypeError(f"answers must be a list of texts, got the text {answers!r}")
     ids = [tokenizer(answer, add_special_tokens=False).input_ids for answer in answers]
     ids = [[*each, tokenizer.eos_token_id] if end else each for each in ids]
     room = max(max_length - max(map(len, ids), default=0), 1)

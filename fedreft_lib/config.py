@@ -152,13 +152,15 @@ class RunConfig(BaseModel):
 
         Every public plain value in the namespace must be a field or be named in `also` (a notebook's own
         parameters, like `seeds`), so that a misspelt papermill parameter is refused and not just passed over.
+        Constants (IN_CAPITALS) that were imported before are left alone.
         """
         plain = (str, int, float, list, tuple, dict, types.NoneType)
         kernel = {"In", "Out"}  # IPython's own
         values = {
             name: value
             for name, value in namespace.items()
-            if isinstance(value, plain) and not name.startswith("_") and name not in kernel and name not in set(also)
+            if isinstance(value, plain)
+            and not (name.startswith("_") or name.isupper() or name in kernel or name in set(also))
         }
         unknown = [name for name in values if name not in cls.model_fields]
         if unknown:

@@ -239,7 +239,8 @@ img { height: auto; }
 table { border-collapse: collapse; border: 0; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
 th, td { border: 0; border-bottom: 1px solid var(--line); padding: 0.3em 0.8em; }
 thead th { border-bottom: 2px solid var(--soft); text-align: left; }
-.dataframe td, .dataframe thead th { text-align: right; white-space: nowrap; }
+.dataframe td { text-align: right; max-width: 32em; }
+.dataframe thead th { text-align: right; white-space: nowrap; }
 .dataframe tbody th { text-align: left; font-weight: 500; }
 tbody tr:hover { background: var(--fill); }
 .table, .card { margin: 1rem 0; overflow-x: auto; }
