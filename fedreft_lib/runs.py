@@ -138,8 +138,10 @@ class Store:
         save_tensors({"X": X, "M": _stacked(mixing_matrices, len(X))}, checkpoints / self.manifest["checkpoint"])
         write_text(self.folder / "history.csv", history_of(rows).to_csv(index=False, na_rep="nan"))
         write_text(self.folder / "manifest.json", json.dumps(self.manifest, indent=1))
-        for old in sorted(checkpoints.glob("round_*.safetensors"))[:-2]:
-            old.unlink()
+        kept = {f"round_{each:04d}.safetensors" for each in (t, t - 1)}
+        for path in checkpoints.glob("round_*.safetensors"):
+            if path.name not in kept:  # earlier rounds, and those of a run that was started again
+                path.unlink()
 
     def run(self, X: Tensor, mixing_matrices: list[Tensor], rows: list[dict]) -> Run:
         M = _stacked(mixing_matrices, len(X))

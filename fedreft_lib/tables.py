@@ -54,7 +54,7 @@ def against(results: pd.DataFrame, reference: str, by: str = "setup") -> pd.Data
     return found.assign(beyond_noise=found["difference"].abs() > found["95 % +-"])
 
 
-def verdict(results: pd.DataFrame, reference: str, by: str = "setup") -> str:
+def verdict(results: pd.DataFrame, reference: str, by: str = "setup") -> list[str]:
     """What `against` says, in a sentence for each group."""
     lines = []
     for group, part in against(results, reference, by).groupby(level=by, sort=False):
@@ -71,7 +71,7 @@ def verdict(results: pd.DataFrame, reference: str, by: str = "setup") -> str:
             if methods
         ]
         lines.append(f"{group}: " + "; ".join(said) + ".")
-    return "\n".join(lines)
+    return lines
 
 
 def traffic(results: pd.DataFrame, by: str = "setup") -> pd.DataFrame:

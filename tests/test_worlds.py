@@ -128,7 +128,16 @@ def test_the_union_is_a_sample_of_all_clients_tests():
     assert open_world(small()).union is None
 
 
-@pytest.mark.xfail(strict=True, reason="indices are scaled by union_size where they should be by what there is")
+@pytest.mark.parametrize("layers", ["0-1", "2-3"], ids=["not cached", "cached"])
+def test_the_union_asks_what_the_clients_are_asked(layers):
+    config = small(union_size=20, layers=layers)
+    world = open_world(config)
+    state = world.model.start("random", 1)
+    each = [evaluate.correct(world.model, state, client.test, config) for client in world.clients]
+    assert torch.equal(evaluate.correct(world.model, state, world.union, config), torch.cat(each))
+    assert world.union.tasks == [task for client in world.clients for task in client.test.tasks]
+
+
 def test_a_union_that_is_asked_for_more_than_there_is_takes_every_question_once():
     union = open_world(small(union_size=50)).union
     assert len({sequence.ids for sequence in union.sequences}) == len(union) == 20
