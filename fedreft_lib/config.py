@@ -7,6 +7,7 @@ The paper's public sources do not print lambda, the rounds, the local epochs, th
 import difflib
 import hashlib
 import json
+import re
 import types
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
@@ -17,6 +18,7 @@ from .errors import ConfigError
 from .interventions import INTERVENTIONS
 from .rotation import RETRACTIONS
 from .sites import parse_layers, parse_positions
+from .tasks import TASKS
 
 
 def _tuple(value: Any) -> Any:
@@ -114,6 +116,7 @@ class RunConfig(BaseModel):
     experiment: str = param("", "a label in the results; changes nothing")
 
     def __init__(self, **values: Any):
+        values = {name: 0.0 if value == 0 and type(value) is float else value for name, value in values.items()}  # -0.0
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -129,7 +132,7 @@ class RunConfig(BaseModel):
         if set(self.decayed) - {"W", "b"}:
             raise ValueError(f'decayed must name tensors out of ["W", "b"], got {list(self.decayed)}')
         parse_positions(self.positions)
-        parse_layers(self.layers, n_layers=10**6)  # the bounds of the real model are checked once it is there
+        parse_layers(self.layers, n_layers=1000)  # the bounds of the real model are checked once it is there
         if not self.tasks or len(set(self.tasks)) != len(self.tasks):
             raise ValueError(f"tasks must be one or more different names, got {list(self.tasks)}")
         if (self.source == "local") != (self.data_dir is not None):
@@ -138,8 +141,22 @@ class RunConfig(BaseModel):
             )
         if self.scoring == "generation" and self.prompt_format != "llm_adapters":
             raise ValueError('scoring="generation" needs prompt_format="llm_adapters", whose answers are words')
-        if self.method == "fedreft" and self.clients < 2:
-            raise ValueError("method fedreft needs at least 2 clients: with one there are no others")
+        for task in self.tasks if self.source != "local" else ():
+            if task not in TASKS:
+                near = difflib.get_close_matches(task, TASKS, n=1)
+                known = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(TASKS)}"
+                raise ValueError(f"tasks: there is no task {task!r}, {known}")
+        if self.method in ("fedavg", "fedreft") and self.clients < 2:
+            raise ValueError(f"method {self.method} needs at least 2 clients: with one there are no others")
+        if self.setup == "distinct" and self.clients < len(self.tasks):
+            raise ValueError(
+                f'clients: setup="distinct" needs one for each of {len(self.tasks)} tasks, got {self.clients}'
+            )
+        kind = INTERVENTIONS[self.intervention]
+        if self.init == "identity" and kind.subtracts and not kind.maps:
+            raise ValueError(f'intervention {self.intervention} has no identity start: use init="random"')
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            raise ValueError(f'device must be "auto", "cpu", "mps" or "cuda" (or "cuda:1"), got {self.device!r}')
         if len(self.mixing_range) != 2:
             raise ValueError(f"mixing_range must be two shares, first and last, got {list(self.mixing_range)}")
         if not self.mixing_grid:
@@ -152,7 +169,7 @@ class RunConfig(BaseModel):
 
         Every public plain value in the namespace must be a field or be named in `also` (a notebook's own
         parameters, like `seeds`), so that a misspelt papermill parameter is refused and not just passed over.
-        Constants (IN_CAPITALS) that were imported before are left alone.
+        Constants (IN_CAPITALS) that were imported before are left alone, unless one is a field's name.
         """
         plain = (str, int, float, list, tuple, dict, types.NoneType)
         kernel = {"In", "Out"}  # IPython's own
@@ -160,7 +177,8 @@ class RunConfig(BaseModel):
             name: value
             for name, value in namespace.items()
             if isinstance(value, plain)
-            and not (name.startswith("_") or name.isupper() or name in kernel or name in set(also))
+            and not (name.startswith("_") or name in kernel or name in set(also))
+            and not (name.isupper() and name.lower() not in cls.model_fields)
         }
         unknown = [name for name in values if name not in cls.model_fields]
         if unknown:
@@ -189,7 +207,7 @@ class RunConfig(BaseModel):
 
 
 def _unknown_name(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
     return f"there is no parameter {name!r}" + (f", did you mean {near[0]!r}?" if near else "; see RunConfig's fields")
 
 

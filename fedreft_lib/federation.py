@@ -25,7 +25,7 @@ from .randomness import derive
 from .rotation import orthonormality_error, retract
 from .runs import Run
 from .strategies import STRATEGIES
-from .worlds import Answers, World, open_world
+from .worlds import Answers, World, open_world, partition_of
 
 
 @dataclass
@@ -83,7 +83,7 @@ def federated_round(
         report.add(t, client.name, "train", "loss", loss, uplink_bytes=sent, seconds=trained.seconds)
         report.add(t, client.name, "train", "admitted", float(reason is None), note=reason or "")
 
-    lam = torch.zeros(len(clients))
+    lam = torch.zeros(len(clients), dtype=torch.float64)
     mixed = learned
     if strategy.aggregate:
         if int((weights > 0).sum()) < 2:
@@ -142,7 +142,7 @@ def _lam(world: World, config: RunConfig, learned: Tensor, inbox: Tensor, t: int
     if rule == "scheduled":
         rule = mixing.scheduled(config, t)
     if rule != "adaptive":
-        return torch.full((len(learned),), float(rule)), {}
+        return torch.full((len(learned),), float(rule), dtype=torch.float64), {}
 
     def held_out_loss(k: int, lam: float) -> float:
         row = _retracted(world, config, take_in(learned[k : k + 1], inbox[k : k + 1], lam)[0])
@@ -179,7 +179,9 @@ def evaluate_all(world: World, config: RunConfig, X: Tensor | None, t: int) -> l
 
         if state is None:
             value = _remembered(
-                world, ("untrained", client.name), lambda client=client, score=score: score(client.test)
+                world,
+                ("untrained", client.name, config.batch_size),
+                lambda client=client, score=score: score(client.test),
             )
         else:
             value = score(client.test)
@@ -199,7 +201,7 @@ def run(config: RunConfig, folder: str | Path | None = None, resume: bool = True
     config in the folder is refused (ConfigError), one of other code or data is started again.
     """
     store = runs.Store(config, folder)
-    if resume and (finished := store.finished()):
+    if resume and (finished := store.finished(lambda: partition_of(config))):
         return finished
     world = open_world(config)
     store.describe(world)

@@ -29,4 +29,5 @@ def adaptive(
     """
     candidates = sorted(set(grid))
     losses = torch.tensor([[held_out_loss(k, lam) for lam in candidates] for k in range(clients)], dtype=torch.float64)
-    return torch.tensor([candidates[i] for i in losses.nan_to_num(nan=torch.inf).argmin(1).tolist()]), losses
+    chosen = [candidates[i] for i in losses.nan_to_num(nan=torch.inf).argmin(1).tolist()]
+    return torch.tensor(chosen, dtype=torch.float64), losses

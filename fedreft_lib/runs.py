@@ -24,6 +24,9 @@ from .errors import ConfigError, FedReFTError
 from .states import Spec, load_tensors, save_tensors, write_text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .partition import ClientData
     from .worlds import World
 
 HISTORY = ("round", "client", "task", "split", "metric", "value", "uplink_bytes", "downlink_bytes", "seconds", "note")
@@ -86,12 +89,13 @@ class Store:
                     f"{getattr(config, differing[0])!r}): choose another folder or delete this one"
                 )
 
-    def finished(self) -> Run | None:
-        """The run, if the folder holds it whole and this code made it."""
-        if self.folder is None or not (self.folder / "manifest.json").exists():
+    def finished(self, questions: "Callable[[], list[ClientData]]") -> Run | None:
+        """The run, if the folder holds it whole and this code made it from these questions."""
+        manifest = self._usable_manifest()
+        if manifest is None or manifest["round"] < self.config.rounds or manifest["code"] != code_fingerprint():
             return None
-        manifest = read_manifest(self.folder)
-        if manifest["round"] < self.config.rounds or manifest["code"] != code_fingerprint():
+        # Not asked of the hub: a finished run can be read without a network.
+        if self.config.source != "hub" and manifest["data"] != data_fingerprint(questions()):
             return None
         os.utime(self.folder / "manifest.json")  # says that the run is in use, see batch.set_aside
         return load_run(self.folder)
@@ -99,14 +103,11 @@ class Store:
     def describe(self, world: "World") -> None:
         """Note what the run depends on besides its config."""
         backbone = world.model.backbone
-        uids = [
-            q.uid for client in world.questions for part in (client.train, client.held_out, client.test) for q in part
-        ]
         self.spec = world.model.spec
         self.manifest = {
             "code": code_fingerprint(),
             "backbone": backbone.fingerprint,
-            "data": hashlib.sha256(" ".join(uids).encode()).hexdigest()[:16],
+            "data": data_fingerprint(world.questions),
             "dtype": str(backbone.dtype),
             "device": str(backbone.device),
             "threads": torch.get_num_threads(),
@@ -118,13 +119,20 @@ class Store:
     def resume(self, start: Tensor) -> tuple[Tensor, list[dict], list[Tensor], int]:
         """(X, history rows, mixing matrices, rounds done) of the folder, or `start` where nothing usable is there."""
         fresh = (start, [], [], 0)
-        if self.folder is None or not (self.folder / "manifest.json").exists():
-            return fresh
-        found = read_manifest(self.folder)
-        if any(found[key] != self.manifest[key] for key in ("code", "backbone", "data", "dtype", "spec")):
+        found = self._usable_manifest()
+        if found is None or any(
+            found[key] != self.manifest[key] for key in ("code", "backbone", "data", "dtype", "spec")
+        ):
             return fresh
         run = load_run(self.folder)
         return run.states, run.history.to_dict("records"), list(run.mixing_matrices), found["round"]
+
+    def _usable_manifest(self) -> dict | None:
+        """The folder's manifest, or None where there is none or the checkpoint that it names is gone."""
+        if self.folder is None or not (self.folder / "manifest.json").exists():
+            return None
+        manifest = read_manifest(self.folder)
+        return manifest if (self.folder / "checkpoints" / manifest["checkpoint"]).exists() else None
 
     def save(self, t: int, X: Tensor, mixing_matrices: list[Tensor], rows: list[dict]) -> None:
         """Write round t; until the manifest names it, the round before it stays the valid one."""
@@ -134,6 +142,7 @@ class Store:
         checkpoints = self.folder / "checkpoints"
         checkpoints.mkdir(parents=True, exist_ok=True)
         if t == 0:
+            (self.folder / "manifest.json").unlink(missing_ok=True)  # it would vouch for the files that now come
             write_text(self.folder / "config.json", self.config.model_dump_json(indent=1))
         save_tensors({"X": X, "M": _stacked(mixing_matrices, len(X))}, checkpoints / self.manifest["checkpoint"])
         write_text(self.folder / "history.csv", history_of(rows).to_csv(index=False, na_rep="nan"))
@@ -173,7 +182,12 @@ def results_of(runs: list[Run]) -> pd.DataFrame:
 
 
 def load_config(folder: Path) -> RunConfig:
-    return RunConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    """The RunConfig of a run's folder. Raises FedReFTError where its config.json is missing or damaged."""
+    path = folder / "config.json"
+    try:
+        return RunConfig(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise FedReFTError(f"{path} cannot be read ({error}): delete the folder and run again") from None
 
 
 def read_manifest(folder: Path) -> dict:
@@ -192,6 +206,12 @@ def history_of(rows: list[dict]) -> pd.DataFrame:
     for name, value in filled.items():
         table[name] = table[name].where(table[name].notna(), value)
     return table.astype({"round": int, "value": float, "uplink_bytes": int, "downlink_bytes": int, "seconds": float})
+
+
+def data_fingerprint(questions: "list[ClientData]") -> str:
+    """A hash of who holds which questions."""
+    uids = [q.uid for client in questions for part in (client.train, client.held_out, client.test) for q in part]
+    return hashlib.sha256(" ".join(uids).encode()).hexdigest()[:16]
 
 
 def code_fingerprint() -> str:

@@ -140,8 +140,10 @@ def intervene(
 
         return hook
 
-    handles = [layers[layer].register_forward_hook(hook_for(layer)) for layer in sites.layers]
+    handles = []
     try:
+        for layer in sites.layers:
+            handles.append(layers[layer].register_forward_hook(hook_for(layer)))
         yield
     finally:
         for handle in handles:

@@ -35,7 +35,7 @@ class Spec:
 
     def row(self, state: State) -> Tensor:
         """The state as one float32 vector (P,). Raises FedReFTError unless it has exactly the spec's tensors."""
-        if list(state) != [name for name, _ in self.shapes]:
+        if set(state) != {name for name, _ in self.shapes}:
             raise FedReFTError(f"a state must have the tensors {[n for n, _ in self.shapes]}, got {list(state)}")
         for name, shape in self.shapes:
             if tuple(state[name].shape) != shape:

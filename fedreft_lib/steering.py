@@ -82,7 +82,9 @@ class SteeredModel:
     @property
     def can_start_in_the_middle(self) -> bool:
         """Whether `hidden_below` saves anything: the first site is above block 0, and the model takes its output."""
-        return self.sites.layers[0] > 0 and self.backbone.model.config.model_type in STARTS_ANYWHERE
+        config = self.backbone.model.config
+        alike = len(set(getattr(config, "layer_types", None) or [])) < 2  # else block n attends as its number says
+        return self.sites.layers[0] > 0 and alike and config.model_type in STARTS_ANYWHERE
 
     @torch.no_grad()
     def hidden_below(self, sequences: Many[Sequence], batch_size: int = 16) -> list[Tensor]:

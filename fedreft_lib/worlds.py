@@ -94,8 +94,8 @@ WORLD_FIELDS = (
 
 def open_world(config: RunConfig) -> World:
     """The world of a config; the last two are remembered, so runs that share one do not build it again."""
-    # method "local" is valid with every number of clients; the world does not depend on it.
-    return _build(RunConfig(method="local", **{name: getattr(config, name) for name in WORLD_FIELDS}))
+    # These two are valid with every number of clients and every intervention; the world does not depend on it.
+    return _build(RunConfig(method="local", init="random", **{name: getattr(config, name) for name in WORLD_FIELDS}))
 
 
 @functools.lru_cache(maxsize=2)
@@ -153,7 +153,9 @@ class _Reader:
         examples = [render(question, self.config.prompt_format) for question in questions]
         if self.config.scoring == "generation":  # the model reads the prompts alone, from their first token on
             sequences, hidden = [self._encode(example.prompt, []) for example in examples], None
+            labels = [tuple(text.split()[-1] for text in example.options) for example in examples]
         else:
+            labels = [()] * len(examples)
             sequences = [self._encode(example.prompt, example.options) for example in examples]
             hidden = self._hidden(sequences)
         return Options(
@@ -162,7 +164,7 @@ class _Reader:
             characters=[torch.tensor([len(text.strip()) for text in example.options]) for example in examples],
             gold=[example.gold for example in examples],
             tasks=[example.task for example in examples],
-            labels=[tuple(text.split()[-1] for text in example.options) for example in examples],
+            labels=labels,
         )
 
     def _encode(self, prompt: str, answers: Many[str]) -> Sequence:

@@ -71,7 +71,6 @@ def test_a_good_update_is_admitted(examples):
     assert refusal({n: t.mT.contiguous().mT for n, t in good().items()}, examples, SPEC) is None  # another layout
 
 
-@pytest.mark.xfail(strict=True, raises=FedReFTError, reason="names are compared as a set here, in order by Spec.row")
 def test_what_is_admitted_can_be_used():
     backwards = dict(reversed(good().items()))
     if refusal(backwards, 8, SPEC) is None:

@@ -110,7 +110,6 @@ def test_a_bad_parameter_is_refused_in_one_sentence_before_anything_is_loaded(ba
     assert next(iter(bad)) in text or "fedreft needs" in text
 
 
-@pytest.mark.xfail(strict=True, raises=TouchedError, reason="RunConfig accepts it; refused only after data are loaded")
 @pytest.mark.parametrize(
     "bad",
     [
@@ -205,7 +204,6 @@ def test_a_misspelt_or_mistyped_notebook_parameter_is_refused(cell, said):
         RunConfig.from_notebook(notebook_globals(**cell), also=["seeds"])
 
 
-@pytest.mark.xfail(strict=True, reason="every name in capitals is taken for an imported constant")
 def test_a_parameter_in_capitals_is_refused_and_not_passed_over():
     with pytest.raises(ConfigError, match="'mixing'"):
         RunConfig.from_notebook(notebook_globals(MIXING=0.9))
@@ -244,7 +242,6 @@ def test_run_ids_are_equal_exactly_where_configs_are(one, other):
     assert "/" not in a.run_id and " " not in a.run_id  # it names a folder
 
 
-@pytest.mark.xfail(strict=True, reason="run_id hashes the text of a float: 0.0 and -0.0 are equal but print otherwise")
 def test_minus_zero_is_zero_in_the_run_id_too():
     assert RunConfig(mixing=-0.0) == RunConfig(mixing=0.0)
     assert RunConfig(mixing=-0.0).run_id == RunConfig(mixing=0.0).run_id

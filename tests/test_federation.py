@@ -126,7 +126,6 @@ def test_what_is_remembered_of_another_run_changes_nothing(change):
     assert not torch.equal(other.states[:1], alone.states[:1])  # the change does something
 
 
-@pytest.mark.xfail(strict=True, reason="the untrained backbone's accuracy is remembered whatever the batch size")
 def test_the_untrained_accuracy_that_is_remembered_is_that_of_the_same_batches(monkeypatch):
     def correct(model, state, options, config):
         return torch.tensor([config.batch_size == 4])  # stands for what other batches round otherwise
@@ -262,7 +261,6 @@ def test_adaptive_lam_is_the_candidate_with_the_smallest_held_out_loss_and_the_h
         torch.testing.assert_close(done.states[k], expected, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.xfail(strict=True, reason="lam passes through float32: the history says 0.30000001192092896")
 def test_the_history_gives_lam_as_it_was_given():
     assert set(rows(finish(small(mixing=0.3, rounds=1)), "lam")["value"]) == {0.3}
 

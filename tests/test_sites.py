@@ -176,7 +176,6 @@ def test_the_hooks_are_gone_afterwards_also_after_an_error():
     assert torch.equal(blocks(h), h + 3)
 
 
-@pytest.mark.xfail(strict=True, reason="hooks placed before a missing layer was found stay on the model")
 def test_no_hook_stays_where_a_layer_does_not_exist():
     blocks = Blocks()
     _, steering = steer(blocks, layers=(0, 7))

@@ -167,11 +167,6 @@ def test_starting_from_cached_hidden_states_is_the_whole_model(backbone, family,
     assert all(not block._forward_hooks for block in blocks)
 
 
-@pytest.mark.xfail(
-    hasattr(transformers.Qwen2Config(), "layer_types"),  # new in transformers 4.53
-    strict=True,
-    reason="the blocks above the cache are given the attention kinds of the lowest blocks",
-)
 def test_cached_hidden_states_are_right_also_where_layers_attend_differently(backbone):
     mixed = other_backbone(backbone, "Qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=2)
     model = steered(mixed, LoReFT, layers=(1, 3))

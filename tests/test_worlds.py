@@ -163,7 +163,6 @@ def test_a_federation_of_one_is_possible_where_nothing_is_exchanged():
         assert len(done.states) == 1
 
 
-@pytest.mark.xfail(strict=True, raises=IndexError, reason="labels are cut out of the options in the plain format too")
 def test_an_empty_option_in_ones_own_data_is_no_crash():
     world = open_world(small())
     worlds._Reader(world.model, small()).options([Question("piqa", "", "open a jar", ("", "twist"), 1)])
