@@ -59,12 +59,12 @@ def test_results_hold_both_setups_all_methods_and_every_client(reproduced):
 def test_runs_of_earlier_parameters_leave_the_results(reproduced):
     root = reproduced.parent.parent
     file = root / "params" / "smoke" / "06_mixing_ablation.yaml"
-    file.write_text(file.read_text() + "fixed: [0.0, 1.0]\nrules: []\n")
+    file.write_text(file.read_text() + "fixed: [0.0, 1.0]\nrules: [adaptive]\n")
     before = {run.config.run_id for run in load_runs(reproduced / "runs")}
     reproduce("smoke", ["06"], root=root, out=io.StringIO())
     after = [run.config for run in load_runs(reproduced / "runs")]
     assert {config.run_id for config in after} < before
-    assert {config.mixing for config in after if config.experiment == "06_mixing_ablation"} == {0.0, 1.0}
+    assert {config.mixing for config in after if config.experiment == "06_mixing_ablation"} == {0.0, 1.0, "adaptive"}
     assert any((reproduced / "earlier").iterdir())
 
 
