@@ -5,6 +5,7 @@ What is random in it depends on (seed, t, client) alone, so a run can be stopped
 same bits, and runs that begin alike share the work of their beginning.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from .randomness import derive
 from .rotation import orthonormality_error, retract
 from .runs import Run
 from .strategies import STRATEGIES
-from .worlds import Answers, World, open_world, partition_of
+from .worlds import Answers, Options, World, open_world, partition_of
 
 
 @dataclass
@@ -160,37 +161,33 @@ def _retracted(world: World, config: RunConfig, row: Tensor) -> Tensor:
     return world.model.spec.row({**state, "R": retract(state["R"], config.retraction)})
 
 
-def evaluate_all(world: World, config: RunConfig, X: Tensor | None, t: int) -> list[dict]:
+def evaluate_all(world: World, config: RunConfig, X: Tensor | None, t: int, *, progress: bool = False) -> list[dict]:
     """Accuracy of every client on its own test, and on the union where `union_size` asks for it.
 
     X None is the untrained backbone, without any intervention. Accuracies are in percent.
     """
     report = Report(torch.eye(1))
-    states: list[State | None] = [
-        None if X is None else world.model.spec.named(X[k if len(X) > 1 else 0]) for k in range(len(world.clients))
-    ]
-    on_union: dict[str, float] = {}
-    for client, state in zip(world.clients, states, strict=True):
-        digest = "untrained" if state is None else _digest(world.model.spec.row(state))
+    on_union: dict[str, float] = {}  # clients that share one state share its result
+    for k, client in enumerate(tqdm(world.clients, desc="testing", unit="client", disable=not progress, leave=False)):
+        row = None if X is None else X[k if len(X) > 1 else 0]
+        ask = functools.partial(_accuracy, world, config, row)
+        # The untrained backbone is asked once for all runs; options that are read together round together.
+        key = ("untrained", client.name, config.batch_size)
+        value = ask(client.test) if row is not None else _remembered(world, key, lambda c=client, ask=ask: ask(c.test))
         tasks = sorted(set(client.test.tasks))
-
-        def score(options, state=state) -> float:
-            return 100 * float(evaluate.correct(world.model, state, options, config).double().mean())
-
-        if state is None:
-            value = _remembered(
-                world,
-                ("untrained", client.name, config.batch_size),
-                lambda client=client, score=score: score(client.test),
-            )
-        else:
-            value = score(client.test)
         report.add(t, client.name, "test", "accuracy", value, task=tasks[0] if len(tasks) == 1 else "mixed")
-        if world.union and state is not None:
-            if digest not in on_union:  # clients that share one state share its result
-                on_union[digest] = score(world.union)
+        if world.union and row is not None:
+            digest = _digest(row)
+            if digest not in on_union:
+                on_union[digest] = ask(world.union)
             report.add(t, client.name, "union", "accuracy", on_union[digest], task="union")
     return report.rows
+
+
+def _accuracy(world: World, config: RunConfig, row: Tensor | None, questions: Options) -> float:
+    """Percent of right answers of the model steered by one row of X; by nothing where it is None."""
+    state = None if row is None else world.model.spec.named(row)
+    return 100 * float(evaluate.correct(world.model, state, questions, config).double().mean())
 
 
 def run(config: RunConfig, folder: str | Path | None = None, resume: bool = True, *, progress: bool = True) -> Run:
@@ -209,13 +206,13 @@ def run(config: RunConfig, folder: str | Path | None = None, resume: bool = True
     total = sum(p.steps for p in participants(world, config)) * (config.rounds - done)
     with tqdm(desc=config.run_id, total=total, unit="step", disable=not progress, leave=False) as bar:
         if done == 0:
-            rows = evaluate_all(world, config, None, 0)
+            rows = evaluate_all(world, config, None, 0, progress=progress)
             store.save(0, X, history_M, rows)
         for t in range(done + 1, config.rounds + 1):
             X, report = federated_round(world, config, X, t, bar.update)
             rows, history_M = rows + report.rows, [*history_M, report.M]
             if t == config.rounds or (config.eval_every and t % config.eval_every == 0):
-                rows = rows + evaluate_all(world, config, X, t)
+                rows = rows + evaluate_all(world, config, X, t, progress=progress)
             store.save(t, X, history_M, rows)
     return store.run(X, history_M, rows)
 
