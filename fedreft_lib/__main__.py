@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from .errors import FedReFTError
+from .errors import FedReFTError, did_you_mean
 
 PROJECT = Path(__file__).parent.parent
 PACKAGES = ("torch", "transformers", "pyreft", "pyvene", "datasets", "papermill")
@@ -63,8 +63,6 @@ def _parser() -> argparse.ArgumentParser:
 def _refuse_unknown_command(arguments: list[str]) -> None:
     """argparse would list the choices; this names the nearest."""
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
-        from .batch import did_you_mean
-
         raise FedReFTError(f"there is no command {arguments[0]!r}{did_you_mean(arguments[0], COMMANDS)}")
 
 

@@ -9,7 +9,6 @@ writing. So everything is checked before the first kernel starts, and an output 
 """
 
 import ast
-import difflib
 import logging
 import os
 import re
@@ -32,7 +31,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from .config import RunConfig
-from .errors import ConfigError, FedReFTError
+from .errors import ConfigError, FedReFTError, did_you_mean
 from .report import build_report, ordered_notebooks
 from .runs import load_runs, results_of
 from .states import replace_durably, write_text
@@ -203,13 +202,6 @@ def read_parameters(file: Path) -> dict[str, Any]:
         if not isinstance(value, str | int | float | list | None):
             raise ConfigError(f"{_short(file)}: {name} must be a number, text, boolean, null or list, got {value!r}")
     return values
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about a name that does not exist: the nearest that does, or all of them."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f", did you mean {near[0]!r}?" if near else f"; there are {', '.join(known) or 'none'}"
 
 
 def _short(file: Path) -> str:

@@ -4,7 +4,6 @@ The paper's public sources do not print lambda, the rounds, the local epochs, th
 (they are the workbook's, and marked "reconstruction"); what they do print is marked "paper".
 """
 
-import difflib
 import hashlib
 import json
 import re
@@ -14,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from .errors import ConfigError
+from .errors import ConfigError, did_you_mean
 from .interventions import INTERVENTIONS
 from .rotation import RETRACTIONS
 from .sites import parse_layers, parse_positions
@@ -143,17 +142,14 @@ class RunConfig(BaseModel):
             raise ValueError('scoring="generation" needs prompt_format="llm_adapters", whose answers are words')
         for task in self.tasks if self.source != "local" else ():
             if task not in TASKS:
-                near = difflib.get_close_matches(task, TASKS, n=1)
-                known = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(TASKS)}"
-                raise ValueError(f"tasks: there is no task {task!r}, {known}")
+                raise ValueError(f"tasks: there is no task {task!r}{did_you_mean(task, TASKS)}")
         if self.method in ("fedavg", "fedreft") and self.clients < 2:
             raise ValueError(f"method {self.method} needs at least 2 clients: with one there are no others")
         if self.setup == "distinct" and self.clients < len(self.tasks):
             raise ValueError(
                 f'clients: setup="distinct" needs one for each of {len(self.tasks)} tasks, got {self.clients}'
             )
-        kind = INTERVENTIONS[self.intervention]
-        if self.init == "identity" and kind.subtracts and not kind.maps:
+        if self.init == "identity" and not INTERVENTIONS[self.intervention].has_identity:
             raise ValueError(f'intervention {self.intervention} has no identity start: use init="random"')
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise ValueError(f'device must be "auto", "cpu", "mps" or "cuda" (or "cuda:1"), got {self.device!r}')
@@ -207,8 +203,7 @@ class RunConfig(BaseModel):
 
 
 def _unknown_name(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
-    return f"there is no parameter {name!r}" + (f", did you mean {near[0]!r}?" if near else "; see RunConfig's fields")
+    return f"there is no parameter {name!r}" + did_you_mean(name.lower(), known, "see RunConfig's fields")
 
 
 def _sentence(error: ValidationError) -> str:

@@ -4,6 +4,9 @@ Every error that a user can cause is a `FedReFTError` whose text is one sentence
 expected, what to do. The command line prints the sentence alone; a traceback is left for our own mistakes.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class FedReFTError(Exception):
     """Something that the user can put right; the message says how."""
@@ -19,3 +22,15 @@ class AssetError(FedReFTError):
 
 class DataError(FedReFTError, ValueError):
     """A dataset that is missing, malformed, or shares examples where it must not."""
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str | None = None) -> str:
+    """The end of a sentence about a name that does not exist: the nearest that does, or all of them.
+
+    otherwise: what to say in place of a list that would be long.
+    """
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if near:
+        return f", did you mean {near[0]!r}?"
+    return f"; {otherwise}" if otherwise else f"; there are {', '.join(known) or 'none'}"

@@ -38,6 +38,11 @@ class Intervention:
     subtracts: bool  # has the term - R h
     pyreft_class: str  # the class that computes the same in pyreft
 
+    @property
+    def has_identity(self) -> bool:
+        """Whether some state leaves every h as it is: not so where R h is taken away and no W h can give it back."""
+        return self.maps or not self.subtracts
+
     def shapes(self, sites: int, rank: int, d: int) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the trainable tensors, in the order in which they are flattened."""
         shapes = {"R": (sites, rank, d), "W": (sites, rank, d), "b": (sites, rank)}
@@ -60,7 +65,7 @@ class Intervention:
         W = torch.empty(sites, rank, d).uniform_(-bound, bound, generator=generator)
         b = torch.empty(sites, rank).uniform_(-bound, bound, generator=generator)
         if start == "identity":
-            if self.subtracts and not self.maps:
+            if not self.has_identity:
                 raise ConfigError(f'{self.name} has no identity start, since it removes R h: use init="random"')
             W = R.clone() if self.subtracts else torch.zeros_like(W)
             b = torch.zeros_like(b)
