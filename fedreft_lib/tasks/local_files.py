@@ -12,7 +12,7 @@ A task of your own, with any name, needs the second form.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,9 @@ _LLM_ADAPTERS_NAMES = {"siqa": "social_i_qa", "arc_easy": "ARC-Easy", "arc_chall
 
 def load_local(task: str, split: str, folder: Path) -> list[Question]:
     """The questions of one file; raises `DataError` that names the file, and the row where one is wrong."""
-    path = _find(task, split, folder)
+    path = find([task, _LLM_ADAPTERS_NAMES.get(task, task)], split, folder)
     questions = []
-    for where, row in _rows(path):
+    for where, row in rows(path):
         try:
             questions.append(_question(task, row))
         except DataError as error:
@@ -38,18 +38,20 @@ def load_local(task: str, split: str, folder: Path) -> list[Question]:
     return questions
 
 
-def _find(task: str, split: str, folder: Path) -> Path:
-    names = dict.fromkeys([task, _LLM_ADAPTERS_NAMES.get(task, task)])
+def find(names: Sequence[str], split: str, folder: Path, endings: Sequence[str] = (".json", ".jsonl")) -> Path:
+    """The file of a task that goes by any of `names`; raises `DataError` that says how it would be called."""
     candidates = [
-        f"{name}{joint}{split}{ending}" for name in names for joint in ("_", "/") for ending in (".json", ".jsonl")
+        f"{name}{joint}{split}{ending}" for name in dict.fromkeys(names) for joint in ("_", "/") for ending in endings
     ]
     for candidate in candidates:
         if (folder / candidate).is_file():
             return folder / candidate
-    raise DataError(f"There is no {split} file of {task} in {folder}: it would be called {' or '.join(candidates)}.")
+    raise DataError(
+        f"There is no {split} file of {names[0]} in {folder}: it would be called {' or '.join(candidates)}."
+    )
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Any]]:
+def rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Each row with where it stands: "row 3" of a list (from 1), "line 3" of JSON lines."""
     try:
         text = path.read_text(encoding="utf-8-sig")

@@ -1,12 +1,15 @@
-"""The two value types that everything about multiple-choice tasks passes around.
+"""The value types that tasks consist of.
 
-A `Question` keeps the dataset's own words; an `Example` is what a model sees once a prompt format has been
-chosen. Splitting, mixing and checking for repeats work on questions, training and scoring on examples.
+An *item* keeps the dataset's own words and is one of three: a `Question` with choices, an `Exchange` that is answered
+in free words, a `Labelled` text for a classification head. Splitting, mixing and checking for repeats need no more than
+an item's `task` and `uid`. An `Example` is a question as a model sees it, once a prompt format has been chosen.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from math import isfinite
+from typing import Literal
 
 from fedreft_lib.errors import DataError
 
@@ -45,8 +48,65 @@ class Question:
         so that a repeat is found across splits, files and tasks (ARC-e and ARC-c, say). Context and question count
         as one text because the LLM-Adapters files of SIQA do not keep them apart.
         """
-        parts = [_normal(f"{self.context} {self.question}"), *sorted(map(_normal, self.choices))]
-        return sha256("\x1f".join(parts).encode()).hexdigest()[:16]
+        return _uid(f"{self.context} {self.question}", *sorted(map(_normal, self.choices)))
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What is asked and what is to be written; a malformed one raises `DataError`.
+
+    A generation is graded by `kind`: the right "number", the right "letter" (a choice of AQuA), or the likeness of
+    a free "text" to the response.
+
+    >>> Exchange("gsm8k", "2 and 3 are?", "2 + 3 = 5.\\n#### 5", "5", "number").answer
+    '5'
+    """
+
+    task: str
+    question: str
+    response: str  # what is trained on; for numbers and letters with its chain of thought
+    answer: str = ""  # what a generation must come to; "" for free text
+    kind: Literal["number", "letter", "text"] = "text"
+
+    def __post_init__(self):
+        if not all(isinstance(text, str) for text in (self.question, self.response, self.answer)):
+            raise DataError("question, response and answer must be text")
+        if not self.question.strip() or not self.response.strip():
+            raise DataError("the question or the response is empty")
+        if (self.kind == "text") == bool(self.answer):
+            raise DataError(f"an exchange of the kind {self.kind!r} cannot have the answer {self.answer!r}")
+
+    @cached_property
+    def uid(self) -> str:
+        """16 hex digits of what is asked; the response plays no part."""
+        return _uid(self.question)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A text or a pair of texts with a class, or with a score where the task is a regression (`classes` 0)."""
+
+    task: str
+    text_a: str
+    text_b: str  # "" for tasks with one text
+    label: int | float
+    classes: int
+
+    def __post_init__(self):
+        if not all(isinstance(text, str) for text in (self.text_a, self.text_b)) or not self.text_a.strip():
+            raise DataError("the first text is missing or empty")
+        if self.classes and not (type(self.label) is int and 0 <= self.label < self.classes):
+            raise DataError(f"the label must be a class from 0 to {self.classes - 1}, got {self.label!r}")
+        if not self.classes and not (type(self.label) is float and isfinite(self.label)):
+            raise DataError(f"the label must be a finite number, got {self.label!r}")
+
+    @cached_property
+    def uid(self) -> str:
+        """16 hex digits of the texts."""
+        return _uid(self.text_a, self.text_b)
+
+
+Item = Question | Exchange | Labelled
 
 
 @dataclass(frozen=True)
@@ -59,6 +119,10 @@ class Example:
     options: tuple[str, ...]  # continuations that are scored, and the gold one trained on
     gold: int
     label: str  # the short answer word for scoring by generation ("answer1", "true"), "" in the plain format
+
+
+def _uid(*parts: str) -> str:
+    return sha256("\x1f".join(map(_normal, parts)).encode()).hexdigest()[:16]
 
 
 def _normal(text: str) -> str:
