@@ -12,7 +12,9 @@ from importlib import import_module
 __version__ = "0.1.0"
 # name: the module that it comes from, imported when first asked for, so that `--help` need not wait for torch
 _HOMES = {
+    "AtSites": "adapters",
     "INTERVENTIONS": "interventions",
+    "InLinears": "adapters",
     "DiReFT": "interventions",
     "LoReFT": "interventions",
     "Run": "runs",

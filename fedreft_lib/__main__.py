@@ -89,6 +89,8 @@ def _assets(options: argparse.Namespace, root: Path) -> int:
 
     if not options.list:
         for name, asset in ASSETS.items():
+            if asset.only_for:  # fetched when it is first asked for
+                continue
             path = backbone_folder(name) if asset.model else fetch(name)
             print(f"{name}: {path}", flush=True)
         return 0
@@ -152,7 +154,11 @@ def _examination(root: Path) -> Iterator[tuple[str, str | None]]:
         tight = f"free some, {DISK} GiB are needed" if free < DISK else None
         yield f"{free:.1f} GiB free for the {what} {folder}", tight
     for name, present in _found().items():
-        size = f"{name} ({ASSETS[name].size / 1e6:.0f} MB)"
+        asset = ASSETS[name]
+        size = f"{name} ({asset.size / 1e6:.0f} MB)"
+        if asset.only_for and not present:
+            yield f"{size} is not there; only {asset.only_for} needs it, and it is then downloaded", None
+            continue
         advice = "python -m fedreft_lib assets downloads it; reproduce does so, too, where a notebook needs it"
         yield (f"{size} is there", None) if present else (f"{size} is missing", advice)
     if not profiles(root):

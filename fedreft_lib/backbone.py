@@ -18,27 +18,27 @@ from typing import Literal
 
 import torch
 import transformers
-from huggingface_hub import HfApi
-from huggingface_hub.utils import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import nn
+from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     RobertaConfig,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging
 
+from .architectures import ARCHITECTURES, count_parameters, empty_model, fit, kind_of
 from .assets import ASSETS, backbone_folder
-from .errors import ConfigError, FedReFTError
+from .errors import ConfigError, FedReFTError, did_you_mean
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # transformers 4.56 renamed the argument; the old name warns there, the new one is unknown before.
@@ -47,6 +47,18 @@ TINY = ("tiny-llama", "tiny-roberta")
 TINY_SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
 TINY_LENGTH = 2048  # tokens, which in a tiny model are bytes
 HUB_TIMEOUT = 10  # seconds for the hub's first answer; left alone, transformers tries for 23 s and more
+
+REFUSALS = (  # the hub client's error, the status if that matters, what it means; the first that fits is said
+    (HFValidationError, None, "{name!r} can be neither a folder nor a model on the hub; check the spelling."),
+    (
+        GatedRepoError,
+        None,
+        "The model {name} is gated: accept its terms on {page}, then log in with `hf auth login` or set HF_TOKEN.",
+    ),
+    (RepositoryNotFoundError, None, "The hub has no model {name!r} that this user may read{others}"),
+    (HfHubHTTPError, 401, "The hub wants a valid token for {name}: log in with `hf auth login`, or renew HF_TOKEN."),
+    (HfHubHTTPError, 403, "The token may not read {name}; give it access to gated models, or use another one."),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +96,7 @@ class Backbone:
     @property
     def n_parameters(self) -> int:
         """How many numbers the model has; a tied head counts once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return count_parameters(self.model)
 
 
 def load_backbone(name: str, dtype: str | torch.dtype = "auto", device: str | torch.device = "auto") -> Backbone:
@@ -93,8 +105,10 @@ def load_backbone(name: str, dtype: str | torch.dtype = "auto", device: str | to
     device "auto": the GPU where there is one. dtype "auto": bfloat16 where the device multiplies it natively (there
     it is about 3 times as fast as float32), else float32; float32 always for the tiny models.
 
+    Before the weights of a hub model are fetched, one line says how large they are and how much memory is free.
+
     Raises ConfigError for a dtype or device that does not exist here, AssetError for a packaged model that cannot be
-    had, FedReFTError for a folder or a hub name that cannot be loaded.
+    had, FedReFTError for a folder or a hub name that cannot be loaded, or whose weights do not fit into memory.
     """
     device = choose_device(device)
     if name in TINY:
@@ -102,7 +116,7 @@ def load_backbone(name: str, dtype: str | torch.dtype = "auto", device: str | to
         model.to(choose_dtype("float32" if dtype == "auto" else dtype, device))
     else:
         source, local = _locate(name)
-        model, tokenizer = _load(name, source, local, choose_dtype(dtype, device))
+        model, tokenizer = _load(name, source, local, choose_dtype(dtype, device), device)
     model.eval().requires_grad_(False)
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # hidden states are all that is read, and many checkpoints (RoBERTa) have none
@@ -121,7 +135,7 @@ def load_backbone(name: str, dtype: str | torch.dtype = "auto", device: str | to
 
 
 def choose_device(device: str | torch.device) -> torch.device:
-    """"auto" is the GPU where there is one. Raises ConfigError for a device that this machine has not."""
+    """For "auto" the GPU where there is one. Raises ConfigError for a device that this machine has not."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -132,7 +146,7 @@ def choose_device(device: str | torch.device) -> torch.device:
 
 
 def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """"auto" is bfloat16 where `device` multiplies it natively, else float32. Raises ConfigError for other names."""
+    """For "auto" bfloat16 where `device` multiplies it natively, else float32. Raises ConfigError for other names."""
     if dtype in DTYPES.values():
         return dtype
     if dtype in DTYPES:
@@ -146,13 +160,6 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()
         native = device.type == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return torch.bfloat16 if native else torch.float32
-
-
-def kind_of(config: PretrainedConfig) -> Literal["causal", "encoder"]:
-    """"encoder" for the family of BERT (what can fill masks), unless the weights are those of a causal model."""
-    if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in config.architectures or []):
-        return "causal"
-    return "encoder" if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "causal"
 
 
 def find_layers(model: PreTrainedModel) -> nn.ModuleList:
@@ -268,44 +275,61 @@ def _hub_answers(name: str) -> bool:
     try:
         if HfApi().model_info(name, timeout=HUB_TIMEOUT).gated:
             HfApi().auth_check(name)
-    except HFValidationError as error:
-        raise FedReFTError(f"{name!r} can be neither a folder nor a model on the hub; check the spelling.") from error
-    except GatedRepoError as error:
-        raise FedReFTError(
-            f"The model {name} is gated: accept its terms on its hub page, then log in with `hf auth login` or set "
-            "HF_TOKEN."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise FedReFTError(
-            f"The hub has no model {name!r} that this user may read; the models that need no hub are "
-            f"{', '.join(_own_models())}."
-        ) from error
-    except Exception:  # no network: every version of the hub client and its transports has classes of its own
+    except Exception as error:  # every version of the hub client and its transports has classes of its own
+        if refusal := _refusal(name, error):
+            raise FedReFTError(refusal) from error
         return False
     return True
 
 
+def _refusal(name: str, error: BaseException | None) -> str | None:
+    """What the hub's answer means to the user; None where neither `error` nor what it came from is one.
+
+    What it came from counts because transformers wraps the hub client's errors in OSErrors.
+    """
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        for kind, code, sentence in REFUSALS:
+            if isinstance(error, kind) and code in (None, status):
+                others = did_you_mean(name, ARCHITECTURES, f"the models that need no hub are {_own_models()}.")
+                return sentence.format(name=name, page=f"{constants.ENDPOINT}/{name}", others=others)
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def _load(
-    name: str, source: str, local: bool, dtype: torch.dtype
+    name: str, source: str, local: bool, dtype: torch.dtype, device: torch.device
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Configuration, tokenizer and weights, all of the weights; what goes wrong becomes one sentence."""
     where = {"local_files_only": local, "trust_remote_code": False}
+    from_hub = not Path(source).is_dir()
     try:
         with _quiet(bars=not local):
             config = AutoConfig.from_pretrained(source, **where)
             if config.is_encoder_decoder:
-                raise ValueError(f"{config.model_type} is an encoder-decoder, only decoders and encoders can be used")
+                raise FedReFTError(
+                    f"The model {name} cannot be used: {config.model_type} is an encoder-decoder, not a decoder or an "
+                    "encoder."
+                )
+            size = fit(name, empty_model(config), dtype, device)
+            if from_hub:
+                tqdm.write(size)
             auto = AutoModelForCausalLM if kind_of(config) == "causal" else AutoModel
             # Said because 4.45 warns where it is left unsaid; False is what transformers 5 does.
             tokenizer = AutoTokenizer.from_pretrained(source, clean_up_tokenization_spaces=False, **where)
             model, report = auto.from_pretrained(
                 source, config=config, output_loading_info=True, **{DTYPE_ARGUMENT: dtype}, **where
             )
+    except FedReFTError:
+        raise
     except Exception as error:  # the loaders below raise a dozen classes, most of them for a missing or damaged file
-        if local and not Path(source).is_dir():
+        if from_hub and (refusal := _refusal(name, error)):
+            raise FedReFTError(refusal) from error
+        if from_hub and local:
+            asked = "HF_HUB_OFFLINE forbids to ask the hub" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
             raise FedReFTError(
-                f"The model {name} is not on this machine and the hub cannot be reached; check the network, name a "
-                f"folder, or use one of {', '.join(_own_models())}."
+                f"The model {name} is not on this machine, or not all of it, and {asked}; change that, name a folder, "
+                f"or use one of {_own_models()}."
             ) from error
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise FedReFTError(f"The model {name} could not be loaded ({type(error).__name__}: {reason}).") from error
@@ -325,8 +349,8 @@ def _moved(model: PreTrainedModel, device: torch.device, name: str) -> PreTraine
         raise FedReFTError(f"{name} does not fit into the memory of {device}; use device='cpu'.") from error
 
 
-def _own_models() -> list[str]:
-    return [*TINY, *(name for name, asset in ASSETS.items() if asset.model)]
+def _own_models() -> str:
+    return ", ".join([*TINY, *(name for name, asset in ASSETS.items() if asset.model)])
 
 
 @contextmanager

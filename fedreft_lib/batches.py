@@ -20,6 +20,7 @@ class Sequence:
     ids: tuple[int, ...]
     prompt_length: int
     answer_lengths: tuple[int, ...] = ()
+    segments: tuple[int, ...] = ()  # 0 and 1 for the two texts of a pair, where an encoder tells them apart
 
     @cached_property
     def branches(self) -> list[int]:
@@ -53,7 +54,9 @@ class Batch:
     prompt_lengths: Tensor  # (B,)
     starts: Tensor  # (B,), index of the first token: 0 unless padded on the left
     targets: Tensor  # (M, 4): row, column of the predicting token, column of the answer token, number of the answer
+    segments: Tensor | None = None  # (B, T), of encoders that tell the two texts of a pair apart
     hidden: Tensor | None = None
+    share: Tensor | None = None  # (B,), see branches.Blend
 
     def attention(self, dtype: torch.dtype) -> Tensor:
         """The mask that the model wants: (B, T), or (B, 1, T, T) to add to scores where a row has several answers."""
@@ -82,6 +85,13 @@ def encode(tokenizer, prompt: str, answers: Many[str], *, max_length: int, end: 
     room = max(max_length - max(map(len, ids), default=0), 1)
     prompt_ids = tokenizer(prompt).input_ids[-room:]
     return Sequence((*prompt_ids, *(i for each in ids for i in each)), len(prompt_ids), tuple(map(len, ids)))
+
+
+def encode_pair(tokenizer, text_a: str, text_b: str, *, max_length: int) -> Sequence:
+    """Tokens of one text or of a pair, as the encoder's own tokenizer joins them; the longer text loses its end."""
+    pair = (text_b,) if text_b else ()
+    found = tokenizer(text_a, *pair, truncation=True, max_length=max_length, return_token_type_ids=True)
+    return Sequence(tuple(found.input_ids), len(found.input_ids), segments=tuple(found.token_type_ids))
 
 
 def collate(
@@ -122,6 +132,7 @@ def collate(
         prompt_lengths=torch.tensor([s.prompt_length for s in sequences], device=device),
         starts=torch.tensor(starts, device=device),
         targets=torch.tensor(targets, dtype=torch.long, device=device).reshape(-1, 4),
+        segments=padded([s.segments for s in sequences], 0) if any(s.segments for s in sequences) else None,
         hidden=stacked,
     )
 

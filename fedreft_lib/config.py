@@ -17,7 +17,7 @@ from .errors import ConfigError, did_you_mean
 from .interventions import INTERVENTIONS
 from .rotation import RETRACTIONS
 from .sites import parse_layers, parse_positions
-from .tasks import TASKS
+from .tasks import FAMILIES
 
 
 def _tuple(value: Any) -> Any:
@@ -29,6 +29,8 @@ def param(default: Any, reason: str, *, symbol: str = "", **bounds: Any) -> Any:
     return Field(default, description=reason, json_schema_extra={"symbol": symbol}, **bounds)
 
 
+# The methods whose clients send what `sharing` says; of the others it is part of the method what is sent.
+SHARES_BY_NAME = ("fedavg", "fedreft", "fedprox", "fedadam")
 Strings = Annotated[tuple[str, ...], BeforeValidator(_tuple)]
 Numbers = Annotated[tuple[int, ...], BeforeValidator(_tuple)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -48,7 +50,9 @@ class RunConfig(BaseModel):
     backbone: str = param("smollm2-135m-instruct", "packaged name, local folder, or hub name; frozen throughout")
     dtype: Literal["auto", "float32", "bfloat16"] = param("auto", "of the backbone; states are always float32")
     device: str = param("auto", "a GPU where there is one")
-    intervention: Literal[tuple(INTERVENTIONS)] = param("loreft", "paper: LoReFT", symbol="Phi")
+    intervention: Literal[(*INTERVENTIONS, "lora")] = param(
+        "loreft", "paper: LoReFT; lora is what the federated baselines train", symbol="Phi"
+    )
     rank: int = param(8, "paper: 8 for commonsense, 1 for GLUE", symbol="r", ge=1, le=512)
     layers: str | Numbers = param("all", 'paper: all; "20-29" or a list restricts them', symbol="l")
     positions: str = param("f7+l7", "ReFT's choice for reasoning tasks; not printed by FedReFT", symbol="P")
@@ -59,10 +63,16 @@ class RunConfig(BaseModel):
         "identity", 'reconstruction: starts at the untrained backbone; "random" is pyreft\'s start'
     )
 
+    targets: Strings = param(("q_proj", "v_proj"), "the linear modules of lora; FedSA-LoRA's and FLoRA's choice")
+    lora_alpha: float = param(16.0, "the scale of lora is this over the rank; the baselines' usual value", gt=0)
+    dropout: float = param(
+        0.0, "in training: on edited hidden states, lora's inputs and the head; ReFT: per task", ge=0, lt=1
+    )
+
     # On what
-    benchmark: Literal["commonsense"] = param("commonsense", "the family of tasks")
+    benchmark: Literal[tuple(FAMILIES)] = param("commonsense", "the family of tasks")
     tasks: Strings = param(
-        ("arc_easy", "openbookqa", "piqa", "siqa"), "paper: eight; the default is a four-task subset"
+        FAMILIES["commonsense"].default_tasks, "paper: eight; the default is a subset, another for each family"
     )
     source: Literal["packaged", "hub", "local", "synthetic"] = param("packaged", "where the questions come from")
     data_dir: str | None = param(None, 'the folder that source="local" reads')
@@ -71,6 +81,9 @@ class RunConfig(BaseModel):
     )
     scoring: Literal["likelihood", "likelihood_per_character", "generation"] = param(
         "likelihood_per_character", "how an answer is read off the model; the paper generates"
+    )
+    max_new_tokens: int = param(
+        32, "of a generation; ReFT: 32 for commonsense, more for chains of thought", ge=1, le=4096
     )
     max_length: int = param(256, "tokens; a longer prompt loses its beginning", ge=16, le=32768)
     setup: Literal["distinct", "mixed", "iid", "dirichlet"] = param(
@@ -97,7 +110,19 @@ class RunConfig(BaseModel):
     clip: float = param(1.0, "largest gradient norm of a step", gt=0)
 
     # What is exchanged
-    method: Literal["local", "fedavg", "fedreft", "centralised"] = param("fedreft", "who learns from whom")
+    method: Literal[
+        "local", "fedavg", "fedreft", "centralised", "fedit", "fedprox", "fedadam", "ffa", "fedsa", "fedalt", "feddpa",
+        "flora", "fedsb",
+    ] = param("fedreft", "who learns from whom, see fedreft_lib.strategies")  # fmt: skip
+    sharing: Literal["full", "R", "Wb", "A", "B"] = param(
+        "full", "the tensors that are sent; paper: full intervention sharing. R, Wb of interventions; A, B of lora"
+    )
+    head: Literal["averaged", "shared", "private"] = param(
+        "averaged", "a classification head: the mean of all, or treated like the rest, or never sent; not printed"
+    )
+    align: bool = param(
+        False, "turn each client's R, W, b (an equal intervention) towards the common start before it is sent"
+    )
     aggregation: Literal["geometric_median", "mean"] = param(
         "geometric_median", "of the others, for fedreft; paper: geometric median by Weiszfeld", symbol="ABM"
     )
@@ -109,12 +134,23 @@ class RunConfig(BaseModel):
         (0.0, 0.1, 0.25, 0.5, 0.75, 1.0), 'the candidates of mixing="adaptive"; reconstruction of the TTC-inspired rule'
     )
     retraction: Literal[RETRACTIONS] = param("polar", "how R is made orthonormal again after mixing; reconstruction")
+    proximal_mu: float = param(0.01, "fedprox: weight of the distance to the round's start", symbol="mu", ge=0)
+    server_lr: float = param(1e-3, "fedadam: the server's step", symbol="eta", ge=0)
+    server_beta1: float = param(0.9, "fedadam", ge=0, lt=1)
+    server_beta2: float = param(0.99, "fedadam", ge=0, lt=1)
+    server_tau: float = param(1e-3, "fedadam: adaptivity", symbol="tau", gt=0)
+    dpa_share: Share = param(0.5, "feddpa: the local branch's share in training", symbol="a")
+    dpa_weighting: Literal["fixed", "instance", "instance_reversed"] = param(
+        "instance", "feddpa: the local branch's share in a test item; see strategies.feddpa"
+    )
+    dpa_w_max: Share = param(0.5, "feddpa: the largest instance-wise share", symbol="w_max")
     rounds: int = param(3, "reconstruction", symbol="T", ge=0)
     eval_every: int = param(0, "rounds between evaluations; 0: before the first and after the last round", ge=0)
     seed: int = param(0, "fixes partition, batches and start", ge=0, lt=2**32)
     experiment: str = param("", "a label in the results; changes nothing")
 
     def __init__(self, **values: Any):
+        values = {**_family_defaults(values), **values}
         values = {name: 0.0 if value == 0 and type(value) is float else value for name, value in values.items()}  # -0.0
         try:
             super().__init__(**values)
@@ -138,18 +174,40 @@ class RunConfig(BaseModel):
             raise ValueError(
                 f'data_dir goes with source="local": got source={self.source!r}, data_dir={self.data_dir!r}'
             )
-        if self.scoring == "generation" and self.prompt_format != "llm_adapters":
+        if self.scoring == "generation" and self.prompt_format != "llm_adapters" and self.benchmark == "commonsense":
             raise ValueError('scoring="generation" needs prompt_format="llm_adapters", whose answers are words')
         for task in self.tasks if self.source != "local" else ():
-            if task not in TASKS:
-                raise ValueError(f"tasks: there is no task {task!r}{did_you_mean(task, TASKS)}")
-        if self.method in ("fedavg", "fedreft") and self.clients < 2:
+            if task not in FAMILIES[self.benchmark].tasks:
+                known = FAMILIES[self.benchmark].tasks
+                raise ValueError(f"tasks: {self.benchmark} has no task {task!r}{did_you_mean(task, known)}")
+        if self.method not in ("local", "centralised") and self.clients < 2:
             raise ValueError(f"method {self.method} needs at least 2 clients: with one there are no others")
         if self.setup == "distinct" and self.clients < len(self.tasks):
             raise ValueError(
                 f'clients: setup="distinct" needs one for each of {len(self.tasks)} tasks, got {self.clients}'
             )
-        if self.init == "identity" and not INTERVENTIONS[self.intervention].has_identity:
+        lora = self.intervention == "lora"
+        if self.method == "fedit" and not lora:
+            raise ValueError('method fedit is FedAvg over lora: use intervention="lora", or method="fedavg"')
+        if self.method == "fedsb" and self.intervention not in ("lora", "loreft"):
+            raise ValueError(
+                f'method fedsb has a form over "lora" and "loreft", got intervention={self.intervention!r}'
+            )
+        if self.sharing not in ("full", *(("A", "B") if lora else ("R", "Wb"))):
+            raise ValueError(f"sharing={self.sharing!r} names tensors that intervention={self.intervention!r} has not")
+        if self.sharing != "full" and self.method not in SHARES_BY_NAME:
+            raise ValueError(
+                f"sharing is a choice of {', '.join(SHARES_BY_NAME)}; {self.method} says itself what it sends"
+            )
+        if self.head == "shared" and self.method not in SHARES_BY_NAME:
+            raise ValueError(f'head="shared" is for {", ".join(SHARES_BY_NAME)}; with {self.method} use "averaged"')
+        if self.align and (lora or self.sharing != "full" or self.method not in SHARES_BY_NAME):
+            raise ValueError(
+                f'align turns whole interventions: it goes with {", ".join(SHARES_BY_NAME)} and sharing="full"'
+            )
+        if lora and (not self.targets or len(set(self.targets)) != len(self.targets)):
+            raise ValueError(f"targets must be one or more different names, got {list(self.targets)}")
+        if not lora and self.init == "identity" and not INTERVENTIONS[self.intervention].has_identity:
             raise ValueError(f'intervention {self.intervention} has no identity start: use init="random"')
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise ValueError(f'device must be "auto", "cpu", "mps" or "cuda" (or "cuda:1"), got {self.device!r}')
@@ -200,6 +258,16 @@ class RunConfig(BaseModel):
         if self.mixing == "scheduled":
             return "scheduled {}->{}".format(*self.mixing_range)
         return self.mixing if isinstance(self.mixing, str) else f"fixed {self.mixing}"
+
+
+def _family_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults that depend on the family of tasks."""
+    family = (
+        FAMILIES.get(values.get("benchmark", "commonsense")) if isinstance(values.get("benchmark", ""), str) else None
+    )
+    if family is None:
+        return {}
+    return {"tasks": family.default_tasks, "backbone": family.default_backbone}
 
 
 def _unknown_name(name: str, known: Iterable[str]) -> str:

@@ -1,61 +1,134 @@
-"""Which answers are right: by the likelihood of each option, or by what the model writes."""
+"""How good a state is: by the likelihood of each choice, by what the model writes, or by what a head says."""
 
 import re
+from dataclasses import replace
+from functools import singledispatch
 
 import torch
 from torch import Tensor
 
-from .batches import by_length
+from .batches import Sequence, by_length
 from .config import RunConfig
 from .interventions import State
+from .metrics import scores as label_scores
+from .rouge import rouge_l
 from .steering import SteeredModel
-from .worlds import Answers, Options
+from .tasks.numbers import graded
+from .tasks.styles import STYLES
+from .worlds import Answers, Labels, Options, Texts, rows_share
+
+Share = float | Tensor | None  # of the local branch, for states that have one: see branches.Blend
+Score = tuple[str, str, float]  # task, metric, value; accuracies, correlations and ROUGE in percent
 
 
 @torch.no_grad()
-def loss(model: SteeredModel, state: State | None, data: Answers, batch_size: int) -> float:
-    """Mean negative log-likelihood of an answer token (nats), forward passes only."""
-    total, tokens = 0.0, 0
+def loss(
+    model: SteeredModel, state: State | None, data: Answers | Labels, batch_size: int, share: Share = None
+) -> float:
+    """Mean loss of an answer token (nats) or of a labelled text, forward passes only."""
+    total, count = 0.0, 0
     for indices in by_length(data.sequences, batch_size):
-        logprobs, _ = model.answer_logprobs(data.batch(model, indices), state)
-        total, tokens = total - float(logprobs.sum()), tokens + len(logprobs)
-    return total / tokens
+        losses = data.losses(model, indices, state, share=share)
+        total, count = total + float(losses.sum()), count + len(losses)
+    return total / count
 
 
-def correct(model: SteeredModel, state: State | None, data: Options, config: RunConfig) -> Tensor:
-    """For each test question, whether it is answered rightly: bool (questions,)."""
-    if config.scoring == "generation":
-        return torch.tensor(
-            [
-                extract_label(text, labels) == labels[gold]
-                for text, labels, gold in zip(
-                    generated(model, state, data, config.batch_size), data.labels, data.gold, strict=True
-                )
-            ]
-        )
-    return chosen(model, state, data, config).eq(torch.tensor(data.gold))
+@singledispatch
+def scores(data, model: SteeredModel, state: State | None, config: RunConfig, share: Share = None) -> list[Score]:
+    """Every score of one part of a test. Exactly one of them is of a metric in `metrics.PRIMARY` for each task."""
+    raise TypeError(f"{type(data).__name__} is no part of a test")
 
 
-@torch.no_grad()
-def chosen(model: SteeredModel, state: State | None, data: Options, config: RunConfig) -> Tensor:
-    """The option with the highest log-likelihood, or log-likelihood per character, of each question: (questions,)."""
-    found = torch.empty(len(data), dtype=torch.long)
-    for indices in by_length(data.sequences, 2 * config.batch_size):
-        logprobs, answer = model.answer_logprobs(data.batch(model, indices), state)
-        counts = [len(data.sequences[i].answer_lengths) for i in indices]
-        scores = torch.zeros(sum(counts), dtype=torch.float64).index_add_(0, answer.cpu(), logprobs.double().cpu())
-        if config.scoring == "likelihood_per_character":
-            scores = scores / torch.cat([data.characters[i] for i in indices])
-        found[indices] = torch.stack([each.argmax() for each in scores.split(counts)])
+@scores.register
+def _(data: Options, model, state, config, share=None) -> list[Score]:
+    right = correct(model, state, data, config, share).double().mean()
+    return [(_task(data.tasks), "accuracy", 100 * float(right))]
+
+
+@scores.register
+def _(data: Texts, model, state, config, share=None) -> list[Score]:
+    found = [(_task(data.tasks), "loss", loss(model, state, data, config.batch_size, share))]
+    texts = generated(model, state, data, config, share)
+    free = [i for i, item in enumerate(data.items) if item.kind == "text"]
+    exact = [i for i, item in enumerate(data.items) if item.kind != "text"]
+    if exact:
+        right = sum(graded(data.items[i], texts[i]) for i in exact)
+        found.append((_task([data.tasks[i] for i in exact]), "accuracy", 100 * right / len(exact)))
+    if free:
+        likeness = sum(rouge_l(texts[i], data.items[i].response) for i in free)
+        found.append((_task([data.tasks[i] for i in free]), "rouge_l", likeness / len(free)))
+    styled = [i for i in free if data.tasks[i] in STYLES]
+    if styled:
+        kept = sum(STYLES[data.tasks[i]](texts[i]) for i in styled)
+        found.append((_task([data.tasks[i] for i in styled]), "style", 100 * kept / len(styled)))
     return found
 
 
-def generated(model: SteeredModel, state: State | None, data: Options, batch_size: int) -> list[str]:
-    """What the model writes after each question's prompt, at most 32 tokens, greedily (the ReFT paper's setting)."""
+@scores.register
+def _(data: Labels, model, state, config, share=None) -> list[Score]:
+    outputs = class_outputs(model, state, data, config.batch_size, share)
+    found = []
+    for task in dict.fromkeys(data.tasks):
+        own = [i for i, each in enumerate(data.tasks) if each == task]
+        classes = data.classes[own[0]]
+        said = outputs[own, :classes].argmax(1) if classes else outputs[own, 0]
+        named = label_scores(task, said.tolist(), [data.labels[i] for i in own], classes)
+        found += [(task, metric, value) for metric, value in named.items()]
+    return found
+
+
+def _task(tasks: list[str]) -> str:
+    return tasks[0] if len(set(tasks)) == 1 else "mixed"
+
+
+@torch.no_grad()
+def class_outputs(model: SteeredModel, state: State, data: Labels, batch_size: int, share: Share = None) -> Tensor:
+    """The head's outputs (items, outputs)."""
+    outputs = torch.empty(len(data), model.head.outputs)
+    for indices in by_length(data.sequences, 4 * batch_size):
+        outputs[indices] = model.class_logits(data.batch(model, indices, share), state).float().cpu()
+    return outputs
+
+
+def correct(model: SteeredModel, state: State | None, data: Options, config: RunConfig, share: Share = None) -> Tensor:
+    """For each test question, whether it is answered rightly: bool (questions,)."""
+    if config.scoring == "generation":
+        texts = generated(model, state, data, config, share)
+        answers = zip(texts, data.labels, data.gold, strict=True)
+        return torch.tensor([extract_label(text, labels) == labels[gold] for text, labels, gold in answers])
+    return chosen(model, state, data, config, share).eq(torch.tensor(data.gold))
+
+
+@torch.no_grad()
+def chosen(model: SteeredModel, state: State | None, data: Options, config: RunConfig, share: Share = None) -> Tensor:
+    """The option with the highest log-likelihood, or log-likelihood per character, of each question: (questions,)."""
+    found = torch.empty(len(data), dtype=torch.long)
+    for indices in by_length(data.sequences, 2 * config.batch_size):
+        logprobs, answer = model.answer_logprobs(data.batch(model, indices, share), state)
+        counts = [len(data.sequences[i].answer_lengths) for i in indices]
+        totals = torch.zeros(sum(counts), dtype=torch.float64).index_add_(0, answer.cpu(), logprobs.double().cpu())
+        if config.scoring == "likelihood_per_character":
+            totals = totals / torch.cat([data.characters[i] for i in indices])
+        found[indices] = torch.stack([each.argmax() for each in totals.split(counts)])
+    return found
+
+
+def generated(
+    model: SteeredModel, state: State | None, data: Options | Texts, config: RunConfig, share: Share = None
+) -> list[str]:
+    """What the model writes after each item's prompt: greedily, at most `max_new_tokens` tokens."""
+    prompts = [bare(sequence) for sequence in data.sequences]
     texts: dict[int, str] = {}
-    for indices in by_length(data.sequences, 2 * batch_size):
-        texts |= dict(zip(indices, model.generate([data.sequences[i] for i in indices], state, 32), strict=True))
+    for indices in by_length(prompts, 2 * config.batch_size):
+        own = rows_share(share, indices, model.backbone.device)
+        written = model.generate([prompts[i] for i in indices], state, config.max_new_tokens, share=own)
+        texts |= dict(zip(indices, written, strict=True))
     return [texts[i] for i in range(len(data))]
+
+
+def bare(sequence: Sequence) -> Sequence:
+    """The prompt alone."""
+    return replace(sequence, ids=sequence.ids[: sequence.prompt_length], answer_lengths=())
 
 
 def extract_label(text: str, labels: tuple[str, ...]) -> str | None:

@@ -5,7 +5,6 @@ What is random in it depends on (seed, t, client) alone, so a run can be stopped
 same bits, and runs that begin alike share the work of their beginning.
 """
 
-import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,24 +16,37 @@ from tqdm.auto import tqdm
 
 from . import evaluate, mixing, runs
 from .admission import refusal
-from .aggregation import mixing_matrix, take_in
+from .aggregation import Aggregate, mixing_matrix
 from .config import RunConfig
 from .errors import FedReFTError
+from .gauge import align
+from .heads import PREFIX
 from .interventions import State
-from .local import Trained, steps_per_round, train
+from .local import Trained, train
 from .randomness import derive
 from .rotation import orthonormality_error, retract
 from .runs import Run
+from .schedule import steps_per_round
+from .states import Spec
 from .strategies import STRATEGIES
-from .worlds import Answers, Options, World, open_world, partition_of
+from .strategies.base import Phase, Sent
+from .worlds import Answers, Client, Encoded, Labels, World, open_world, partition_of
+
+# What local training does not depend on, so that runs which differ in these alone share their first round.
+AFTER_TRAINING = {
+    "method", "aggregation", "mixing", "mixing_range", "mixing_grid", "retraction", "sharing", "head", "align",
+    "rounds", "eval_every", "experiment", "scoring", "test_size", "union_size", "max_new_tokens", "init",
+    "held_out_size", "server_lr", "server_beta1", "server_beta2", "server_tau", "dpa_weighting", "dpa_w_max",
+}  # fmt: skip
 
 
 @dataclass
 class Report:
-    """What happened in a round: rows for the history, and who listened to whom."""
+    """What happened in a round: rows for the history, who listened to whom, and what the server remembers of it."""
 
     M: Tensor  # (N, N)
     rows: list[dict] = field(default_factory=list)
+    memory: State = field(default_factory=dict)
 
     def add(self, round: int, client: str, split: str, metric: str, value: float, **more: float | str) -> None:
         self.rows.append({"round": round, "client": client, "split": split, "metric": metric, "value": value, **more})
@@ -45,8 +57,8 @@ class Participant:
     """Who trains: a client, or the centralised learner with everybody's data."""
 
     name: str
-    train: Answers
-    held_out: Answers
+    train: Answers | Labels
+    held_out: Answers | Labels
     steps: int
 
 
@@ -55,89 +67,175 @@ def participants(world: World, config: RunConfig) -> list[Participant]:
     each = [Participant(c.name, c.train, c.held_out, steps_per_round(len(c.train), config)) for c in world.clients]
     if not STRATEGIES[config.method].pools_data:
         return each
-    return [Participant("all", Answers.join([p.train for p in each]), each[0].held_out, sum(p.steps for p in each))]
+    joined = type(each[0].train).join([p.train for p in each])
+    return [Participant("all", joined, each[0].held_out, sum(p.steps for p in each))]
 
 
 def start(world: World, config: RunConfig) -> Tensor:
     """X (N, P) before the first round: everybody starts from one state, or averages would mix different gauges."""
-    row = world.model.spec.row(world.model.start(config.init, derive(config.seed, "start")))
-    return row.repeat(len(participants(world, config)), 1)
+    state = STRATEGIES[config.method].begin(world, config, common_start(world, config))
+    return world.model.spec.row(state).repeat(len(participants(world, config)), 1)
+
+
+def common_start(world: World, config: RunConfig) -> State:
+    """What the seed alone says of the start."""
+    return world.model.start(config.init, derive(config.seed, "start"))
+
+
+def adapter_names(world: World) -> tuple[str, ...]:
+    """The state's tensors without those of the head."""
+    return tuple(name for name, _ in world.model.spec.shapes if not name.startswith(PREFIX))
+
+
+def head_names(world: World) -> tuple[str, ...]:
+    return tuple(name for name, _ in world.model.spec.shapes if name.startswith(PREFIX))
+
+
+def trained_names(world: World, config: RunConfig) -> tuple[str, ...]:
+    """The tensors that a client trains in some phase of some round, without the head's."""
+    names, kind = adapter_names(world), world.model.adapter.kind
+    phases = [phase for t in (1, 2) for phase in STRATEGIES[config.method].phases(names, kind, config, t)]
+    return tuple(name for name in names if any(name in phase.trains for phase in phases))
 
 
 def federated_round(
-    world: World, config: RunConfig, X: Tensor, t: int, on_step: Callable[[], object] = lambda: None
+    world: World,
+    config: RunConfig,
+    X: Tensor,
+    t: int,
+    on_step: Callable[[], object] = lambda: None,
+    *,
+    memory: State | None = None,
 ) -> tuple[Tensor, Report]:
-    """Round t (from 1): local training, admission, aggregation, mixing, retraction. X (N, P) -> X' (N, P)."""
+    """Round t (from 1): local training, admission, aggregation, mixing, retraction. X (N, P) -> X' (N, P).
+
+    memory: what the server kept of the rounds before, for methods whose server has a state; `report.memory` is what it
+    keeps of this one.
+    """
     spec, strategy, clients = world.model.spec, STRATEGIES[config.method], participants(world, config)
-    report = Report(torch.eye(len(clients)))
-    learned, weights = X.clone(), torch.zeros(len(clients))
-    reasons = []
+    report = Report(torch.eye(len(clients)), memory=dict(memory or {}))
+    before = [spec.named(row) for row in X]
+    sends = _sent_names(world, config)
+    learned, weights, reasons = list(before), torch.zeros(len(clients)), []
     for k, client in enumerate(clients):
         trained = _trained(world, config, X[k], client, t, on_step)
         reason = refusal(trained.state, len(client.train), spec)
         if reason is None:
-            learned[k], weights[k] = spec.row(trained.state), len(client.train)
+            learned[k], weights[k] = trained.state, len(client.train)
         else:
             reasons.append(f"{client.name} {reason}")
-        sent = _bytes(trained.state) if strategy.aggregate else 0
+        sent = _bytes({name: trained.state[name] for name in sends if name in trained.state})
         loss = sum(trained.losses) / len(trained.losses)
         report.add(t, client.name, "train", "loss", loss, uplink_bytes=sent, seconds=trained.seconds)
         report.add(t, client.name, "train", "admitted", float(reason is None), note=reason or "")
 
-    lam = torch.zeros(len(clients), dtype=torch.float64)
-    mixed = learned
+    after = learned
     if strategy.aggregate:
         if int((weights > 0).sum()) < 2:
             raise FedReFTError(
                 f"round {t} has fewer than two admitted updates ({'; '.join(reasons)}): the run stops, "
                 "and its last checkpoint stays for another try"
             )
-        aggregate = strategy.aggregate(learned, weights, config)
-        received = [spec.named(row) for row in aggregate.aggregate]  # one message for each client
-        inbox = torch.stack([spec.row(message) for message in received])
-        lam, losses = _lam(world, config, learned, inbox, t)
-        mixed = take_in(learned, inbox, lam)
+        if config.align:
+            reference = common_start(world, config)
+            learned = [align(state, reference) for state in learned]
+        aggregate, answers = _server(world, config, before, learned, weights, report.memory)
+        lam, losses = _lam(world, config, learned, answers, t)
+        after = [_taken_in(world, config, *each, t) for each in zip(learned, answers, lam.tolist(), strict=True)]
         report.M = mixing_matrix(aggregate.A, lam)
         for k, client in enumerate(clients):
             residual = float(aggregate.residual[k])
-            report.add(t, client.name, "server", "residual", residual, downlink_bytes=_bytes(received[k]))
+            report.add(t, client.name, "server", "residual", residual, downlink_bytes=_bytes(answers[k]))
             report.add(t, client.name, "held_out", "lam", float(lam[k]))
             for candidate, loss in losses.get(k, {}).items():
                 report.add(t, client.name, "held_out", f"loss at lam {candidate:g}", loss)
-    for k, client in enumerate(clients):
-        if world.model.intervention.orthonormal:
-            error = orthonormality_error(spec.named(mixed[k])["R"])
-            report.add(t, client.name, "state", "orthonormality_error_before_retraction", error)
-    after = torch.stack([_retracted(world, config, row) for row in mixed])
-    for k, client in enumerate(clients):
-        if world.model.intervention.orthonormal:
-            report.add(t, client.name, "state", "orthonormality_error", orthonormality_error(spec.named(after[k])["R"]))
-    return after, report
+    retracted = [_retracted(world, config, state) for state in after]
+    if world.model.adapter.rotated:
+        for metric, states in (("orthonormality_error_before_retraction", after), ("orthonormality_error", retracted)):
+            for k, client in enumerate(clients):
+                error = max(orthonormality_error(states[k][name]) for name in world.model.adapter.rotated)
+                report.add(t, client.name, "state", metric, error)
+    return torch.stack([spec.row(state) for state in retracted]), report
+
+
+def _sent_names(world: World, config: RunConfig) -> tuple[str, ...]:
+    """What a client sends: what its method says, and the head unless that is private."""
+    strategy = STRATEGIES[config.method]
+    if not strategy.aggregate:
+        return ()
+    head = () if config.head == "private" else head_names(world)
+    return (*strategy.sends(adapter_names(world), world.model.adapter.kind, config), *head)
+
+
+def _server(
+    world: World, config: RunConfig, before: list[State], learned: list[State], weights: Tensor, memory: State
+) -> tuple[Aggregate, list[State]]:
+    """Who listened to whom, and what each client is told. `memory` is changed in place."""
+    strategy = STRATEGIES[config.method]
+    names = _sent_names(world, config)
+    apart = head_names(world) if config.head == "averaged" else ()
+    names = tuple(name for name in names if name not in apart)
+    spec = Spec(tuple(each for each in world.model.spec.shapes if each[0] in names))
+    X, x = (torch.stack([spec.row({n: state[n] for n in names}) for state in states]) for states in (learned, before))
+    aggregate = strategy.aggregate(X, weights, config)
+    answers = strategy.answer(Sent(X, x, weights, spec, config, world.model.adapter.kind, memory), aggregate)
+    if apart:
+        shares = (weights / weights.sum()).tolist()
+        head = {n: sum(p * state[n] for p, state in zip(shares, learned, strict=True)) for n in apart}
+        answers = [{**answer, **head} for answer in answers]
+    return aggregate, answers
+
+
+def _taken_in(world: World, config: RunConfig, state: State, answer: State, lam: float, t: int) -> State:
+    """The client's side: the head's mean whole, everything else as the method has it."""
+    apart = head_names(world) if config.head == "averaged" else ()
+    rest = {name: tensor for name, tensor in answer.items() if name not in apart}
+    after = STRATEGIES[config.method].take_in(world.model, state, rest, lam, config, t)
+    return {**after, **{name: answer[name] for name in apart}}
 
 
 def _trained(world: World, config: RunConfig, row: Tensor, client: Participant, t: int, on_step) -> Trained:
-    """Local training of one client; the first round's is remembered, since every method begins with it."""
+    """Local training of one client; the first round's is remembered, since many methods begin with it."""
+    strategy, names = STRATEGIES[config.method], adapter_names(world)
+    phases = strategy.phases(names, world.model.adapter.kind, config, t)
 
     def compute() -> Trained:
-        seed = derive(config.seed, "batches", t, client.name)
-        return train(
-            world.model,
-            world.model.spec.named(row),
-            client.train,
-            config,
-            steps=client.steps,
-            seed=seed,
-            on_step=on_step,
-        )
+        state, losses, seconds = world.model.spec.named(row), [], 0.0
+        for i, phase in enumerate(phases):
+            part = Trained(state, [], 0.0)
+            steps = client.steps * (i + 1) // len(phases) - client.steps * i // len(phases)
+            if steps:
+                part = _phase(world, config, state, client, phase, steps, (t, i), on_step)
+            state, losses, seconds = part.state, losses + part.losses, seconds + part.seconds
+        return Trained(state, losses, seconds)
 
     if t > 1:
         return compute()
-    training = ("lr", "schedule", "warmup", "weight_decay", "decayed", "clip", "batch_size", "seed")
-    key = ("train", client.name, client.steps, _digest(row), *(getattr(config, name) for name in training))
+    training = config.model_dump_json(exclude=AFTER_TRAINING)
+    key = ("train", client.name, client.steps, _digest(row), tuple(phases), strategy.proximal(config), training)
     return _remembered(world, key, compute)
 
 
-def _lam(world: World, config: RunConfig, learned: Tensor, inbox: Tensor, t: int) -> tuple[Tensor, dict]:
+def _phase(world: World, config: RunConfig, state: State, client: Participant, phase: Phase, steps, at, on_step):
+    t, i = at
+    again = (i,) if i else ()  # the first phase's batches are those of a round of one phase
+    return train(
+        world.model,
+        state,
+        client.train,
+        config,
+        steps=steps,
+        seed=derive(config.seed, "batches", t, client.name, *again),
+        trains=(*phase.trains, *head_names(world)),
+        share=phase.share,
+        proximal=STRATEGIES[config.method].proximal(config),
+        on_step=on_step,
+    )
+
+
+def _lam(
+    world: World, config: RunConfig, learned: list[State], answers: list[State], t: int
+) -> tuple[Tensor, dict[int, dict]]:
     """Each client's lam (N,), and for adaptive mixing the held-out losses behind it, {client: {candidate: loss}}."""
     rule = STRATEGIES[config.method].mixing(config)
     if rule == "scheduled":
@@ -146,48 +244,57 @@ def _lam(world: World, config: RunConfig, learned: Tensor, inbox: Tensor, t: int
         return torch.full((len(learned),), float(rule), dtype=torch.float64), {}
 
     def held_out_loss(k: int, lam: float) -> float:
-        row = _retracted(world, config, take_in(learned[k : k + 1], inbox[k : k + 1], lam)[0])
-        return evaluate.loss(world.model, world.model.spec.named(row), world.clients[k].held_out, config.batch_size)
+        state = _retracted(world, config, _taken_in(world, config, learned[k], answers[k], lam, t))
+        return evaluate.loss(world.model, state, world.clients[k].held_out, config.batch_size)
 
     lam, losses = mixing.adaptive(config.mixing_grid, len(learned), held_out_loss)
     grid = sorted(set(config.mixing_grid))
     return lam, {k: dict(zip(grid, row.tolist(), strict=True)) for k, row in enumerate(losses)}
 
 
-def _retracted(world: World, config: RunConfig, row: Tensor) -> Tensor:
-    if not world.model.intervention.orthonormal:
-        return row
-    state = world.model.spec.named(row)
-    return world.model.spec.row({**state, "R": retract(state["R"], config.retraction)})
+def _retracted(world: World, config: RunConfig, state: State) -> State:
+    return {**state, **{name: retract(state[name], config.retraction) for name in world.model.adapter.rotated}}
 
 
 def evaluate_all(world: World, config: RunConfig, X: Tensor | None, t: int, *, progress: bool = False) -> list[dict]:
-    """Accuracy of every client on its own test, and on the union where `union_size` asks for it.
+    """Every client's scores on its own test, and on the union where `union_size` asks for it.
 
-    X None is the untrained backbone, without any intervention. Accuracies are in percent.
+    X None is the untrained backbone, without any intervention (with the untrained head, where the task needs one).
+    Labelled held-out items are scored too: ReFT picks the epoch, and we the round, by them.
     """
     report = Report(torch.eye(1))
-    on_union: dict[str, float] = {}  # clients that share one state share its result
+    on_union: dict[str, list] = {}  # clients that share one state share its result
+    bare = world.model.spec.row(common_start(world, config)) if world.model.head else None
     for k, client in enumerate(tqdm(world.clients, desc="testing", unit="client", disable=not progress, leave=False)):
-        row = None if X is None else X[k if len(X) > 1 else 0]
-        ask = functools.partial(_accuracy, world, config, row)
-        # The untrained backbone is asked once for all runs; options that are read together round together.
-        key = ("untrained", client.name, config.batch_size)
-        value = ask(client.test) if row is not None else _remembered(world, key, lambda c=client, ask=ask: ask(c.test))
-        tasks = sorted(set(client.test.tasks))
-        report.add(t, client.name, "test", "accuracy", value, task=tasks[0] if len(tasks) == 1 else "mixed")
-        if world.union and row is not None:
-            digest = _digest(row)
-            if digest not in on_union:
-                on_union[digest] = ask(world.union)
-            report.add(t, client.name, "union", "accuracy", on_union[digest], task="union")
+        row = bare if X is None else X[k if len(X) > 1 else 0]
+        parts = [("test", part) for part in client.test]
+        if isinstance(client.held_out, Labels):
+            parts.append(("held_out", client.held_out))
+        for split, part in parts:
+            # The untrained backbone is asked once for all runs; options that are read together round together.
+            key = ("untrained", client.name, split, type(part), config.batch_size, config.max_new_tokens, _digest(row))
+            if X is None:
+                scores = _remembered(world, key, lambda r=row, c=client, p=part: _scores(world, config, r, c, p))
+            else:
+                scores = _scores(world, config, row, client, part)
+            for task, metric, value in scores:
+                report.add(t, client.name, split, metric, value, task=task)
+        if world.union and X is not None:
+            key = _digest(row)
+            if key not in on_union:
+                on_union[key] = [score for part in world.union for score in _scores(world, config, row, client, part)]
+            for _, metric, value in on_union[key]:
+                report.add(t, client.name, "union", metric, value, task="union")
     return report.rows
 
 
-def _accuracy(world: World, config: RunConfig, row: Tensor | None, questions: Options) -> float:
-    """Percent of right answers of the model steered by one row of X; by nothing where it is None."""
-    state = None if row is None else world.model.spec.named(row)
-    return 100 * float(evaluate.correct(world.model, state, questions, config).double().mean())
+def _scores(world: World, config: RunConfig, row: Tensor | None, client: Client, part: Encoded) -> list[evaluate.Score]:
+    """The scores of the model steered by one row of X, by nothing where it is None."""
+    if row is None:
+        return evaluate.scores(part, world.model, None, config)
+    state = world.model.spec.named(row)
+    share = STRATEGIES[config.method].test_share(world, config, state, client, part)
+    return evaluate.scores(part, world.model, state, config, share)
 
 
 def run(config: RunConfig, folder: str | Path | None = None, resume: bool = True, *, progress: bool = True) -> Run:
@@ -201,19 +308,21 @@ def run(config: RunConfig, folder: str | Path | None = None, resume: bool = True
     if resume and (finished := store.finished(lambda: partition_of(config))):
         return finished
     world = open_world(config)
-    store.describe(world)
-    X, rows, history_M, done = store.resume(start(world, config)) if resume else (start(world, config), [], [], 0)
+    store.describe(world, trained_names(world, config))
+    begin = start(world, config)
+    X, rows, history_M, memory, done = store.resume(begin) if resume else (begin, [], [], {}, 0)
     total = sum(p.steps for p in participants(world, config)) * (config.rounds - done)
     with tqdm(desc=config.run_id, total=total, unit="step", disable=not progress, leave=False) as bar:
         if done == 0:
             rows = evaluate_all(world, config, None, 0, progress=progress)
-            store.save(0, X, history_M, rows)
+            store.save(0, X, history_M, rows, memory)
         for t in range(done + 1, config.rounds + 1):
-            X, report = federated_round(world, config, X, t, bar.update)
+            X, report = federated_round(world, config, X, t, bar.update, memory=memory)
+            memory = report.memory
             rows, history_M = rows + report.rows, [*history_M, report.M]
             if t == config.rounds or (config.eval_every and t % config.eval_every == 0):
                 rows = rows + evaluate_all(world, config, X, t, progress=progress)
-            store.save(t, X, history_M, rows)
+            store.save(t, X, history_M, rows, memory)
     return store.run(X, history_M, rows)
 
 
@@ -221,7 +330,9 @@ def _bytes(tensors: State) -> int:
     return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
-def _digest(row: Tensor) -> str:
+def _digest(row: Tensor | None) -> str:
+    if row is None:
+        return ""
     return hashlib.sha256(row.contiguous().numpy().tobytes()).hexdigest()
 
 

@@ -22,13 +22,18 @@ from torch import Tensor
 
 from .aggregation import all_but_me
 from .errors import DataError
+from .metrics import PRIMARY
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE, GREY = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#777777",
 )  # fmt: skip
 CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK)
 SHOWN_DPI = 88  # screen pixels an inch
-NAMES = {"local": "local only", "fedavg": "FedAvg", "centralised": "centralised (data pooled)"}
+NAMES = {
+    "local": "local only", "fedavg": "FedAvg", "centralised": "centralised (data pooled)", "fedit": "FedIT",
+    "fedprox": "FedProx", "fedadam": "FedAdam", "ffa": "FFA", "fedsa": "FedSA", "fedalt": "FedALT", "feddpa": "FedDPA",
+    "flora": "FLoRA", "fedsb": "Fed-SB",
+}  # fmt: skip
 AGGREGATES = {"geometric_median": "median", "mean": "mean"}
 
 
@@ -78,7 +83,7 @@ def accuracy_by_method(results: pd.DataFrame, *, by: str = "setup") -> Figure:
             ax.errorbar(seeds.mean(), place, xerr=spread, fmt="o", color=colour, markersize=8, capsize=4, linewidth=1.8)
             ax.plot(seeds, [place] * len(seeds), "|", color=colour, alpha=0.6, markersize=7)
             ax.annotate(f"{seeds.mean():.1f}", (seeds.mean(), place), (0, 7), textcoords="offset points", ha="center")
-        ax.set(title=f"{by}: {panel}", xlabel="test accuracy (%)", ylim=(len(methods) - 0.5, -0.7))
+        ax.set(title=f"{by}: {panel}", xlabel=_unit(results), ylim=(len(methods) - 0.5, -0.7))
         ax.margins(x=0.12)
     axes[0].set_yticks(range(len(methods)), methods)
     axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1))
@@ -106,7 +111,7 @@ def accuracy_by_client(results: pd.DataFrame, *, by: str = "setup") -> Figure:
             ax.plot(before, places, "o", color=GREY, markerfacecolor="white", markersize=4)
             ax.plot(after, places, "o", color=colour, markersize=6, label=method)
         ax.set_yticks(range(len(clients)), clients)
-        ax.set(title=f"{by}: {panel}", xlabel="test accuracy (%)", ylim=(len(clients) - 0.5, -0.5))
+        ax.set(title=f"{by}: {panel}", xlabel=_unit(results), ylim=(len(clients) - 0.5, -0.5))
     axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1), title="hollow: untrained")
     seeds = trained["seed"].nunique()
     return _titled(fig, "What each client gains", f"mean over {seeds} seeds" if seeds > 1 else "1 seed")
@@ -149,7 +154,7 @@ def lam_sweep(results: pd.DataFrame) -> Figure:
     if not adaptive.empty:
         level = adaptive.groupby("seed")["value"].mean().mean()
         ax.axhline(level, color=BLACK, linestyle="--", linewidth=1.5, label=f"adaptive lam, mean ({level:.1f} %)")
-    ax.set(xlabel="lam: the share of the others' aggregate that a client takes in", ylabel="test accuracy (%)")
+    ax.set(xlabel="lam: the share of the others' aggregate that a client takes in", ylabel=_unit(results))
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return _titled(fig, "How much to listen: accuracy against lam", _spread(fixed, "band"))
 
@@ -255,15 +260,19 @@ def change_by_token(change: Tensor, tokens: Sequence[str], title: str) -> Figure
 
 
 def method_labels(results: pd.DataFrame) -> pd.Series:
-    """A readable name of each row's method: "FedAvg", "FedReFT median, lam 0.3"."""
+    """A readable name of each row's method: "FedAvg", "FedReFT median, lam 0.3", "FFA (lora)".
+
+    What is trained is named where it is not LoReFT, the paper's choice.
+    """
 
     def label(row) -> str:
+        kind = "" if row.intervention == "loreft" else f" ({row.intervention})"
         if row.method in NAMES:
-            return NAMES[row.method]
+            return NAMES[row.method] + kind
         mixing = row.mixing.replace("fixed ", "lam ") if row.mixing.startswith("fixed ") else f"{row.mixing} lam"
-        return f"FedReFT {AGGREGATES[row.aggregation]}, {mixing}"
+        return f"FedReFT {AGGREGATES[row.aggregation]}, {mixing}{kind}"
 
-    kinds = results[["method", "aggregation", "mixing"]]
+    kinds = results[["method", "aggregation", "mixing", "intervention"]]
     names = {tuple(row): label(row) for row in kinds.drop_duplicates().itertuples(index=False)}
     return pd.Series([names[tuple(row)] for row in kinds.itertuples(index=False)], index=results.index, dtype=object)
 
@@ -272,7 +281,10 @@ def method_colour(method: str, aggregation: str, mixing: str) -> str:
     """The colour of a method in every picture."""
     if method == "fedreft" and mixing == "adaptive":
         return RED if aggregation == "mean" else GREEN
-    others = {"local": BLACK, "fedavg": ORANGE, "centralised": PURPLE}
+    others = {
+        "local": BLACK, "fedavg": ORANGE, "fedit": ORANGE, "fedprox": ORANGE, "fedadam": ORANGE, "centralised": PURPLE,
+        "ffa": YELLOW, "fedsa": YELLOW, "fedsb": YELLOW, "fedalt": RED, "feddpa": RED, "flora": PURPLE,
+    }  # fmt: skip
     return others.get(method, SKY if aggregation == "mean" else BLUE)
 
 
@@ -286,9 +298,16 @@ def _rows(results: pd.DataFrame, metric: str, split: str) -> pd.DataFrame:
 
 
 def _accuracies(results: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Test accuracies (after each run's last round, before its first)."""
-    rows = _rows(results, "accuracy", "test")
+    """Test scores of the tasks' primary metrics (after each run's last round, before its first)."""
+    scores = results[results["metric"].isin(PRIMARY)].assign(metric="score")
+    rows = _rows(scores, "score", "test")
     return rows[rows["round"] == rows["rounds"]], rows[rows["round"] == 0]
+
+
+def _unit(results: pd.DataFrame) -> str:
+    """What a score of these results is."""
+    found = set(results["metric"]) & set(PRIMARY)
+    return "test accuracy (%)" if found == {"accuracy"} else "test score (%): " + ", ".join(sorted(found))
 
 
 def _line(ax: Axes, rows: pd.DataFrame, x: str, *, band: bool = True, **style) -> None:

@@ -43,6 +43,22 @@ class Intervention:
         """Whether some state leaves every h as it is: not so where R h is taken away and no W h can give it back."""
         return self.maps or not self.subtracts
 
+    residual = True  # edits the residual stream, (d,) to (d,)
+
+    @property
+    def subspace(self) -> tuple[str, ...]:
+        """The tensors that say *where* it edits; `map` are those that say *what* (a method may share only one)."""
+        return ("R",)
+
+    @property
+    def map(self) -> tuple[str, ...]:
+        return ("W", "b") if self.maps else ("b",)
+
+    @property
+    def rotated(self) -> tuple[str, ...]:
+        """The tensors whose rows are kept orthonormal, in training and after aggregation."""
+        return ("R",) if self.orthonormal else ()
+
     def shapes(self, sites: int, rank: int, d: int) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the trainable tensors, in the order in which they are flattened."""
         shapes = {"R": (sites, rank, d), "W": (sites, rank, d), "b": (sites, rank)}
@@ -78,15 +94,28 @@ class Intervention:
         Computed in the state's precision, returned in that of h. Leading dimensions broadcast, so rows of a
         batch may each be steered by their own state.
         """
-        R, x = phi["R"], h.to(phi["R"].dtype)
+        x = h.to(phi["R"].dtype)
+        return (x + self.delta(x, phi)).to(h.dtype)
+
+    def delta(self, x: Tensor, phi: State) -> Tensor:
+        """What the edit adds to x (..., n, d), in the precision of both."""
+        R = phi["R"]
         b = phi["b"].unsqueeze(-2)  # (..., 1, r)
         if self.maps:
-            # W - R is formed first: at the identity start the edit is then exactly zero, not a rounding error.
-            A = phi["W"] - R if self.subtracts else phi["W"]
-            source = x @ A.mT + b  # (..., n, r)
-        else:
-            source = b - x @ R.mT if self.subtracts else b
-        return (x + source @ R).to(h.dtype)
+            return (x @ self._map(phi).mT + b) @ R
+        return (b - x @ R.mT if self.subtracts else b) @ R
+
+    def _map(self, phi: State) -> Tensor:
+        # W - R is formed first: at the identity start the edit is then exactly zero, not a rounding error.
+        return phi["W"] - phi["R"] if self.subtracts else phi["W"]
+
+    def as_map(self, phi: State) -> State:
+        """The edit as x -> B A x + c (a LoRA on the residual stream, with an offset):
+
+        A (..., r, d), B (..., d, r), c (..., d).
+        """
+        A = self._map(phi) if self.maps else -phi["R"] if self.subtracts else torch.zeros_like(phi["R"])
+        return {"A": A, "B": phi["R"].mT, "c": (phi["b"].unsqueeze(-2) @ phi["R"]).squeeze(-2)}
 
 
 LoReFT = Intervention("loreft", orthonormal=True, maps=True, subtracts=True, pyreft_class="LoreftIntervention")

@@ -4,9 +4,8 @@ Reconstruction, as the paper's schedule is not printed: AdamW, linear warm-up an
 clipping; the optimiser is made anew each round, as the reference code of the paper's baselines does.
 """
 
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +13,9 @@ import torch
 from .config import RunConfig
 from .interventions import State
 from .rotation import Rotation
+from .schedule import batches, learning_rate
 from .steering import SteeredModel
-from .worlds import Answers
+from .worlds import Answers, Labels
 
 
 @dataclass(frozen=True)
@@ -28,84 +28,91 @@ class Trained:
 
 
 class Coordinates:
-    """What the optimiser moves: A in place of an R that is kept orthonormal, and every other tensor as it is."""
+    """What the optimiser moves: A in place of an R that is kept orthonormal, and every other tensor as it is.
 
-    def __init__(self, state: State, *, orthonormal: bool, complement: torch.Tensor | None = None):
-        self.rotation = Rotation(state["R"], complement) if orthonormal else None
-        self.free = {name: tensor.detach().clone() for name, tensor in state.items()}
-        if self.rotation:
-            self.free["R"] = self.rotation.start()
+    rotated: names of the tensors that are kept orthonormal. trains: names of those that move (None: all); the others
+    stay as they are. complement: see Rotation, for a single rotated tensor.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        *,
+        rotated: Sequence[str] = (),
+        trains: Sequence[str] | None = None,
+        complement: torch.Tensor | None = None,
+    ):
+        moving = set(state if trains is None else trains)
+        self.rotations = {name: Rotation(state[name], complement) for name in rotated if name in moving}
+        self.fixed = {name: tensor for name, tensor in state.items() if name not in moving}
+        self.free = {
+            name: self.rotations[name].start() if name in self.rotations else tensor.detach().clone()
+            for name, tensor in state.items()
+            if name in moving
+        }
         for tensor in self.free.values():
             tensor.requires_grad_()
+        self.names = tuple(state)
 
     def state(self) -> State:
         """The state at the present coordinates, differentiable in them."""
-        return {**self.free, "R": self.rotation(self.free["R"])} if self.rotation else dict(self.free)
+        here = {**self.fixed, **self.free, **{n: rotate(self.free[n]) for n, rotate in self.rotations.items()}}
+        return {name: here[name] for name in self.names}
 
     def groups(self, weight_decay: float, decayed: tuple[str, ...]) -> list[dict]:
         """AdamW's parameter groups. R is never decayed: A has its own origin, and see trap 1 of RunConfig.decayed."""
+        decays = {n for n in self.free if n.rsplit(".", 1)[-1] in decayed and n not in self.rotations}
         return [
-            {"params": [t for n, t in self.free.items() if n in decayed and n != "R"], "weight_decay": weight_decay},
-            {"params": [t for n, t in self.free.items() if n not in decayed or n == "R"], "weight_decay": 0.0},
+            {"params": [t for n, t in self.free.items() if n in decays], "weight_decay": weight_decay},
+            {"params": [t for n, t in self.free.items() if n not in decays], "weight_decay": 0.0},
         ]
-
-
-def learning_rate(step: int, steps: int, warmup: float, schedule: str) -> float:
-    """Factor on lr at `step` of `steps` (from 0): rises over the warm-up share, then falls linearly or stays."""
-    rising = math.ceil(warmup * steps)
-    if step < rising:
-        return (step + 1) / rising
-    return 1.0 if schedule == "constant" else (steps - step) / (steps - rising)
 
 
 def train(
     model: SteeredModel,
     state: State,
-    data: Answers,
+    data: Answers | Labels,
     config: RunConfig,
     *,
     steps: int,
     seed: int,
+    trains: Sequence[str] | None = None,
+    share: float | None = None,
+    proximal: float = 0.0,
     on_step: Callable[[], object] = lambda: None,
 ) -> Trained:
-    """`steps` steps of AdamW on the answers' cross-entropy (mean over a batch's answer tokens), from `state`.
+    """`steps` steps of AdamW on the mean loss of a batch (an answer's tokens, or labels), from `state`.
+
+    trains: the tensors that move, all of them by default. share: of the local branch, for states that have one.
+    proximal: FedProx's mu; mu / 2 times the squared distance to `state`, over the tensors that move, is added.
 
     The same arguments give the same bits on a CPU. Raises nothing of its own: a loss that is not finite shows in
     the state and is refused at admission.
     """
     began = time.perf_counter()
-    device = model.backbone.device
-    coordinates = Coordinates({n: t.to(device) for n, t in state.items()}, orthonormal=model.intervention.orthonormal)
+    origin = {name: tensor.to(model.backbone.device) for name, tensor in state.items()}
+    coordinates = Coordinates(origin, rotated=model.adapter.rotated, trains=trains)
     optimiser = torch.optim.AdamW(coordinates.groups(config.weight_decay, config.decayed), lr=config.lr)
     rate = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: learning_rate(min(step, steps - 1), steps, config.warmup, config.schedule)
     )
     losses = []
-    for indices in batches(len(data), config.batch_size, steps, seed):
-        logprobs, _ = model.answer_logprobs(data.batch(model, indices), coordinates.state())
-        loss = -logprobs.mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(list(coordinates.free.values()), config.clip)
-        optimiser.step()
-        rate.step()
-        losses.append(float(loss.detach()))
-        on_step()
+    with torch.random.fork_rng(enabled=config.dropout > 0):
+        if config.dropout > 0:
+            torch.manual_seed(seed)  # dropout alone draws from torch's own generator
+        for indices in batches(len(data), config.batch_size, steps, seed):
+            phi = coordinates.state()
+            loss = data.losses(model, indices, phi, share=share, dropout=config.dropout).mean()
+            objective = loss
+            if proximal:
+                objective = loss + proximal / 2 * sum((phi[n] - origin[n]).square().sum() for n in coordinates.free)
+            optimiser.zero_grad(set_to_none=True)
+            objective.backward()
+            torch.nn.utils.clip_grad_norm_(list(coordinates.free.values()), config.clip)
+            optimiser.step()
+            rate.step()
+            losses.append(float(loss.detach()))
+            on_step()
     with torch.no_grad():
         trained = {name: tensor.detach().to("cpu") for name, tensor in coordinates.state().items()}
     return Trained(trained, losses, time.perf_counter() - began)
-
-
-def steps_per_round(examples: int, config: RunConfig) -> int:
-    """local_steps, or as many as local_epochs passes take."""
-    return config.local_steps or config.local_epochs * math.ceil(examples / config.batch_size)
-
-
-def batches(examples: int, size: int, steps: int, seed: int) -> list[list[int]]:
-    """Indices of `steps` batches: a fresh shuffle for each pass over the examples; a pass's last batch may be small."""
-    generator = torch.Generator().manual_seed(seed)
-    chosen: list[list[int]] = []
-    while len(chosen) < steps:
-        order = torch.randperm(examples, generator=generator).tolist()
-        chosen += [order[i : i + size] for i in range(0, examples, size)]
-    return chosen[:steps]

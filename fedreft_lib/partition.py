@@ -23,7 +23,7 @@ import pandas as pd
 
 from fedreft_lib.errors import ConfigError, DataError
 from fedreft_lib.randomness import derive
-from fedreft_lib.tasks.questions import Question
+from fedreft_lib.tasks.questions import Item
 
 SETUPS = ("distinct", "mixed", "iid", "dirichlet")
 SPLITS = ("train", "held_out", "test")
@@ -31,10 +31,11 @@ SPLITS = ("train", "held_out", "test")
 
 @dataclass(frozen=True)
 class Pool:
-    """All questions of one task."""
+    """All items of one task. Held-out ones come from `dev` where there is one, else out of the training set."""
 
-    train: tuple[Question, ...]
-    test: tuple[Question, ...]
+    train: tuple[Item, ...]
+    test: tuple[Item, ...]
+    dev: tuple[Item, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ class ClientData:
     """One client's questions; `held_out` comes from the training questions and is never trained on."""
 
     name: str
-    train: tuple[Question, ...]
-    held_out: tuple[Question, ...]
-    test: tuple[Question, ...]
+    train: tuple[Item, ...]
+    held_out: tuple[Item, ...]
+    test: tuple[Item, ...]
 
 
 def partition(
@@ -73,14 +74,19 @@ def partition(
 
     hands = [{split: [] for split in SPLITS} for _ in range(clients)]
     for t, task in enumerate(tasks):
-        _check_enough(task, "training", len(pools[task].train), int((train + held_out)[:, t].sum()), clients)
+        has_dev = bool(pools[task].dev)
+        out_of_train = train if has_dev else train + held_out
+        _check_enough(task, "training", len(pools[task].train), int(out_of_train[:, t].sum()), clients)
+        if has_dev:
+            _check_enough(task, "held-out", len(pools[task].dev), int(held_out[:, t].sum()), clients)
         _check_enough(task, "test", len(pools[task].test), int(test[:, t].sum()), clients)
         from_train = iter(_shuffled(pools[task].train, seed, setup, task, "train"))
         from_test = iter(_shuffled(pools[task].test, seed, setup, task, "test"))
+        from_dev = iter(_shuffled(pools[task].dev, seed, setup, task, "dev")) if has_dev else from_train
         # all training sets before the first held-out one: a change of held_out_size leaves the training sets alone
         for split, counts, deck in (
             ("train", train, from_train),
-            ("held_out", held_out, from_train),
+            ("held_out", held_out, from_dev),
             ("test", test, from_test),
         ):
             for hand, count in zip(hands, counts[:, t], strict=True):
@@ -102,8 +108,9 @@ def drop_repeats(pools: Mapping[str, Pool]) -> tuple[dict[str, Pool], dict[str, 
     """
     seen: set[str] = set()
     test = {task: _first_seen(pool.test, seen) for task, pool in pools.items()}
+    dev = {task: _first_seen(pool.dev, seen) for task, pool in pools.items()}
     train = {task: _first_seen(pool.train, seen) for task, pool in pools.items()}
-    kept = {task: Pool(train[task], test[task]) for task in pools}
+    kept = {task: Pool(train[task], test[task], dev[task]) for task in pools}
     dropped = {
         task: {"train": len(pool.train) - len(train[task]), "test": len(pool.test) - len(test[task])}
         for task, pool in pools.items()
@@ -187,11 +194,11 @@ def _rng(seed: int, *purpose: str) -> np.random.Generator:
     return np.random.default_rng(derive(seed, "partition", *purpose))
 
 
-def _shuffled(questions: Sequence[Question], seed: int, *purpose: str) -> list[Question]:
+def _shuffled(questions: Sequence[Item], seed: int, *purpose: str) -> list[Item]:
     return [questions[i] for i in _rng(seed, *purpose).permutation(len(questions))]
 
 
-def _first_seen(questions: Sequence[Question], seen: set[str]) -> tuple[Question, ...]:
+def _first_seen(questions: Sequence[Item], seen: set[str]) -> tuple[Item, ...]:
     """The questions whose uid is not in `seen`, which is filled on the way."""
     fresh = []
     for question in questions:

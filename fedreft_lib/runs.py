@@ -8,9 +8,10 @@ checkpoints/round_NNNN.safetensors   X (N, P) after the round, and M (rounds, N,
 
 import hashlib
 import json
+import math
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,9 @@ from torch import Tensor
 
 from .config import RunConfig
 from .errors import ConfigError, FedReFTError
+from .heads import PREFIX
+from .interventions import State
+from .metrics import PRIMARY
 from .states import Spec, load_tensors, save_tensors, write_text
 
 if TYPE_CHECKING:
@@ -36,8 +40,9 @@ RESULTS = (
     "layers", "clients", "rounds", "seed", "round", "client", "split", "metric", "value", "trainable_params",
     "head_params", "uplink_bytes", "downlink_bytes", "seconds",
 )  # fmt: skip
+SERVER = "server."  # before the names of the server's own tensors in a checkpoint
 # Modules that only show results; a change in them leaves finished runs valid.
-SHOWS_ONLY = ("figures", "tables", "widgets", "report", "batch", "ledger", "__main__")
+SHOWS_ONLY = ("figures", "tables", "widgets", "report", "batch", "ledger", "audit", "paper_tables", "judge", "__main__")
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Run:
     mixing_matrices: Tensor
     manifest: dict
     folder: Path | None
+    memory: State = field(default_factory=dict)  # what the server keeps between rounds, where a method needs that
 
     @property
     def results(self) -> pd.DataFrame:
@@ -62,13 +68,13 @@ class Run:
             mixing=config.mixing_name, intervention=config.intervention, rank=config.rank,
             layers=config.layers if isinstance(config.layers, str) else " ".join(map(str, config.layers)),
             clients=config.clients, rounds=config.rounds, seed=config.seed,
-            trainable_params=self.spec.size, head_params=0,
+            trainable_params=self.manifest["trainable_params"], head_params=self.manifest["head_params"],
         )  # fmt: skip
         return table[list(RESULTS)]
 
     def accuracy(self, round: int | None = None, split: str = "test") -> pd.Series:
-        """Accuracy in percent of each client after a round (default: the last)."""
-        chosen = self.history.query("metric == 'accuracy' and split == @split")
+        """Accuracy (or the task's own primary metric) in percent of each client after a round (default: the last)."""
+        chosen = self.history[self.history["metric"].isin(PRIMARY) & (self.history["split"] == split)]
         last = chosen["round"].max() if round is None else round
         return chosen[chosen["round"] == last].set_index("client")["value"]
 
@@ -100,10 +106,11 @@ class Store:
         os.utime(self.folder / "manifest.json")  # says that the run is in use, see batch.set_aside
         return load_run(self.folder)
 
-    def describe(self, world: "World") -> None:
-        """Note what the run depends on besides its config."""
+    def describe(self, world: "World", trained: tuple[str, ...]) -> None:
+        """Note what the run depends on besides its config; `trained` names the tensors that a client trains."""
         backbone = world.model.backbone
         self.spec = world.model.spec
+        sizes = {name: math.prod(shape) for name, shape in self.spec.shapes}
         self.manifest = {
             "code": code_fingerprint(),
             "backbone": backbone.fingerprint,
@@ -113,19 +120,21 @@ class Store:
             "threads": torch.get_num_threads(),
             "python": platform.python_version(),
             "versions": {name: version(name) for name in ("torch", "transformers", "numpy")},
+            "trainable_params": sum(sizes[name] for name in trained),
+            "head_params": sum(size for name, size in sizes.items() if name.startswith(PREFIX)),
             "spec": [[name, list(shape)] for name, shape in self.spec.shapes],
         }
 
-    def resume(self, start: Tensor) -> tuple[Tensor, list[dict], list[Tensor], int]:
-        """(X, history rows, mixing matrices, rounds done) of the folder, or `start` where nothing usable is there."""
-        fresh = (start, [], [], 0)
+    def resume(self, start: Tensor) -> tuple[Tensor, list[dict], list[Tensor], State, int]:
+        """(X, history rows, mixing matrices, server's memory, rounds done); `start` where nothing usable is there."""
+        fresh = (start, [], [], {}, 0)
         found = self._usable_manifest()
         if found is None or any(
             found[key] != self.manifest[key] for key in ("code", "backbone", "data", "dtype", "spec")
         ):
             return fresh
         run = load_run(self.folder)
-        return run.states, run.history.to_dict("records"), list(run.mixing_matrices), found["round"]
+        return run.states, run.history.to_dict("records"), list(run.mixing_matrices), run.memory, found["round"]
 
     def _usable_manifest(self) -> dict | None:
         """The folder's manifest, or None where there is none or the checkpoint that it names is gone."""
@@ -134,7 +143,7 @@ class Store:
         manifest = read_manifest(self.folder)
         return manifest if (self.folder / "checkpoints" / manifest["checkpoint"]).exists() else None
 
-    def save(self, t: int, X: Tensor, mixing_matrices: list[Tensor], rows: list[dict]) -> None:
+    def save(self, t: int, X: Tensor, mixing_matrices: list[Tensor], rows: list[dict], memory: State) -> None:
         """Write round t; until the manifest names it, the round before it stays the valid one."""
         self.manifest |= {"round": t, "rounds": self.config.rounds, "checkpoint": f"round_{t:04d}.safetensors"}
         if self.folder is None:
@@ -144,7 +153,8 @@ class Store:
         if t == 0:
             (self.folder / "manifest.json").unlink(missing_ok=True)  # it would vouch for the files that now come
             write_text(self.folder / "config.json", self.config.model_dump_json(indent=1))
-        save_tensors({"X": X, "M": _stacked(mixing_matrices, len(X))}, checkpoints / self.manifest["checkpoint"])
+        tensors = {"X": X, "M": _stacked(mixing_matrices, len(X)), **{SERVER + n: m for n, m in memory.items()}}
+        save_tensors(tensors, checkpoints / self.manifest["checkpoint"])
         write_text(self.folder / "history.csv", history_of(rows).to_csv(index=False, na_rep="nan"))
         write_text(self.folder / "manifest.json", json.dumps(self.manifest, indent=1))
         kept = {f"round_{each:04d}.safetensors" for each in (t, t - 1)}
@@ -167,7 +177,8 @@ def load_run(folder: str | Path) -> Run:
     # A crash between history and manifest leaves rows of a round that is not whole; it is computed again.
     history = history_of(history[history["round"] <= manifest["round"]].to_dict("records"))
     spec = Spec.of({name: tuple(shape) for name, shape in manifest["spec"]})
-    return Run(config, history, tensors["X"], spec, tensors["M"], manifest, folder)
+    memory = {name.removeprefix(SERVER): t for name, t in tensors.items() if name.startswith(SERVER)}
+    return Run(config, history, tensors["X"], spec, tensors["M"], manifest, folder, memory)
 
 
 def load_runs(folder: str | Path) -> list[Run]:

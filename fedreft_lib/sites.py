@@ -12,12 +12,13 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .errors import ConfigError
-from .interventions import Intervention, State
+from .interventions import State
 
 
 def parse_positions(text: str) -> tuple[int, int]:
@@ -104,19 +105,35 @@ class Positions:
     indices: dict[str, Tensor]
 
 
+class Edits(Protocol):
+    """What `intervene` needs of an intervention."""
+
+    def edit(self, h: Tensor, phi: State) -> Tensor:
+        """Phi(h) for h (n, d) and the tensors of one site."""
+
+
 @contextmanager
 def intervene(
-    layers: Sequence[nn.Module], intervention: Intervention, state: State, sites: Sites, positions: Positions
+    layers: Sequence[nn.Module],
+    intervention: Edits,
+    state: State,
+    sites: Sites,
+    positions: Positions,
+    *,
+    share: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> Iterator[None]:
     """Within this context, the next forward pass over the batch of `positions` is steered by `state`.
 
     Each hook acts once: when a model generates with a cache, the prompt is steered as it is read and the tokens
     that follow are left alone. `layers` are the model's transformer blocks, numbered as in `sites`.
+
+    share (B,): for interventions of two branches, each row's share of the local one, passed on as phi["share"].
+    dropout: on the edited hidden states, as in pyreft; for training only.
     """
-    # One differentiable take-apart of the stacked tensors: S selects would each build a gradient of full size.
-    per_site = [
-        dict(zip(state, parts, strict=True)) for parts in zip(*(t.unbind(0) for t in state.values()), strict=True)
-    ]
+    per_site = unstacked(state)
+    if share is not None:
+        shares = {group: share[index // positions.shape[1], None] for group, index in positions.indices.items()}
 
     def hook_for(layer: int):
         acted = False
@@ -130,11 +147,14 @@ def intervene(
             if tuple(h.shape[:2]) != positions.shape:
                 raise ValueError(f"positions are for a batch of {positions.shape}, the model runs {tuple(h.shape[:2])}")
             flat = h.reshape(-1, h.shape[-1])  # (B * T, d)
-            edited = [
-                intervention.edit(flat[index], per_site[sites.index(layer, group)])
-                for group, index in positions.indices.items()
-            ]
-            flat = flat.index_copy(0, torch.cat(list(positions.indices.values())), torch.cat(edited))
+            edited = []
+            for group, index in positions.indices.items():
+                phi = per_site[sites.index(layer, group)]
+                if share is not None:
+                    phi = {**phi, "share": shares[group]}
+                edited.append(intervention.edit(flat[index], phi))
+            written = nn.functional.dropout(torch.cat(edited), dropout, training=dropout > 0)
+            flat = flat.index_copy(0, torch.cat(list(positions.indices.values())), written)
             h = flat.view_as(h)
             return (h, *output[1:]) if isinstance(output, tuple) else h  # a tuple up to transformers 4.53
 
@@ -148,3 +168,9 @@ def intervene(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def unstacked(state: State) -> list[State]:
+    """The tensors of each place: (S, ...) -> S times (...)."""
+    # One differentiable take-apart of the stacked tensors: S selects would each build a gradient of full size.
+    return [dict(zip(state, parts, strict=True)) for parts in zip(*(t.unbind(0) for t in state.values()), strict=True)]

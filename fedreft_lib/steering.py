@@ -6,63 +6,80 @@ The backbone is shared by all clients; a client is nothing but the state that is
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
+import transformers
 from torch import Tensor, nn
 
+from .adapters import Adapter
 from .backbone import Backbone
 from .batches import Batch, Sequence, by_length, collate
-from .interventions import Intervention, State
-from .sites import Sites, intervene
+from .heads import PREFIX, Head
+from .interventions import State
 from .states import Spec
 
+BLOCKS_RETURN_TUPLES = tuple(map(int, transformers.__version__.split(".")[:2])) < (4, 54)
 # Models whose blocks take what comes before them as plain `inputs_embeds`, so that they can start in the middle.
 STARTS_ANYWHERE = ("llama", "mistral", "qwen2", "qwen3")
 
 
 class SteeredModel:
-    """One backbone, one kind of intervention, one set of sites; any number of states."""
+    """One backbone, one adapter, a classification head where the task has one; any number of states.
 
-    def __init__(self, backbone: Backbone, intervention: Intervention, sites: Sites, rank: int):
-        self.backbone, self.intervention, self.sites, self.rank = backbone, intervention, sites, rank
-        self.spec = Spec.of(intervention.shapes(len(sites), rank, backbone.hidden_size))
+    >>> from fedreft_lib import AtSites, LoReFT, Sites, load_backbone
+    >>> backbone = load_backbone("tiny-llama")
+    >>> model = SteeredModel(backbone, AtSites(LoReFT, Sites((2,), prefix=3, suffix=3), rank=4, d=64))
+    >>> model.spec.size  # two sites of 2 r d + r
+    1032
+    """
+
+    def __init__(self, backbone: Backbone, adapter: Adapter, head: Head | None = None):
+        self.backbone, self.adapter, self.head = backbone, adapter, head
+        self.spec = Spec.of({**adapter.shapes, **(head.shapes if head else {})})
         self.pad_id = backbone.tokenizer.pad_token_id
-        self._blocks_return_tuples = False  # as transformers up to 4.53 does; seen in `hidden_below`
 
     def start(self, init: str, seed: int) -> State:
         """A fresh state, the same for the same seed on every machine."""
         generator = torch.Generator().manual_seed(seed)
-        return self.intervention.init(
-            len(self.sites), self.rank, self.backbone.hidden_size, start=init, generator=generator
-        )
+        return {**self.adapter.start(init, generator), **(self.head.start(generator) if self.head else {})}
 
     def batch(self, sequences: Many[Sequence], *, side: str = "right", hidden: Many[Tensor] | None = None) -> Batch:
         return collate(sequences, self.pad_id, self.backbone.device, side=side, hidden=hidden)
 
-    def hidden_states(self, batch: Batch, state: State | None) -> Tensor:
+    def hidden_states(self, batch: Batch, state: State | None, dropout: float = 0.0) -> Tensor:
         """Last hidden states (B, T, d), steered by `state`; by nothing where it is None."""
-        with self._blocks(batch) as (layers, inputs), self._steered(layers, batch, state):
+        with self._blocks(batch) as (layers, inputs), self._steered(layers, batch, state, dropout):
             return self.backbone.model.base_model(**inputs, **self._reading(batch)).last_hidden_state
 
-    def answer_logprobs(self, batch: Batch, state: State | None) -> tuple[Tensor, Tensor]:
+    def class_logits(self, batch: Batch, state: State, dropout: float = 0.0) -> Tensor:
+        """The head's outputs (B, outputs), read off the first token."""
+        return self.head.logits(self.hidden_states(batch, state, dropout)[:, 0], self._moved(state), dropout)
+
+    def answer_logprobs(self, batch: Batch, state: State | None, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
         """Log-probability (M,) of every answer token of the batch, and the number (M,) of the answer it belongs to.
 
         Logits are computed at these tokens only: the vocabulary is the widest product of a small model.
         """
-        hidden = self.hidden_states(batch, state)
+        hidden = self.hidden_states(batch, state, dropout)
         row, source, column, answer = batch.targets.unbind(1)
         logits = self.backbone.model.get_output_embeddings()(hidden[row, source])  # (M, V)
         return -nn.functional.cross_entropy(logits.float(), batch.ids[row, column], reduction="none"), answer
 
     @torch.no_grad()
-    def generate(self, prompts: Many[Sequence], state: State | None, max_new_tokens: int) -> list[str]:
-        """Greedy continuations, read with a key-value cache; only prompt positions are steered."""
+    def generate(
+        self, prompts: Many[Sequence], state: State | None, max_new_tokens: int, *, share: Tensor | None = None
+    ) -> list[str]:
+        """Greedy continuations, read with a key-value cache, each until the end token.
+
+        Interventions steer the prompt alone; additions in linear modules act on every token.
+        """
         model, tokenizer = self.backbone.model, self.backbone.tokenizer
-        batch = self.batch(prompts, side="left")
+        batch = replace(self.batch(prompts, side="left"), share=share)
         mask, tokens, cache = batch.mask, batch.ids, None
         running = torch.ones(len(prompts), dtype=torch.bool, device=tokens.device)
         produced: list[list[int]] = [[] for _ in prompts]
-        with self._steered(self.backbone.layers, batch, state):  # its hooks act on the first pass alone
+        with self._steered(self.backbone.layers, batch, state):
             for _ in range(max_new_tokens):
                 place = (mask.cumsum(1) - 1).clamp_min(0)[:, -tokens.shape[1] :]
                 out = model.base_model(
@@ -81,19 +98,19 @@ class SteeredModel:
 
     @property
     def can_start_in_the_middle(self) -> bool:
-        """Whether `hidden_below` saves anything: the first site is above block 0, and the model takes its output."""
+        """Whether `hidden_below` saves anything: the state acts above block 0, and the model takes its output."""
         config = self.backbone.model.config
         alike = len(set(getattr(config, "layer_types", None) or [])) < 2  # else block n attends as its number says
-        return self.sites.layers[0] > 0 and alike and config.model_type in STARTS_ANYWHERE
+        return self.adapter.below > 0 and alike and config.model_type in STARTS_ANYWHERE
 
     @torch.no_grad()
     def hidden_below(self, sequences: Many[Sequence], batch_size: int = 16) -> list[Tensor]:
-        """For each sequence the output (T_i, d) of the first steered block, before it is steered.
+        """For each sequence the output (T_i, d) of the last block that no state reaches (`adapter.below`).
 
         It depends on the data alone, so it serves every round, client state, method and mixing weight. The batches
         depend on `sequences` alone too, so the same list gives the same bits.
         """
-        last = self.sites.layers[0]
+        last = self.adapter.below
         caught: list = []
         handle = self.backbone.layers[last].register_forward_hook(lambda module, args, output: caught.append(output))
         found: dict[int, Tensor] = {}
@@ -103,8 +120,7 @@ class SteeredModel:
                     batch = self.batch([sequences[i] for i in indices])
                     self.backbone.model.base_model(input_ids=batch.ids, **self._reading(batch))
                     output = caught.pop()
-                    self._blocks_return_tuples = isinstance(output, tuple)
-                    hidden = output[0] if self._blocks_return_tuples else output
+                    hidden = output[0] if isinstance(output, tuple) else output
                     found |= {i: hidden[row, : len(sequences[i].ids)].clone() for row, i in enumerate(indices)}
         finally:
             handle.remove()
@@ -113,7 +129,8 @@ class SteeredModel:
     def _reading(self, batch: Batch) -> dict:
         """How the model is to read a batch: what each token sees and where it stands."""
         if self.backbone.kind == "encoder":  # reads prompts alone, and numbers positions itself (RoBERTa from 2)
-            return {"attention_mask": batch.mask}
+            types = getattr(self.backbone.model.config, "type_vocab_size", 1) > 1 and batch.segments is not None
+            return {"attention_mask": batch.mask, **({"token_type_ids": batch.segments} if types else {})}
         return {
             "attention_mask": batch.attention(self.backbone.dtype),
             "position_ids": batch.places,
@@ -121,14 +138,16 @@ class SteeredModel:
         }
 
     @contextmanager
-    def _steered(self, layers, batch: Batch, state: State | None) -> Iterator[None]:
+    def _steered(self, layers, batch: Batch, state: State | None, dropout: float = 0.0) -> Iterator[None]:
         if state is None:
             yield
             return
-        positions = self.sites.positions(batch.prompt_lengths, batch.starts, tuple(batch.ids.shape))
-        state = {name: tensor.to(self.backbone.device) for name, tensor in state.items()}
-        with intervene(layers, self.intervention, state, self.sites, positions):
+        state = {name: tensor for name, tensor in self._moved(state).items() if not name.startswith(PREFIX)}
+        with self.adapter.attached(layers, state, batch, dropout):
             yield
+
+    def _moved(self, state: State) -> State:
+        return {name: tensor.to(self.backbone.device) for name, tensor in state.items()}
 
     @contextmanager
     def _blocks(self, batch: Batch) -> Iterator[tuple]:
@@ -136,8 +155,8 @@ class SteeredModel:
         if batch.hidden is None:
             yield self.backbone.layers, {"input_ids": batch.ids}
             return
-        first = self.sites.layers[0]
-        stand_in = _PassOn(self._blocks_return_tuples)
+        first = self.adapter.below
+        stand_in = _PassOn()
         blocks = [stand_in, *self.backbone.layers[first + 1 :]]
         with self._replaced(blocks):
             yield dict(enumerate(blocks, start=first)), {"inputs_embeds": batch.hidden}
@@ -155,9 +174,5 @@ class SteeredModel:
 class _PassOn(nn.Module):
     """Stands for the block whose output is cached, so that its site has a module to hook on."""
 
-    def __init__(self, returns_tuple: bool):
-        super().__init__()
-        self.returns_tuple = returns_tuple
-
     def forward(self, hidden_states: Tensor, *args, **kwargs):
-        return (hidden_states,) if self.returns_tuple else hidden_states
+        return (hidden_states,) if BLOCKS_RETURN_TUPLES else hidden_states

@@ -8,16 +8,18 @@ import pandas as pd
 from scipy import stats
 
 from .figures import method_labels
+from .metrics import PRIMARY
 
 
 def accuracies(results: pd.DataFrame) -> pd.DataFrame:
-    """One row per (experiment, setup, method, seed, client): accuracy untrained and trained, on the client's own test.
+    """One row per (experiment, setup, method, seed, client, task, metric): untrained and trained, on the client's test.
 
-    "untrained" is the bare backbone (round 0), "trained" the run's last round.
+    The metrics are the tasks' primary ones (accuracy for most). "untrained" is the bare backbone (round 0), "trained"
+    the run's last round.
     """
-    rows = results.query("metric == 'accuracy' and split == 'test'").assign(method=lambda table: method_labels(table))
-    rows = rows.sort_values("round", kind="stable")
-    keys = ["experiment", "setup", "method", "seed", "client"]
+    rows = results[results["metric"].isin(PRIMARY) & (results["split"] == "test")]
+    rows = rows.assign(method=method_labels(rows)).sort_values("round", kind="stable")
+    keys = ["experiment", "benchmark", "setup", "method", "seed", "client", "task", "metric"]
     grouped = rows.groupby(keys, sort=False)["value"]
     return pd.DataFrame({"untrained": grouped.first(), "trained": grouped.last()}).reset_index()
 
@@ -40,7 +42,7 @@ def against(results: pd.DataFrame, reference: str, by: str = "setup") -> pd.Data
     inside it is no difference, one just outside it is a hint.
     """
     trained = accuracies(results)
-    table = trained.pivot_table(index=[by, "seed", "client"], columns="method", values="trained", sort=False)
+    table = trained.pivot_table(index=[by, "seed", "client", "task"], columns="method", values="trained", sort=False)
     rows = []
     for group, part in table.groupby(level=by, sort=False):
         for method in part.columns.drop(reference):

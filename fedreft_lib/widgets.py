@@ -122,8 +122,7 @@ def live_mixing(run: Run) -> None:
     def held_out_loss(client: str, lam: float) -> str:
         k = names.index(client)
         state = run.spec.named(mix(run.states, received.A, lam)[k])
-        if world.model.intervention.orthonormal:
-            state["R"] = retract(state["R"], run.config.retraction)
+        state |= {name: retract(state[name], run.config.retraction) for name in world.model.adapter.rotated}
         loss = evaluate.loss(world.model, state, world.clients[k].held_out, run.config.batch_size)
         return f"{client} with lam {lam:.2f}: held-out loss {loss:.4f}"
 

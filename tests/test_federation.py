@@ -127,7 +127,7 @@ def test_what_is_remembered_of_another_run_changes_nothing(change):
 
 
 def test_the_untrained_accuracy_that_is_remembered_is_that_of_the_same_batches(monkeypatch):
-    def correct(model, state, options, config):
+    def correct(model, state, options, config, share):
         return torch.tensor([config.batch_size == 4])  # stands for what other batches round otherwise
 
     monkeypatch.setattr(evaluate, "correct", correct)
@@ -192,7 +192,8 @@ def test_bytes_are_those_of_the_states_that_are_exchanged(fields):
 def test_round_0_is_the_bare_backbone():
     config = small(rounds=1, init="random", test_size=20)
     world, done = open_world(config), finish(config)
-    expected = [100 * float(evaluate.correct(world.model, None, c.test, config).double().mean()) for c in world.clients]
+    right = [evaluate.correct(world.model, None, client.test[0], config) for client in world.clients]
+    expected = [100 * float(each.double().mean()) for each in right]
     assert done.accuracy(0).tolist() == pytest.approx(expected)
     assert done.accuracy(0).index.tolist() == [c.name for c in world.clients]
 
@@ -203,7 +204,7 @@ def test_accuracies_are_those_of_each_clients_own_state(method):
     world, done = open_world(config), finish(config)
     for split in ("test", "union"):
         states = done.states if len(done.states) == 4 else done.states.expand(4, -1)
-        parts = [c.test if split == "test" else world.union for c in world.clients]
+        parts = [c.test[0] if split == "test" else world.union[0] for c in world.clients]
         expected = [
             100 * float(evaluate.correct(world.model, world.model.spec.named(row), part, config).double().mean())
             for row, part in zip(states, parts, strict=True)
@@ -212,9 +213,7 @@ def test_accuracies_are_those_of_each_clients_own_state(method):
         assert len(done.accuracy(1, split=split)) == 4
 
 
-@pytest.mark.parametrize(
-    ("eval_every", "when"), [(0, [0, 5]), (1, [0, 1, 2, 3, 4, 5]), (2, [0, 2, 4, 5]), (9, [0, 5])]
-)
+@pytest.mark.parametrize(("eval_every", "when"), [(0, [0, 5]), (1, [0, 1, 2, 3, 4, 5]), (2, [0, 2, 4, 5]), (9, [0, 5])])
 def test_evaluations_come_as_often_as_asked_and_always_first_and_last(eval_every, when):
     done = finish(small(method="local", rounds=5, local_steps=1, test_size=2, eval_every=eval_every))
     assert sorted(rows(done, "accuracy")["round"].unique()) == when

@@ -22,7 +22,7 @@ def results(seeds=(0, 1), lams=(0.0, 0.5), setups=("distinct",)) -> pd.DataFrame
         for i, (method, aggregation, mixing) in enumerate(methods):
             for seed in seeds:
                 run = {"setup": setup, "method": method, "aggregation": aggregation, "mixing": mixing, "seed": seed}
-                run |= {"rounds": 2, "clients": 2}
+                run |= {"rounds": 2, "clients": 2, "intervention": "loreft"}
                 for k, client in enumerate(("client1", "client2")):
                     row = {**run, "client": client}
                     rows.append({**row, "round": 0, "split": "test", "metric": "accuracy", "value": 40.0 + k})

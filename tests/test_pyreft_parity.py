@@ -34,9 +34,9 @@ def pyreft_intervention(intervention, phi, d=D):
 
 def wrapped(model, state):
     """pyreft's model over the same backbone with the same parameters; ours is left without pyvene's hooks."""
-    sites = model.sites
+    sites = model.adapter.sites
     made = [
-        pyreft_intervention(model.intervention, {n: t[s] for n, t in state.items()}, model.backbone.hidden_size)
+        pyreft_intervention(model.adapter.kind, {n: t[s] for n, t in state.items()}, model.backbone.hidden_size)
         for s in range(len(sites))
     ]
     encoder = model.backbone.kind == "encoder"  # pyvene does not know BERT's blocks by name: ReFT names the module
@@ -44,7 +44,7 @@ def wrapped(model, state):
         {
             "layer": layer,
             "component": f"encoder.layer[{layer}].output" if encoder else "block_output",
-            "low_rank_dimension": model.rank,
+            "low_rank_dimension": model.adapter.rank,
             "intervention": made[s],
         }
         for s, layer in enumerate(list(sites.layers) * len(sites.groups))
@@ -57,13 +57,13 @@ def wrapped(model, state):
 def locations(model, batch):
     """pyreft's (sites, batch, positions) of a batch whose prompts are long enough to need no padding."""
     places = []
-    for group in model.sites.groups:
-        flat = model.sites.positions(batch.prompt_lengths, batch.starts, tuple(batch.ids.shape)).indices[group]
+    for group in model.adapter.sites.groups:
+        flat = model.adapter.sites.positions(batch.prompt_lengths, batch.starts, tuple(batch.ids.shape)).indices[group]
         rows = [
             sorted(int(i) % batch.ids.shape[1] for i in flat if int(i) // batch.ids.shape[1] == row)
             for row in range(len(batch.ids))
         ]
-        places += [rows] * len(model.sites.layers)
+        places += [rows] * len(model.adapter.sites.layers)
     return places
 
 
@@ -100,7 +100,7 @@ def test_one_site_has_the_outputs_and_gradients_of_pyreft(name, rank):
     expected = reference(h)
     complement = reference.rotate_layer.parametrizations.weight[0].base[:, rank:] if intervention.orthonormal else None
     coordinates = Coordinates(
-        phi, orthonormal=intervention.orthonormal, complement=None if complement is None else complement[None]
+        phi, rotated=intervention.rotated, complement=None if complement is None else complement[None]
     )
     state = coordinates.state()
     found = intervention.edit(h, {n: t[0] for n, t in state.items()})
@@ -164,7 +164,7 @@ def test_ten_steps_of_training_give_the_losses_of_pyreft(name, tied):
     complement = None
     if intervention.orthonormal:
         bases = [m.rotate_layer.parametrizations.weight[0].base for m in modules]
-        complement = torch.stack([base[:, model.rank :] for base in bases]).clone()
+        complement = torch.stack([base[:, model.adapter.rank :] for base in bases]).clone()
     optimiser = torch.optim.AdamW([p for m in modules for p in m.parameters()], lr=5e-3, weight_decay=0.0)
     expected = []
     for batch in batches:
@@ -174,7 +174,7 @@ def test_ten_steps_of_training_give_the_losses_of_pyreft(name, tied):
         optimiser.step()
         expected.append(float(loss.detach()))
 
-    coordinates = Coordinates(state, orthonormal=intervention.orthonormal, complement=complement)
+    coordinates = Coordinates(state, rotated=intervention.rotated, complement=complement)
     optimiser = torch.optim.AdamW(coordinates.groups(0.0, RunConfig().decayed), lr=5e-3)
     found = []
     for batch in batches:
@@ -192,7 +192,7 @@ def test_what_pyreft_saves_loads_here(tmp_path, tied):
     model = steered(random_backbone(), LoReFT, tied=tied)
     state = random_state(model)
     wrapped(model, state).save(str(tmp_path))
-    loaded = load_pyreft(tmp_path, model.sites, LoReFT)
+    loaded = load_pyreft(tmp_path, model.adapter.sites, LoReFT)
     for name, tensor in state.items():
         torch.testing.assert_close(loaded[name], tensor, atol=1e-6, rtol=0)
 
@@ -201,7 +201,7 @@ def test_what_pyreft_saves_loads_here(tmp_path, tied):
 def test_what_we_save_loads_in_pyreft(tmp_path, tied):
     model = steered(random_backbone(), LoReFT, tied=tied)
     state = random_state(model)
-    save_pyreft(tmp_path, state, model.sites, LoReFT)
+    save_pyreft(tmp_path, state, model.adapter.sites, LoReFT)
     batch = model.batch(some_sequences(model, 3, seed=5))
     with torch.no_grad():
         ours = model.answer_logprobs(batch, state)[0]
@@ -216,8 +216,8 @@ def test_what_we_save_loads_in_pyreft(tmp_path, tied):
 def test_saving_and_loading_is_the_identity(tmp_path, name):
     model = steered(random_backbone(), INTERVENTIONS[name])
     state = random_state(model)
-    save_pyreft(tmp_path, state, model.sites, INTERVENTIONS[name])
-    loaded = load_pyreft(tmp_path, model.sites, INTERVENTIONS[name])
+    save_pyreft(tmp_path, state, model.adapter.sites, INTERVENTIONS[name])
+    loaded = load_pyreft(tmp_path, model.adapter.sites, INTERVENTIONS[name])
     assert all(torch.equal(loaded[n], state[n]) for n in state)
 
 
@@ -225,7 +225,7 @@ def test_direft_files_load_onto_pyrefts_module(tmp_path):
     direft = INTERVENTIONS["direft"]
     model = steered(random_backbone(), direft)
     state = random_state(model)
-    save_pyreft(tmp_path, state, model.sites, direft)
+    save_pyreft(tmp_path, state, model.adapter.sites, direft)
     module = pyreft_intervention(direft, {n: torch.zeros_like(t[0]) for n, t in state.items()})
     file = tmp_path / "intkey_layer_0_comp_block_output_unit_pos_nunit_1#0.bin"
     module.load_state_dict(torch.load(file, weights_only=True))

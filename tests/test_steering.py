@@ -44,7 +44,7 @@ def apart(sequence):
 
 def reference_logits(model, ids, prompt_length, state):
     """Logits (T, V) of the plain model on one unpadded text whose prompt is edited position by position."""
-    sites, n = model.sites, prompt_length
+    sites, n = model.adapter.sites, prompt_length
     p, s = (sites.prefix, sites.suffix)
     if n < p + s:
         p, s = min(p, n // 2), min(s, (n + 1) // 2)

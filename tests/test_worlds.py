@@ -25,18 +25,17 @@ def test_runs_that_differ_in_method_mixing_or_schedule_share_one_world():
         "batch_size": 2, "retraction": "qr", "init": "random", "clip": 9.0, "experiment": "x", "eval_every": 1,
     }  # fmt: skip
     for name, value in changes.items():
-        assert open_world(small(**{name: value})) is world, name
+        assert open_world(small(**{name: value})).clients is world.clients, name
 
 
 def test_every_parameter_that_says_what_is_learned_on_makes_another_world():
     changes = {
-        "intervention": "direft", "rank": 3, "layers": "0-2", "positions": "f2+l2", "tied": True, "tasks": ["boolq"],
-        "prompt_format": "llm_adapters", "max_length": 60, "setup": "mixed", "clients": 5, "train_size": 9,
-        "test_size": 6, "union_size": 3, "seed": 1,
+        "tasks": ["boolq"], "prompt_format": "llm_adapters", "max_length": 60, "setup": "mixed", "clients": 5,
+        "train_size": 9, "test_size": 6, "union_size": 3, "seed": 1,
     }  # fmt: skip
     world = open_world(small())
     for name, value in changes.items():
-        assert name in WORLD_FIELDS and open_world(small(**{name: value})) is not world, name
+        assert name in WORLD_FIELDS and open_world(small(**{name: value})).clients is not world.clients, name
 
 
 def test_worlds_share_the_backbone():
@@ -53,7 +52,7 @@ def test_clients_train_on_the_right_answers_and_are_tested_with_all_options():
                 example = render(question, "plain")
                 assert decode(sequence.ids) == example.prompt + example.options[example.gold]
                 assert decode(sequence.ids[: sequence.prompt_length]) == example.prompt
-        test = client.test
+        (test,) = client.test
         assert test.tasks == [q.task for q in questions.test]
         for i, question in enumerate(questions.test):
             example, sequence = render(question, "plain"), test.sequences[i]
@@ -68,18 +67,18 @@ def test_a_model_that_is_to_generate_learns_where_an_answer_ends_and_reads_bare_
     tokenizer = world.model.backbone.tokenizer
     client, questions = world.clients[1], world.questions[1]
     assert all(s.ids[-1] == tokenizer.eos_token_id for s in client.train.sequences)
-    assert [tokenizer.decode(s.ids) for s in client.test.sequences] == [
+    assert [tokenizer.decode(s.ids) for s in client.test[0].sequences] == [
         render(q, "llm_adapters").prompt for q in questions.test
     ]
-    assert client.test.labels == [("solution1", "solution2")] * 5 and client.test.hidden is None
-    assert world.clients[3].test.labels[0] == ("true", "false")
+    assert client.test[0].labels == [("solution1", "solution2")] * 5 and client.test[0].hidden is None
+    assert world.clients[3].test[0].labels[0] == ("true", "false")
 
 
 def test_no_text_is_longer_than_max_length_and_the_end_of_the_question_stays():
     world = open_world(small(max_length=32))
     decode = world.model.backbone.tokenizer.decode
     for client in world.clients:
-        for sequence in (*client.train.sequences, *client.test.sequences):
+        for sequence in (*client.train.sequences, *client.test[0].sequences):
             longest = max(sequence.answer_lengths)
             assert sequence.prompt_length + longest <= 32
             assert decode(sequence.ids[: sequence.prompt_length]).endswith("Answer:")
@@ -89,7 +88,7 @@ def test_no_text_is_longer_than_max_length_and_the_end_of_the_question_stays():
 
 
 def cached(world):
-    parts = [part for client in world.clients for part in (client.train, client.held_out, client.test)]
+    parts = [part for client in world.clients for part in (client.train, client.held_out, *client.test)]
     return [part.hidden is not None for part in parts]
 
 
@@ -111,7 +110,8 @@ def test_what_does_not_fit_is_not_cached_and_the_results_are_those_of_the_whole_
         losses = [evaluate.loss(w.model, state, c.held_out, 4) for w, c in ((full, a), (part, b))]
         assert losses[0] == pytest.approx(losses[1], abs=1e-5)
         assert torch.equal(
-            evaluate.chosen(full.model, state, a.test, config), evaluate.chosen(part.model, state, b.test, config)
+            evaluate.chosen(full.model, state, a.test[0], config),
+            evaluate.chosen(part.model, state, b.test[0], config),
         )
     worlds._build.cache_clear()
 
@@ -121,11 +121,11 @@ def test_what_does_not_fit_is_not_cached_and_the_results_are_those_of_the_whole_
 
 def test_the_union_is_a_sample_of_all_clients_tests():
     world = open_world(small(union_size=8))
-    asked = [sequence.ids for sequence in world.union.sequences]
-    assert len(set(asked)) == 8 and len(world.union.gold) == 8
-    every = [{sequence.ids for sequence in client.test.sequences} for client in world.clients]
+    asked = [sequence.ids for sequence in world.union[0].sequences]
+    assert len(set(asked)) == 8 and len(world.union[0].gold) == 8
+    every = [{sequence.ids for sequence in client.test[0].sequences} for client in world.clients]
     assert [sum(ids in those for ids in asked) for those in every] == [2, 2, 2, 2]
-    assert open_world(small()).union is None
+    assert open_world(small()).union == ()
 
 
 @pytest.mark.parametrize("layers", ["0-1", "2-3"], ids=["not cached", "cached"])
@@ -133,13 +133,13 @@ def test_the_union_asks_what_the_clients_are_asked(layers):
     config = small(union_size=20, layers=layers)
     world = open_world(config)
     state = world.model.start("random", 1)
-    each = [evaluate.correct(world.model, state, client.test, config) for client in world.clients]
-    assert torch.equal(evaluate.correct(world.model, state, world.union, config), torch.cat(each))
-    assert world.union.tasks == [task for client in world.clients for task in client.test.tasks]
+    each = [evaluate.correct(world.model, state, client.test[0], config) for client in world.clients]
+    assert torch.equal(evaluate.correct(world.model, state, world.union[0], config), torch.cat(each))
+    assert world.union[0].tasks == [task for client in world.clients for task in client.test[0].tasks]
 
 
 def test_a_union_that_is_asked_for_more_than_there_is_takes_every_question_once():
-    union = open_world(small(union_size=50)).union
+    (union,) = open_world(small(union_size=50)).union
     assert len({sequence.ids for sequence in union.sequences}) == len(union) == 20
 
 
@@ -147,7 +147,7 @@ def test_a_union_that_is_asked_for_more_than_there_is_takes_every_question_once(
 
 
 def test_an_encoder_cannot_answer_commonsense_questions_and_says_so():
-    with pytest.raises(DataError, match="need a causal language model"):
+    with pytest.raises(DataError, match="needs a causal language model"):
         open_world(small(backbone="tiny-roberta"))
 
 
@@ -165,4 +165,4 @@ def test_a_federation_of_one_is_possible_where_nothing_is_exchanged():
 
 def test_an_empty_option_in_ones_own_data_is_no_crash():
     world = open_world(small())
-    worlds._Reader(world.model, small()).options([Question("piqa", "", "open a jar", ("", "twist"), 1)])
+    worlds._Reader(world.model, small(), caches=False).tests([Question("piqa", "", "open a jar", ("", "twist"), 1)])

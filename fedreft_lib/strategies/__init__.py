@@ -1,19 +1,39 @@
-"""One file per federated method; a method is a value.
+"""One file per federated method; a method is a value of its hooks (see `base`).
 
-A round is: every client trains locally; every client that `shares` sends its state; the server turns the admitted
-states into what each client receives (an `Aggregate`: a mixing matrix A and A X); every client takes in a share lam of
-it. The methods differ in A, in lam, and in who trains on what:
-
-    local          nothing is sent                        M = I
-    fedavg         A = 1 p^T      lam = 1                 M = 1 p^T
-    fedreft        A = All-But-Me, lam by `mixing`        M = (1 - lam) I + lam A
-    centralised    one client with everybody's data       M = I
+method       trains                  sends        the server answers            the client takes in
+local        all                     nothing
+centralised  all, on everybody's data  nothing
+fedavg       all                     `sharing`    mean by example counts        whole
+fedreft      all                     `sharing`    All-But-Me, one each          a share lam, by `mixing`
+fedit        A, B                    A, B         mean                          whole
+fedprox      all, held near the start  `sharing`  mean                          whole
+fedadam      all                     `sharing`    Adam's step along the mean    whole
+ffa          B | W, b                the same     mean, exact                   whole
+fedsa        all                     A | R        mean                          whole; B | W, b stay
+fedalt       own branch, router      own branch   mean of the others            as its "rest" branch
+feddpa       local, then global      global       mean, unweighted              whole; local stays
+flora        fresh branch            fresh        all of them, stacked          frozen, under a fresh branch
+fedsb        S | S, b                the same     mean, exact                   whole
 """
 
 from .base import Strategy
 from .centralised import CENTRALISED
+from .fedadam import FEDADAM
+from .fedalt import FEDALT
 from .fedavg import FEDAVG
+from .feddpa import FEDDPA
+from .fedit import FEDIT
+from .fedprox import FEDPROX
 from .fedreft import FEDREFT
+from .fedsa import FEDSA
+from .fedsb import FEDSB
+from .ffa import FFA
+from .flora import FLORA
 from .local import LOCAL
 
-STRATEGIES: dict[str, Strategy] = {each.name: each for each in (LOCAL, FEDAVG, FEDREFT, CENTRALISED)}
+STRATEGIES: dict[str, Strategy] = {
+    each.name: each
+    for each in (
+        LOCAL, FEDAVG, FEDREFT, CENTRALISED, FEDIT, FEDPROX, FEDADAM, FFA, FEDSA, FEDALT, FEDDPA, FLORA, FEDSB,
+    )
+}  # fmt: skip

@@ -1,24 +1,126 @@
-"""What a federated method has to say."""
+"""What a federated method has to say.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+A round is: every client trains locally, in one phase or several; sends some of its tensors; the server forms an
+`Aggregate` of them and answers each client; every client takes its answer in. A method is a value whose hooks say what
+is particular about it; the defaults are FedAvg's and FedReFT's common ground.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from .. import aggregation
 from ..aggregation import Aggregate
+from ..branches import Branches, Kind
 from ..config import RunConfig
+from ..interventions import State
+from ..states import Spec
+
+if TYPE_CHECKING:
+    from ..steering import SteeredModel
+    from ..worlds import Client, Encoded, World
+
+Names = Sequence[str]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of local training: which tensors move, in which share of the round's steps.
+
+    share: of the local branch, for states that have one (None: as the state's kind has it).
+    """
+
+    trains: tuple[str, ...]
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What reached the server: X (N, Q) with its spec, what the clients started the round from, their weights (N,).
+
+    memory: tensors that the server keeps between rounds; the one thing that a hook may change.
+    """
+
+    X: Tensor
+    before: Tensor
+    weights: Tensor
+    spec: Spec
+    config: RunConfig
+    kind: Kind | Branches
+    memory: State = field(default_factory=dict)
+
+
+def ending(names: Names, *tensors: str) -> tuple[str, ...]:
+    """Those of the names whose last part is one of `tensors`: "own.R" and "R" end in "R"."""
+    return tuple(name for name in names if name.rsplit(".", 1)[-1] in tensors)
+
+
+def of_branch(names: Names, *branches: str) -> tuple[str, ...]:
+    """Those of the names that have one of `branches` as a part."""
+    return tuple(name for name in names if set(branches) & set(name.split(".")[:-1]))
+
+
+def as_it_is(kind: Kind, config: RunConfig) -> Kind | Branches:
+    return kind
+
+
+def everything(names: Names, kind: Kind | Branches, config: RunConfig, t: int) -> list[Phase]:
+    return [Phase(tuple(names))]
+
+
+def by_sharing(names: Names, kind: Kind | Branches, config: RunConfig) -> tuple[str, ...]:
+    """What `sharing` names: all tensors, or those of the subspace (R, A), or those of the map (W and b, B)."""
+    return tuple(names) if config.sharing == "full" else ending(names, *config.sharing)
+
+
+def rows(sent: Sent, aggregate: Aggregate) -> list[State]:
+    return [sent.spec.named(row) for row in aggregate.aggregate]
+
+
+def mix_in(model: "SteeredModel", state: State, answer: State, lam: float, config: RunConfig, t: int) -> State:
+    """(1 - lam) own + lam received, in the tensors that were received."""
+    mixed = {
+        name: aggregation.take_in(state[name].reshape(1, -1), received.reshape(1, -1), lam).view_as(state[name])
+        for name, received in answer.items()
+    }
+    return {**state, **mixed}
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """A federated method whose server step is a mixing matrix.
+    """A federated method.
 
-    aggregate(X, weights, config): X (N, P) are the clients' states, weights (N,) their example counts, 0 for a client
-    that was not admitted this round (its row of X is then the state that it started from). None: nothing is sent.
+    aggregate(X, weights, config): X (N, Q) is what the clients sent, weights (N,) their example counts, 0 for a client
+    that was not admitted this round (its row of X is then what it started from). None: nothing is sent.
     mixing(config): the share that a client takes in: a number, "scheduled" or "adaptive".
+    form(kind, config): what a client's state is made of. phases(names, kind, config, t): what it trains in round t.
+    sends(names, kind, config): which of its tensors it sends. proximal(config): FedProx's mu.
+    begin(world, config, state): the state that all clients start from, where it needs the clients' data.
+    answer(sent, aggregate): what each client is told. take_in(model, state, answer, lam, config, t): its next state.
+    test_share(world, config, state, client, part): for states with a local branch, its share in each test item.
     """
 
     name: str
     aggregate: Callable[[Tensor, Tensor, RunConfig], Aggregate] | None
     mixing: Callable[[RunConfig], float | str] = lambda config: 0.0
     pools_data: bool = False  # one client holds everybody's training data
+    form: Callable[[Kind, RunConfig], Kind | Branches] = as_it_is
+    phases: Callable[[Names, Kind | Branches, RunConfig, int], list[Phase]] = everything
+    sends: Callable[[Names, Kind | Branches, RunConfig], tuple[str, ...]] = by_sharing
+    proximal: Callable[[RunConfig], float] = lambda config: 0.0
+    begin: Callable[["World", RunConfig, State], State] = lambda world, config, state: state
+    answer: Callable[[Sent, Aggregate], list[State]] = rows
+    take_in: Callable[["SteeredModel", State, State, float, RunConfig, int], State] = mix_in
+    test_share: Callable[["World", RunConfig, State, "Client", "Encoded"], Tensor | None] = lambda *_: None
+
+
+def weighted_mean(X: Tensor, weights: Tensor, config: RunConfig) -> Aggregate:
+    """FedAvg's: by example counts."""
+    return aggregation.mean(X, weights)
+
+
+def plain_mean(X: Tensor, weights: Tensor, config: RunConfig) -> Aggregate:
+    """Every admitted client counts the same."""
+    return aggregation.mean(X, (weights > 0).float())

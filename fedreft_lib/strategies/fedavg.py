@@ -4,11 +4,6 @@ Everyone gets the mean of all states, weighted by example counts, and goes on fr
 the raw weights of an orthogonal parametrisation.
 """
 
-from .. import aggregation
-from .base import Strategy
+from .base import Strategy, weighted_mean
 
-FEDAVG = Strategy(
-    "fedavg",
-    aggregate=lambda X, weights, config: aggregation.mean(X, weights),
-    mixing=lambda config: 1.0,
-)
+FEDAVG = Strategy("fedavg", aggregate=weighted_mean, mixing=lambda config: 1.0)

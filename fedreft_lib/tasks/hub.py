@@ -1,7 +1,10 @@
-"""The commonsense tasks from the Hugging Face hub, in the datasets' own columns."""
+"""Datasets from the Hugging Face hub: `read_rows` and `read_file` for every family, `load_hub` for commonsense."""
 
 import urllib.error
 import urllib.request
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 from fedreft_lib.errors import DataError
 from fedreft_lib.tasks.fields import from_own_columns
@@ -25,20 +28,43 @@ _PATIENCE = 5.0  # seconds
 
 def load_hub(task: str, split: str) -> list[Question]:
     """The questions of a task; raises `DataError` when the hub cannot be reached or a row is not as expected."""
+    name, configuration, revision, test_split = _REPOSITORIES[task]
+    split = "train" if split == "train" else test_split
+    rows = read_rows(name, configuration, split=split, revision=revision)
+    return [_question(task, name, number, row) for number, row in enumerate(rows)]
+
+
+def read_rows(
+    name: str, configuration: str | None = None, *, split: str, revision: str | None = None
+) -> Iterable[Mapping[str, Any]]:
+    """The rows of a dataset (a `datasets.Dataset`); raises `DataError` when it cannot be had."""
     import datasets  # slow to import, and only this source needs it
     import huggingface_hub.constants as hub
 
-    name, configuration, revision, test_split = _REPOSITORIES[task]
     if not hub.HF_HUB_OFFLINE:  # offline, `datasets` answers at once from what its cache holds
         _check_reachable(hub.ENDPOINT, name)
     try:
-        rows = datasets.load_dataset(
-            name, configuration, split="train" if split == "train" else test_split, revision=revision
-        )
+        return datasets.load_dataset(name, configuration, split=split, revision=revision)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise DataError(f"The hub dataset {name} could not be loaded ({reason}).") from error
-    return [_question(task, name, number, row) for number, row in enumerate(rows)]
+        raise _not_loaded(name, error) from error
+
+
+def read_file(name: str, filename: str) -> Path:
+    """One file of a dataset repository, for those that `datasets` 4 refuses because they hold a loading script."""
+    import huggingface_hub
+    import huggingface_hub.constants as hub
+
+    if not hub.HF_HUB_OFFLINE:
+        _check_reachable(hub.ENDPOINT, name)
+    try:
+        return Path(huggingface_hub.hf_hub_download(name, filename, repo_type="dataset"))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _not_loaded(name, error) from error
+
+
+def _not_loaded(name: str, error: Exception) -> DataError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return DataError(f"The hub dataset {name} could not be loaded ({reason}).")
 
 
 def _question(task: str, name: str, number: int, row: dict) -> Question:
@@ -56,6 +82,6 @@ def _check_reachable(endpoint: str, name: str) -> None:
         pass  # it answered
     except OSError as error:
         raise DataError(
-            f'{endpoint} cannot be reached for {name} ({getattr(error, "reason", error)}): use source="packaged", '
-            "or set HF_HUB_OFFLINE=1 to use what an earlier download left in the cache."
+            f'{endpoint} cannot be reached for {name} ({getattr(error, "reason", error)}): use source="packaged" '
+            'or "local", or set HF_HUB_OFFLINE=1 to use what an earlier download left in the cache.'
         ) from None

@@ -1,88 +1,168 @@
-"""Questions from your own folder.
+"""Items from your own folder, for the tasks of the paper and for tasks of your own with any name.
 
-For task NAME and split SPLIT the folder holds one of `NAME_SPLIT.json`, `NAME_SPLIT.jsonl`, `NAME/SPLIT.json` or
-`NAME/SPLIT.jsonl`; for the eight tasks NAME may also be LLM-Adapters' ("ARC-Easy", "social_i_qa"). The file is a JSON
-list or one JSON object a line, in any of three forms, told apart by their columns:
+For task NAME and split SPLIT ("train", "test", and "dev" or "validation" where there is one) the folder holds
+`NAME_SPLIT` or `NAME/SPLIT`, with the ending .json (a list, an object of rows), .jsonl (an object a line; .json may be
+that too), .csv or .tsv (with a header); for the eight commonsense tasks NAME may also be LLM-Adapters' ("ARC-Easy",
+"social_i_qa"). Forms are told apart by their columns, row by row:
 
-    LLM-Adapters   instruction, output, answer (input, where it is there, must be empty)
-    our own        question, choices (a list of texts), gold (index from 0), context (may be left out)
-    the dataset's  see `fields`
+| form | columns | item |
+|---|---|---|
+| our own | question, choices (a list of texts), gold (index from 0), context (may be left out) | Question |
+| commonsense task | LLM-Adapters' instruction, output, answer; or the dataset's own, see `fields` | Question |
+| chat | messages (role, content) or conversations (from, value): the first user turn, the first answer | Exchange |
+| any other | what is asked and the answer, see below | Question or Exchange |
 
-A task of your own, with any name, needs the second form.
+What is asked is the first of these that is there: instruction (and input), premise and hypothesis, sentence1 and
+sentence2, question1 and question2, text_a (and text_b), prompt, question or question_stem (context or passage before
+it), input, sentence (and pronoun), text, concepts. The answer is the first of output, response, completion, target,
+answer, answerKey, label_text, label_name, label. Such a row is a Question where the file says what may be answered, by
+
+1. a column choices, options or candidates: a list of texts (in a table a JSON list), or {text, label} as ARC has it;
+2. a file `NAME_labels.json` or `NAME/labels.json`: the list of the label names, for files whose label is a number;
+3. a train file whose every row lists its choices as FLAN does, "OPTIONS:" and then a line "- ..." for each, and has
+   one of them as its answer;
+4. a train file with at most 20 different answers, on average at least 5 rows each: they are the choices, sorted.
+   (For free text with few answers use the chat form.)
+
+With 1 and 2 the answer is a choice's text, its label, its index from 0 or its letter from A, tried in this order; with
+3 and 4 its text. A test row with another answer is refused. All other rows are Exchanges of the kind "text".
 """
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from fedreft_lib.errors import DataError
 from fedreft_lib.tasks.commonsense import TASKS, llm_adapters_output, parse_llm_adapters
 from fedreft_lib.tasks.fields import from_own_columns
-from fedreft_lib.tasks.questions import Question
+from fedreft_lib.tasks.questions import Exchange, Item, Question
+from fedreft_lib.tasks.row_files import find, rows
+
+INPUT_MARK = "\n\n### Input:\n"  # between an instruction and its input, as in Alpaca's frame
+MOST_LABELS, LEAST_ROWS_A_LABEL = 20, 5
 
 _LLM_ADAPTERS_NAMES = {"siqa": "social_i_qa", "arc_easy": "ARC-Easy", "arc_challenge": "ARC-Challenge"}
+# What is asked: a column and a second one, which may be missing or empty.
+_ASKED = {
+    "instruction": "input",
+    "premise": "hypothesis",
+    "sentence1": "sentence2",
+    "question1": "question2",
+    "text_a": "text_b",
+    "prompt": None,
+    "question": None,  # with context or passage before it
+    "question_stem": None,
+    "input": None,
+    "sentence": "pronoun",
+    "text": None,
+    "concepts": None,  # a list of texts, as in CommonGen
+}
+_FREE_ANSWERS = ("output", "response", "completion", "target")
+_ANSWERS = (*_FREE_ANSWERS, "answer", "answerKey", "label_text", "label_name", "label")
+_CHATS = {"messages": ("role", "content"), "conversations": ("from", "value")}
 
 
-def load_local(task: str, split: str, folder: Path) -> list[Question]:
-    """The questions of one file; raises `DataError` that names the file, and the row where one is wrong."""
-    path = find([task, _LLM_ADAPTERS_NAMES.get(task, task)], split, folder)
-    questions = []
+@dataclass(frozen=True)
+class _Asked:
+    """A row of the last form, before it is known whether its answer is one of a few."""
+
+    context: str
+    question: str
+    answer: str
+    choices: tuple[str, ...] = ()  # where the row or a file of label names says what may be answered
+
+
+def load_local(task: str, split: str, folder: Path) -> list[Item]:
+    """The items of one file; raises `DataError` that names the file, and the row where one is wrong.
+
+    "dev" is empty where there is no file for it.
+    """
+    try:
+        path = _split_file(task, split, folder)
+    except DataError:
+        if split == "dev":
+            return []
+        raise
+    names = _label_names(task, folder)
+    found = _read(task, path, names)
+    choices = _no_choices
+    if any(_is_open(row) for _, row in found):
+        training = found if split == "train" else _read(task, _split_file(task, "train", folder), names)
+        choices = _choices_by_file([row for _, row in training if _is_open(row)])
+    items = []
+    for where, row in found:
+        with _at(path, where):
+            items.append(_item(task, row, row.choices or choices(row)) if isinstance(row, _Asked) else row)
+    return items
+
+
+def with_input(instruction: str, extra: str) -> str:
+    """An instruction and its input, which may be empty, as one text that `instruction.prompt` can frame."""
+    return f"{instruction}{INPUT_MARK}{extra}" if extra.strip() else instruction
+
+
+def _split_file(task: str, split: str, folder: Path) -> Path:
+    names = [task, _LLM_ADAPTERS_NAMES.get(task, task)]
+    if split == "dev":
+        with suppress(DataError):
+            return find(names, "validation", folder)
+    return find(names, split, folder)
+
+
+def _label_names(task: str, folder: Path) -> tuple[str, ...]:
+    try:
+        path = find([task], "labels", folder, (".json",))
+    except DataError:
+        return ()
+    names = tuple(name for _, name in rows(path))
+    if len(names) < 2 or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{path} must hold a JSON list of at least two label names.")
+    return names
+
+
+def _read(task: str, path: Path, names: tuple[str, ...]) -> list[tuple[str, "Item | _Asked"]]:
+    found = []
     for where, row in rows(path):
-        try:
-            questions.append(_question(task, row))
-        except DataError as error:
-            raise DataError(f"{path}, {where}: {error}.") from None
-    if not questions:
+        with _at(path, where):
+            found.append((where, _row(task, row, names)))
+    if not found:
         raise DataError(f"{path} holds no questions.")
-    return questions
+    return found
 
 
-def find(names: Sequence[str], split: str, folder: Path, endings: Sequence[str] = (".json", ".jsonl")) -> Path:
-    """The file of a task that goes by any of `names`; raises `DataError` that says how it would be called."""
-    candidates = [
-        f"{name}{joint}{split}{ending}" for name in dict.fromkeys(names) for joint in ("_", "/") for ending in endings
-    ]
-    for candidate in candidates:
-        if (folder / candidate).is_file():
-            return folder / candidate
-    raise DataError(
-        f"There is no {split} file of {names[0]} in {folder}: it would be called {' or '.join(candidates)}."
-    )
-
-
-def rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Each row with where it stands: "row 3" of a list (from 1), "line 3" of JSON lines."""
+@contextmanager
+def _at(path: Path, where: str) -> Iterator[None]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}, line {line}: this is not UTF-8 text; save the file as UTF-8.") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}).") from error
-    if text.lstrip().startswith("["):
-        for number, row in enumerate(_parse(text, path, first_line=1), start=1):
-            yield f"row {number}", row
-        return
-    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: a text may hold U+2028
-        if line.strip():
-            yield f"line {number}", _parse(line, path, first_line=number)
+        yield
+    except DataError as error:
+        raise DataError(f"{path}, {where}: {error}.") from None
 
 
-def _parse(text: str, path: Path, first_line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise DataError(f"{path}, line {line}: this is not JSON ({error.msg}, column {error.colno}).") from None
+# ---- from a row to an item --------------------------------------------------------------------------------------
 
 
-def _question(task: str, row: Any) -> Question:
+def _row(task: str, row: Any, names: tuple[str, ...]) -> "Item | _Asked":
     if not isinstance(row, dict):
         raise DataError(f"a row must be an object with named columns, got {type(row).__name__}")
-    if "instruction" in row and task in TASKS:
+    for column, (speaker, said) in _CHATS.items():
+        if column in row:
+            return _from_chat(task, row[column], speaker, said)
+    if task in TASKS and ("answer" in row or not any(column in row for column in _FREE_ANSWERS)):
+        return _from_commonsense(task, row)
+    if "gold" in row:
+        return _from_our_columns(task, row)
+    return _from_asked(row, names)
+
+
+def _from_commonsense(task: str, row: dict[str, Any]) -> Question:
+    if "instruction" in row:
         return _from_llm_adapters(task, row)
-    if "gold" in row or task not in TASKS:
+    if "gold" in row:
         return _from_our_columns(task, row)
     return from_own_columns(task, row)
 
@@ -108,3 +188,109 @@ def _require(row: dict[str, Any], *columns: str) -> None:
     missing = [column for column in columns if column not in row]
     if missing:
         raise DataError(f"there is no column {' or '.join(missing)} among {', '.join(row)}")
+
+
+def _from_chat(task: str, turns: Any, speaker: str, said: str) -> Exchange:
+    """The first user turn and the first answer; what else there is, such as a system text, is left out."""
+    first: dict[str, Any] = {}
+    for turn in turns if isinstance(turns, list) else []:
+        if isinstance(turn, dict):
+            first.setdefault({"human": "user", "gpt": "assistant"}.get(turn.get(speaker), turn.get(speaker)), turn)
+    if not {"user", "assistant"} <= first.keys():
+        raise DataError("a chat must be a list of turns, of which one is the user's and one the assistant's")
+    return Exchange(task, *(_text(said, first[who].get(said)) for who in ("user", "assistant")))
+
+
+def _from_asked(row: dict[str, Any], names: tuple[str, ...]) -> _Asked:
+    asked = next((column for column in _ASKED if column in row), None)
+    answered = next((column for column in _ANSWERS if column in row), None)
+    if asked is None or answered is None:
+        kind, known = ("asks", _ASKED) if asked is None else ("answers", _ANSWERS)
+        raise DataError(f"no column {kind}: there must be one of {', '.join(known)}, got {', '.join(map(str, row))}")
+    first, second = _text(asked, row[asked]), row.get(_ASKED[asked])
+    context = next((_text(c, row[c]) for c in ("context", "passage") if row.get(c)), "")
+    if not second:
+        question = first
+    elif asked == "instruction":
+        question = with_input(first, _text("input", second))
+    else:
+        question = "\n".join(
+            f"{column.capitalize().replace('_', ' ')}: {_text(column, row[column])}"
+            for column in (asked, _ASKED[asked])
+        )
+    answer = _text(answered, row[answered])
+    choices, labels = _choices_by_row(row) or (names, ())
+    return _Asked(context, question, _pick(answer, choices, labels) if choices else answer, choices)
+
+
+def _choices_by_row(row: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """The texts and, where there are some, the labels of the choices that the row itself names."""
+    column = next((c for c in ("choices", "options", "candidates") if row.get(c)), None)
+    if column is None:
+        return None
+    value = row[column]
+    if isinstance(value, str):
+        with suppress(json.JSONDecodeError):
+            value = json.loads(value)
+    texts, labels = (value.get("text"), value.get("label", [])) if isinstance(value, dict) else (value, [])
+    if not isinstance(texts, list) or not isinstance(labels, list):
+        raise DataError(f"{column} must be a list of texts, or an object with the lists text and label")
+    return tuple(_text(column, text) for text in texts), tuple(map(str, labels))
+
+
+def _pick(said: str, choices: tuple[str, ...], labels: tuple[str, ...]) -> str:
+    """The choice that an answer means: by its text, its label, its index from 0 or a letter from A, in this order."""
+    numbers = tuple(map(str, range(len(choices))))
+    for known in (choices, labels, numbers, ascii_uppercase[: len(choices)]):
+        if said in tuple(known):
+            return choices[tuple(known).index(said)]
+    raise DataError(_none_of(said, choices))
+
+
+# ---- what a file says about its answers -------------------------------------------------------------------------
+
+
+def _is_open(row: "Item | _Asked") -> bool:
+    return isinstance(row, _Asked) and not row.choices
+
+
+def _choices_by_file(training: list[_Asked]) -> Callable[[_Asked], tuple[str, ...]]:
+    """Where the choices of a row come from, by points 3 and 4 above: its text, the train file's answers, nowhere."""
+    if all(row.answer in _flan_options(row) for row in training):
+        return _flan_options
+    answers = {row.answer for row in training}
+    if 2 <= len(answers) <= min(MOST_LABELS, len(training) / LEAST_ROWS_A_LABEL):
+        return lambda row: tuple(sorted(answers))
+    return _no_choices
+
+
+def _no_choices(row: _Asked) -> tuple[str, ...]:
+    return ()
+
+
+def _flan_options(row: _Asked) -> tuple[str, ...]:
+    listed = re.search(r"^OPTIONS:[ \t]*((?:\n[ \t]*-[^\n]*)+)", row.question, re.MULTILINE)
+    return tuple(line.strip()[1:].strip() for line in listed[1].strip().split("\n")) if listed else ()
+
+
+def _item(task: str, row: _Asked, choices: tuple[str, ...]) -> Item:
+    if not choices:
+        return Exchange(task, f"{row.context}\n{row.question}".lstrip("\n"), row.answer)
+    if row.answer not in choices:
+        raise DataError(_none_of(row.answer, choices))
+    return Question(task, row.context, row.question.replace(INPUT_MARK, "\n"), choices, choices.index(row.answer))
+
+
+def _none_of(answer: str, choices: tuple[str, ...]) -> str:
+    return f"the answer {answer!r} is none of the choices {', '.join(map(repr, choices))}"
+
+
+def _text(column: str, value: Any) -> str:
+    """A cell as text without white space around it; true and false, numbers and lists of texts count as text too."""
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        value = ", ".join(value)
+    if isinstance(value, (bool, int, float)):
+        value = json.dumps(value)
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"the column {column} must hold text, got {value!r}")
+    return value.strip()

