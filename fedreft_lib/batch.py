@@ -130,17 +130,24 @@ def _job(notebook: Path, file: Path) -> Job:
     """The parameters in `file`, checked against the notebook's own and against RunConfig."""
     defaults = parameters_of(notebook)
     given = read_parameters(file)
+    known = set(RunConfig.model_fields)
+    # A notebook that hands its parameters to RunConfig takes every field of it, also those that it does not show; but
+    # not the one that it runs through itself: `seed` where it has `seeds`.
+    fields = [name for name in known if f"{name}s" not in defaults] if known & set(defaults) else []
+    takes = {*defaults, *fields}
     try:
         if "output_dir" not in defaults:
             raise ConfigError(f"the parameters cell of {notebook.name} must have output_dir, where its runs go")
         for name, value in given.items():
-            if name not in defaults:
-                raise ConfigError(f"{notebook.name} has no parameter {name!r}{did_you_mean(name, defaults)}")
+            if name not in takes:
+                raise ConfigError(f"{notebook.name} has no parameter {name!r}{did_you_mean(name, takes)}")
             if name == "output_dir":
                 raise ConfigError(f"output_dir is set to outputs/{file.parent.name} by the batch: leave it out")
-            if name not in RunConfig.model_fields and not _alike(value, defaults[name]):
+            if name not in known and not _alike(value, defaults[name]):
                 raise ConfigError(f"{name} must be like its default {defaults[name]!r}, got {value!r}")
-        RunConfig(**{k: v for k, v in {**defaults, **given}.items() if k in RunConfig.model_fields})
+        merged = {**defaults, **given}
+        first = {"setup": merged["setups"][0]} if merged.get("setups") else {}  # as the notebook starts
+        RunConfig(**{k: v for k, v in {**first, **merged}.items() if k in known})
     except ConfigError as error:
         raise ConfigError(f"{_short(file)}: {error}") from None
     return Job(notebook, {**given, "output_dir": f"../outputs/{file.parent.name}"})
@@ -277,10 +284,12 @@ def _literal(path: Path) -> str:
 def set_aside(folder: Path, experiment: str, since: float) -> None:
     """Move runs of a notebook that it did not use this time (those of earlier parameters) to `folder`/earlier.
 
+    Its runs are those whose `experiment` is its name, or its name, a colon and a part: "06_mixing_ablation: rank".
     A run that is used has its manifest's time renewed; so results.csv holds the runs of one set of parameters.
     """
     for run in load_runs(folder / "runs"):
-        if run.config.experiment == experiment and (run.folder / "manifest.json").stat().st_mtime < since - 1:
+        own = run.config.experiment.split(":")[0] == experiment
+        if own and (run.folder / "manifest.json").stat().st_mtime < since - 1:
             earlier = folder / "earlier" / run.folder.name
             shutil.rmtree(earlier, ignore_errors=True)
             earlier.parent.mkdir(exist_ok=True)

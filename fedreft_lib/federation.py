@@ -20,7 +20,6 @@ from .aggregation import Aggregate, mixing_matrix
 from .config import RunConfig
 from .errors import FedReFTError
 from .gauge import align
-from .heads import PREFIX
 from .interventions import State
 from .local import Trained, train
 from .randomness import derive
@@ -28,6 +27,7 @@ from .rotation import orthonormality_error, retract
 from .runs import Run
 from .schedule import steps_per_round
 from .states import Spec
+from .steering import SteeredModel
 from .strategies import STRATEGIES
 from .strategies.base import Phase, Sent
 from .worlds import Answers, Client, Encoded, Labels, World, open_world, partition_of
@@ -82,20 +82,11 @@ def common_start(world: World, config: RunConfig) -> State:
     return world.model.start(config.init, derive(config.seed, "start"))
 
 
-def adapter_names(world: World) -> tuple[str, ...]:
-    """The state's tensors without those of the head."""
-    return tuple(name for name, _ in world.model.spec.shapes if not name.startswith(PREFIX))
-
-
-def head_names(world: World) -> tuple[str, ...]:
-    return tuple(name for name, _ in world.model.spec.shapes if name.startswith(PREFIX))
-
-
-def trained_names(world: World, config: RunConfig) -> tuple[str, ...]:
+def trained_names(model: SteeredModel, config: RunConfig) -> tuple[str, ...]:
     """The tensors that a client trains in some phase of some round, without the head's."""
-    names, kind = adapter_names(world), world.model.adapter.kind
-    phases = [phase for t in (1, 2) for phase in STRATEGIES[config.method].phases(names, kind, config, t)]
-    return tuple(name for name in names if any(name in phase.trains for phase in phases))
+    kind = model.adapter.kind
+    phases = [p for t in (1, 2) for p in STRATEGIES[config.method].phases(model.adapter_names, kind, config, t)]
+    return tuple(name for name in model.adapter_names if any(name in phase.trains for phase in phases))
 
 
 def federated_round(
@@ -163,8 +154,8 @@ def _sent_names(world: World, config: RunConfig) -> tuple[str, ...]:
     strategy = STRATEGIES[config.method]
     if not strategy.aggregate:
         return ()
-    head = () if config.head == "private" else head_names(world)
-    return (*strategy.sends(adapter_names(world), world.model.adapter.kind, config), *head)
+    head = () if config.head == "private" else world.model.head_names
+    return (*strategy.sends(world.model.adapter_names, world.model.adapter.kind, config), *head)
 
 
 def _server(
@@ -173,7 +164,7 @@ def _server(
     """Who listened to whom, and what each client is told. `memory` is changed in place."""
     strategy = STRATEGIES[config.method]
     names = _sent_names(world, config)
-    apart = head_names(world) if config.head == "averaged" else ()
+    apart = world.model.head_names if config.head == "averaged" else ()
     names = tuple(name for name in names if name not in apart)
     spec = Spec(tuple(each for each in world.model.spec.shapes if each[0] in names))
     X, x = (torch.stack([spec.row({n: state[n] for n in names}) for state in states]) for states in (learned, before))
@@ -188,7 +179,7 @@ def _server(
 
 def _taken_in(world: World, config: RunConfig, state: State, answer: State, lam: float, t: int) -> State:
     """The client's side: the head's mean whole, everything else as the method has it."""
-    apart = head_names(world) if config.head == "averaged" else ()
+    apart = world.model.head_names if config.head == "averaged" else ()
     rest = {name: tensor for name, tensor in answer.items() if name not in apart}
     after = STRATEGIES[config.method].take_in(world.model, state, rest, lam, config, t)
     return {**after, **{name: answer[name] for name in apart}}
@@ -196,7 +187,7 @@ def _taken_in(world: World, config: RunConfig, state: State, answer: State, lam:
 
 def _trained(world: World, config: RunConfig, row: Tensor, client: Participant, t: int, on_step) -> Trained:
     """Local training of one client; the first round's is remembered, since many methods begin with it."""
-    strategy, names = STRATEGIES[config.method], adapter_names(world)
+    strategy, names = STRATEGIES[config.method], world.model.adapter_names
     phases = strategy.phases(names, world.model.adapter.kind, config, t)
 
     def compute() -> Trained:
@@ -226,7 +217,7 @@ def _phase(world: World, config: RunConfig, state: State, client: Participant, p
         config,
         steps=steps,
         seed=derive(config.seed, "batches", t, client.name, *again),
-        trains=(*phase.trains, *head_names(world)),
+        trains=(*phase.trains, *world.model.head_names),
         share=phase.share,
         proximal=STRATEGIES[config.method].proximal(config),
         on_step=on_step,
@@ -308,7 +299,7 @@ def run(config: RunConfig, folder: str | Path | None = None, resume: bool = True
     if resume and (finished := store.finished(lambda: partition_of(config))):
         return finished
     world = open_world(config)
-    store.describe(world, trained_names(world, config))
+    store.describe(world, trained_names(world.model, config))
     begin = start(world, config)
     X, rows, history_M, memory, done = store.resume(begin) if resume else (begin, [], [], {}, 0)
     total = sum(p.steps for p in participants(world, config)) * (config.rounds - done)

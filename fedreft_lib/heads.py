@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from .interventions import State
 
-PREFIX = "head."
-
 
 @dataclass(frozen=True)
 class Head:

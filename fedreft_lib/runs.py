@@ -22,7 +22,6 @@ from torch import Tensor
 
 from .config import RunConfig
 from .errors import ConfigError, FedReFTError
-from .heads import PREFIX
 from .interventions import State
 from .metrics import PRIMARY
 from .states import Spec, load_tensors, save_tensors, write_text
@@ -121,7 +120,7 @@ class Store:
             "python": platform.python_version(),
             "versions": {name: version(name) for name in ("torch", "transformers", "numpy")},
             "trainable_params": sum(sizes[name] for name in trained),
-            "head_params": sum(size for name, size in sizes.items() if name.startswith(PREFIX)),
+            "head_params": sum(sizes[name] for name in world.model.head_names),
             "spec": [[name, list(shape)] for name, shape in self.spec.shapes],
         }
 

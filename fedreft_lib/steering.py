@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .adapters import Adapter
 from .backbone import Backbone
 from .batches import Batch, Sequence, by_length, collate
-from .heads import PREFIX, Head
+from .heads import Head
 from .interventions import State
 from .states import Spec
 
@@ -37,7 +37,15 @@ class SteeredModel:
     def __init__(self, backbone: Backbone, adapter: Adapter, head: Head | None = None):
         self.backbone, self.adapter, self.head = backbone, adapter, head
         self.spec = Spec.of({**adapter.shapes, **(head.shapes if head else {})})
-        self.pad_id = backbone.tokenizer.pad_token_id
+
+    @property
+    def adapter_names(self) -> tuple[str, ...]:
+        """Names of the state's tensors without those of the head; `head_names` are the others."""
+        return tuple(self.adapter.shapes)
+
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        return tuple(self.head.shapes) if self.head else ()
 
     def start(self, init: str, seed: int) -> State:
         """A fresh state, the same for the same seed on every machine."""
@@ -45,7 +53,7 @@ class SteeredModel:
         return {**self.adapter.start(init, generator), **(self.head.start(generator) if self.head else {})}
 
     def batch(self, sequences: Many[Sequence], *, side: str = "right", hidden: Many[Tensor] | None = None) -> Batch:
-        return collate(sequences, self.pad_id, self.backbone.device, side=side, hidden=hidden)
+        return collate(sequences, self.backbone.tokenizer.pad_token_id, self.backbone.device, side=side, hidden=hidden)
 
     def hidden_states(self, batch: Batch, state: State | None, dropout: float = 0.0) -> Tensor:
         """Last hidden states (B, T, d), steered by `state`; by nothing where it is None."""
@@ -142,7 +150,7 @@ class SteeredModel:
         if state is None:
             yield
             return
-        state = {name: tensor for name, tensor in self._moved(state).items() if not name.startswith(PREFIX)}
+        state = {name: tensor for name, tensor in self._moved(state).items() if name not in self.head_names}
         with self.adapter.attached(layers, state, batch, dropout):
             yield
 

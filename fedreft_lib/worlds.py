@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .adapters import Adapter, AtSites, InLinears
-from .backbone import Backbone, load_backbone
+from .architectures import ARCHITECTURES, kind_of, memory_estimate, skeleton
+from .backbone import Backbone, choose_device, choose_dtype, find_layers, load_backbone
 from .batches import Batch, Sequence, encode, encode_pair
 from .config import RunConfig
 from .errors import ConfigError, DataError
@@ -144,16 +145,17 @@ class World:
     memo: dict = field(default_factory=dict, repr=False, compare=False)
 
 
-# What the data of a world depends on; its adapter depends on `ADAPTER_FIELDS` and on the method besides.
+# What the data of a world depends on; its adapter depends on the intervention and the method besides.
 WORLD_FIELDS = (
     "backbone", "dtype", "device", "benchmark", "tasks", "source", "data_dir", "prompt_format", "scoring",
     "max_length", "setup", "alpha", "clients", "train_size", "held_out_size", "test_size", "union_size", "seed",
 )  # fmt: skip
-ADAPTER_FIELDS = ("intervention", "rank", "layers", "positions", "tied", "targets", "lora_alpha")
 
 
 def open_world(config: RunConfig) -> World:
     """The world of a config. Data and cached states are remembered for the last two, so runs share them."""
+    if config.backbone in ARCHITECTURES:
+        _announce(config.backbone, config.dtype, config.device, needs(config))
     backbone = shared_backbone(config.backbone, config.dtype, config.device)
     adapter = adapter_of(config, backbone)
     # local is valid with every number of clients, and what is remembered does not depend on the method.
@@ -176,6 +178,28 @@ def adapter_of(config: RunConfig, backbone: Backbone) -> Adapter:
         raise ConfigError(f"rank must be at most {backbone.hidden_size}, the width of {config.backbone}")
     kind = strategy.form(INTERVENTIONS[config.intervention], config)
     return AtSites(kind, Sites(layers, prefix, suffix, config.tied), config.rank, backbone.hidden_size)
+
+
+def planned(config: RunConfig, classes: int = 2) -> SteeredModel:
+    """The model of a run on a hub backbone, from what is known of its architecture: no weights, for counting."""
+    model = skeleton(config.backbone)
+    bare = Backbone(config.backbone, model, None, kind_of(model.config), find_layers(model), "")
+    head = Head(bare.hidden_size, classes) if FAMILIES[config.benchmark].backbone == "encoder" else None
+    return SteeredModel(bare, adapter_of(config, bare), head)
+
+
+def needs(config: RunConfig) -> str:
+    """How much memory a run on a hub backbone takes, as a sentence; an upper bound, before anything is loaded."""
+    model, dtype = planned(config), choose_dtype(config.dtype, choose_device(config.device))
+    tokens = config.batch_size * config.max_length
+    return str(
+        memory_estimate(model.backbone.model, dtype, trainable=model.spec.size, clients=config.clients, tokens=tokens)
+    )
+
+
+@functools.cache  # once for a backbone and its needs, not for each run
+def _announce(backbone: str, dtype: str, device: str, needed: str) -> None:
+    tqdm.write(f"{backbone} ({dtype}, {device}) needs {needed}")
 
 
 @functools.lru_cache(maxsize=2)
