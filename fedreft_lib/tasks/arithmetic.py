@@ -27,12 +27,11 @@ from fedreft_lib.randomness import derive
 from fedreft_lib.tasks.arithmetic_sources import OPERATIONS, read_hub, read_local, read_operation, read_packaged_gsm8k
 from fedreft_lib.tasks.commonsense import PROMPT_FORMATS
 from fedreft_lib.tasks.questions import Exchange
-from fedreft_lib.tasks.sources import SOURCES
+from fedreft_lib.tasks.sources import check_request
 from fedreft_lib.tasks.synthetic import N_QUESTIONS
 
 PACKAGED = tuple(OPERATIONS)  # tasks with both splits in the packaged data
 TASKS = (*PACKAGED, "gsm8k", "mawps", "svamp", "aqua", "addsub", "multiarith", "singleeq", "math10k")
-SPLITS = ("train", "dev", "test")
 
 
 def load(
@@ -43,10 +42,7 @@ def load(
     `data_dir` is the folder of source="local", `seed` is for source="synthetic" alone; these two know any task.
     Raises ConfigError for a name that does not exist, DataError or AssetError for data that cannot be had or read.
     """
-    if source not in SOURCES:
-        raise ConfigError(f"source must be one of {', '.join(SOURCES)}, got {source!r}.")
-    if split not in SPLITS:
-        raise ConfigError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
+    check_request(split, source, data_dir)
     if source in ("packaged", "hub") and task not in TASKS:
         raise ConfigError(f'There is no arithmetic task {task!r} outside source="local"{did_you_mean(task, TASKS)}.')
     if split == "dev":
@@ -54,8 +50,6 @@ def load(
     if source == "synthetic":
         return synthetic(task, split, seed)
     if source == "local":
-        if data_dir is None:
-            raise ConfigError('source="local" reads files from a folder: give it as data_dir.')
         return read_local(task, split, Path(data_dir))
     return read_hub(task, split) if source == "hub" else _packaged(task, split)
 

