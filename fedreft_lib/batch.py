@@ -33,7 +33,7 @@ from papermill.exceptions import PapermillExecutionError
 from .config import RunConfig
 from .errors import ConfigError, FedReFTError, did_you_mean
 from .report import build_report, ordered_notebooks
-from .runs import load_runs, results_of
+from .runs import load_run, load_runs, results_of
 from .states import replace_durably, write_text
 
 PROJECT = Path(__file__).parent.parent
@@ -68,6 +68,7 @@ def reproduce(
     jobs = plan(profile, only, root)
     folder = root / "outputs" / profile
     folder.mkdir(parents=True, exist_ok=True)
+    set_aside_unreadable(folder)
     for notebook in ordered_notebooks(root / "notebooks"):
         if only is None and notebook.stem not in [job.name for job in jobs]:
             print(f"{notebook.stem}: skipped, there is no params/{profile}/{notebook.stem}.yaml", file=out, flush=True)
@@ -290,10 +291,23 @@ def set_aside(folder: Path, experiment: str, since: float) -> None:
     for run in load_runs(folder / "runs"):
         own = run.config.experiment.split(":")[0] == experiment
         if own and (run.folder / "manifest.json").stat().st_mtime < since - 1:
-            earlier = folder / "earlier" / run.folder.name
-            shutil.rmtree(earlier, ignore_errors=True)
-            earlier.parent.mkdir(exist_ok=True)
-            shutil.move(run.folder, earlier)
+            _move_to_earlier(folder, run.folder)
+
+
+def set_aside_unreadable(folder: Path) -> None:
+    """Move runs that cannot be read, such as those of another version of the library, to `folder`/earlier."""
+    for manifest in sorted((folder / "runs").glob("*/manifest.json")):
+        try:
+            load_run(manifest.parent)
+        except FedReFTError:
+            _move_to_earlier(folder, manifest.parent)
+
+
+def _move_to_earlier(folder: Path, run: Path) -> None:
+    earlier = folder / "earlier" / run.name
+    shutil.rmtree(earlier, ignore_errors=True)
+    earlier.parent.mkdir(exist_ok=True)
+    shutil.move(run, earlier)
 
 
 class Progress:

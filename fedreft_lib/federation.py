@@ -314,7 +314,7 @@ def run(config: RunConfig, folder: str | Path | None = None, resume: bool = True
             if t == config.rounds or (config.eval_every and t % config.eval_every == 0):
                 rows = rows + evaluate_all(world, config, X, t, progress=progress)
             store.save(t, X, history_M, rows, memory)
-    return store.run(X, history_M, rows)
+    return store.run(X, history_M, rows, memory)
 
 
 def _bytes(tensors: State) -> int:

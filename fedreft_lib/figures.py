@@ -69,7 +69,7 @@ def accuracy_by_method(results: pd.DataFrame, *, by: str = "setup") -> Figure:
     trained, untrained = _accuracies(results)
     panels = list(dict.fromkeys(trained[by]))
     methods = list(dict.fromkeys(trained["label"]))
-    fig, axes = _panels(len(panels), width=4.6, height=0.6 + 0.38 * len(methods), sharey=True)
+    fig, axes = panel_row(len(panels), width=4.6, height=0.6 + 0.38 * len(methods), sharey=True)
     for ax, panel in zip(axes, panels, strict=True):
         before = untrained[untrained[by] == panel].groupby("seed")["value"].mean().mean()
         ax.axvline(before, color=GREY, linestyle="--", linewidth=1.2, label="untrained backbone")
@@ -87,7 +87,7 @@ def accuracy_by_method(results: pd.DataFrame, *, by: str = "setup") -> Figure:
         ax.margins(x=0.12)
     axes[0].set_yticks(range(len(methods)), methods)
     axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1))
-    return _titled(fig, "How well the clients answer after training, by method", _spread(trained, "bars"))
+    return titled(fig, "How well the clients answer after training, by method", _spread(trained, "bars"))
 
 
 def accuracy_by_client(results: pd.DataFrame, *, by: str = "setup") -> Figure:
@@ -97,7 +97,7 @@ def accuracy_by_client(results: pd.DataFrame, *, by: str = "setup") -> Figure:
     methods = list(dict.fromkeys(trained["label"]))
     per_panel = [list(dict.fromkeys(trained.loc[trained[by] == panel, "client"])) for panel in panels]
     tall = 0.9 + max(map(len, per_panel)) * (0.25 + 0.14 * len(methods))
-    fig, axes = _panels(len(panels), width=4.4, height=tall)
+    fig, axes = panel_row(len(panels), width=4.4, height=tall)
     for ax, panel, clients in zip(axes, panels, per_panel, strict=True):
         for j, method in enumerate(methods):
             chosen = trained[(trained[by] == panel) & (trained["label"] == method)]
@@ -114,14 +114,14 @@ def accuracy_by_client(results: pd.DataFrame, *, by: str = "setup") -> Figure:
         ax.set(title=f"{by}: {panel}", xlabel=_unit(results), ylim=(len(clients) - 0.5, -0.5))
     axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1), title="hollow: untrained")
     seeds = trained["seed"].nunique()
-    return _titled(fig, "What each client gains", f"mean over {seeds} seeds" if seeds > 1 else "1 seed")
+    return titled(fig, "What each client gains", f"mean over {seeds} seeds" if seeds > 1 else "1 seed")
 
 
 def learning_curves(results: pd.DataFrame, metric: str = "loss", split: str = "train", *, by: str = "setup") -> Figure:
     """A metric over the rounds, one line for each method."""
     rows = _rows(results, metric, split)
     panels = list(dict.fromkeys(rows[by]))
-    fig, axes = _panels(len(panels), width=4.2, height=3.0, sharey=True)
+    fig, axes = panel_row(len(panels), width=4.2, height=3.0, sharey=True)
     for ax, panel in zip(axes, panels, strict=True):
         for label, chosen in rows[rows[by] == panel].groupby("label", sort=False):
             _line(ax, chosen, "round", color=chosen["colour"].iloc[0], label=label, marker="o", markersize=4)
@@ -130,7 +130,7 @@ def learning_curves(results: pd.DataFrame, metric: str = "loss", split: str = "t
     unit = {"loss": "loss (nats a token)", "accuracy": "accuracy (%)"}.get(metric, metric)
     axes[0].set_ylabel(f"{split} {unit}")
     axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1))
-    return _titled(fig, f"{split} {metric}, round by round", _spread(rows, "bands"))
+    return titled(fig, f"{split} {metric}, round by round", _spread(rows, "bands"))
 
 
 # ---- mixing -----------------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def lam_sweep(results: pd.DataFrame) -> Figure:
     if fixed.empty:
         raise DataError("these results have no run with a fixed lam: run method fedreft with mixing=0.0, 0.5, 1.0, say")
     fixed = fixed.assign(lam=fixed["mixing"].str.removeprefix("fixed ").astype(float))
-    fig, (ax,) = _panels(1, width=5.6, height=3.6)
+    fig, (ax,) = panel_row(1, width=5.6, height=3.6)
     for colour, (client, chosen) in zip(_cycle(), fixed.groupby("client", sort=False), strict=False):
         _line(ax, chosen, "lam", band=False, color=colour, label=client, marker=".", linewidth=1)
     _line(ax, fixed, "lam", color=BLACK, label="mean over clients", marker="o", linewidth=2.8)
@@ -156,13 +156,13 @@ def lam_sweep(results: pd.DataFrame) -> Figure:
         ax.axhline(level, color=BLACK, linestyle="--", linewidth=1.5, label=f"adaptive lam, mean ({level:.1f} %)")
     ax.set(xlabel="lam: the share of the others' aggregate that a client takes in", ylabel=_unit(results))
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    return _titled(fig, "How much to listen: accuracy against lam", _spread(fixed, "band"))
+    return titled(fig, "How much to listen: accuracy against lam", _spread(fixed, "band"))
 
 
 def lam_by_round(results: pd.DataFrame) -> Figure:
     """The lam that each client chose under adaptive mixing, over the rounds; thin lines are single seeds."""
     rows = _rows(results[results["mixing"] == "adaptive"], "lam", "held_out")
-    fig, (ax,) = _panels(1, width=5.6, height=3.2)
+    fig, (ax,) = panel_row(1, width=5.6, height=3.2)
     clients = list(dict.fromkeys(rows["client"]))
     for colour, client in zip(_cycle(), clients, strict=False):
         chosen = rows[rows["client"] == client]
@@ -176,14 +176,14 @@ def lam_by_round(results: pd.DataFrame) -> Figure:
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     seeds = rows["seed"].nunique()
     subtitle = f"thick: mean of {seeds} seeds, thin: each seed" if seeds > 1 else "1 seed"
-    return _titled(fig, "How much each client chose to listen", subtitle)
+    return titled(fig, "How much each client chose to listen", subtitle)
 
 
 def mixing_heatmap(M: Tensor | Sequence[tuple[str, Tensor]], names: Sequence[str], title: str) -> Figure:
     """Who listens to whom: M (N, N), row k the weights of client k's new state; or several as (heading, M)."""
     several = [("", M)] if isinstance(M, Tensor) else list(M)
     n = len(names)
-    fig, axes = _panels(len(several), width=0.9 + 0.55 * n, height=1.0 + 0.5 * n, sharey=True)
+    fig, axes = panel_row(len(several), width=0.9 + 0.55 * n, height=1.0 + 0.5 * n, sharey=True)
     for ax, (heading, matrix) in zip(axes, several, strict=True):
         image = ax.imshow(matrix.numpy(), cmap="cividis", vmin=0, vmax=1)
         for i in range(n):
@@ -196,7 +196,7 @@ def mixing_heatmap(M: Tensor | Sequence[tuple[str, Tensor]], names: Sequence[str
         ax.grid(False)
     axes[0].set_ylabel("client that receives")
     fig.colorbar(image, ax=list(axes), label="weight", shrink=0.8)
-    return _titled(fig, title, "each row sums to 1")
+    return titled(fig, title, "each row sums to 1")
 
 
 # ---- data and toy -----------------------------------------------------------------------------------------------
@@ -208,7 +208,7 @@ def partition_table(tables: pd.DataFrame | Mapping[str, pd.DataFrame], split: st
     counts = {heading: table.loc[split] for heading, table in several.items()}
     tasks = list(dict.fromkeys(task for table in counts.values() for task in table.columns))
     most = max(map(len, counts.values()))
-    fig, axes = _panels(len(counts), width=3.3, height=1.1 + 0.32 * most)
+    fig, axes = panel_row(len(counts), width=3.3, height=1.1 + 0.32 * most)
     for ax, (heading, table) in zip(axes, counts.items(), strict=True):
         left = pd.Series(0, index=table.index)
         for colour, task in zip(_cycle(), tasks, strict=False):
@@ -218,12 +218,12 @@ def partition_table(tables: pd.DataFrame | Mapping[str, pd.DataFrame], split: st
         ax.set_yticks(range(len(table)), [name.split("-")[0] for name in table.index])
         ax.set(title=heading, xlabel=f"{split} questions", ylim=(len(table) - 0.5, -0.5))
     axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1), title="task")
-    return _titled(fig, "Who has which questions", "colours that differ between rows: clients that differ")
+    return titled(fig, "Who has which questions", "colours that differ between rows: clients that differ")
 
 
 def toy_plane(X: Tensor, client: int = 0, lam: float = 0.5) -> Figure:
     """A federation with P = 2: the clients X (N, 2), and where one of them goes under mean and geometric median."""
-    fig, (ax,) = _panels(1, width=5.4, height=3.8)
+    fig, (ax,) = panel_row(1, width=5.4, height=3.8)
     points = X.tolist()
     ax.plot(*zip(*points, strict=True), "o", color=GREY, markersize=9, label="clients")
     for k, point in enumerate(points):
@@ -240,20 +240,20 @@ def toy_plane(X: Tensor, client: int = 0, lam: float = 0.5) -> Figure:
     ax.margins(0.1)
     ax.set_aspect("equal", adjustable="datalim")
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    return _titled(fig, "A far-off client pulls the mean, not the median", f"arrows: client {client + 1}, lam {lam:g}")
+    return titled(fig, "A far-off client pulls the mean, not the median", f"arrows: client {client + 1}, lam {lam:g}")
 
 
 def change_by_token(change: Tensor, tokens: Sequence[str], title: str) -> Figure:
     """How much an edit changes each hidden state: `change` (layers, tokens), 0 is white, drawn lowest layer below."""
     layers = len(change)
-    fig, (ax,) = _panels(1, width=1.2 + 0.3 * len(tokens), height=1.6 + 0.08 * layers)
+    fig, (ax,) = panel_row(1, width=1.2 + 0.3 * len(tokens), height=1.6 + 0.08 * layers)
     drawn = ax.imshow(change.numpy(), cmap="Blues", vmin=0, origin="lower", aspect="auto")
     ax.set_xticks(range(len(tokens)), tokens, rotation=60, ha="right")
     ax.set(xlabel="token", ylabel="after block")
     ax.yaxis.get_major_locator().set_params(integer=True)
     ax.grid(False)
     fig.colorbar(drawn, ax=ax, label="size of the change over\nsize of the hidden state")
-    return _titled(fig, title, "white: unchanged")
+    return titled(fig, title, "white: unchanged")
 
 
 # ---- shared -----------------------------------------------------------------------------------------------------
@@ -331,7 +331,7 @@ def _cycle():
     return iter(CYCLE * 100)
 
 
-def _panels(n: int, *, width: float, height: float, sharey: bool = False) -> tuple[Figure, Sequence[Axes]]:
+def panel_row(n: int, *, width: float, height: float, sharey: bool = False) -> tuple[Figure, Sequence[Axes]]:
     """n panels in a row, sizes in inches each. A plain Figure, not pyplot's: there is nothing to close."""
     fig = Figure(figsize=(n * width + 2.2, height + 0.8), layout="constrained")
     axes = fig.subplots(1, n, squeeze=False, sharey=sharey)[0]
@@ -342,7 +342,7 @@ def _panels(n: int, *, width: float, height: float, sharey: bool = False) -> tup
     return fig, axes
 
 
-def _titled(fig: Figure, title: str, subtitle: str) -> Figure:
+def titled(fig: Figure, title: str, subtitle: str) -> Figure:
     fig.suptitle(f"{title}\n", x=0.01, ha="left", fontsize=12, fontweight="bold", linespacing=1.6)
     fig.text(0.01, 1 - 0.36 / fig.get_figheight(), subtitle, ha="left", va="top", fontsize=9, color="#444444")
     return fig

@@ -105,14 +105,16 @@ def ledger(results: pd.DataFrame) -> pd.DataFrame:
     run". seeds: which seeds `ours` is the mean of; ours_sd is empty for one seed. reason: "" only where ours is filled.
     """
     table, scores = published(), final_scores(results)
+    kinds = scores["method"] + scores["aggregation"] + scores["intervention"]
+    scores = scores.assign(breadth=kinds.groupby([scores["benchmark"], scores["experiment"]]).transform("nunique"))
     rows = pd.DataFrame([_cell(row, table, scores) for row in table.itertuples()], columns=list(OURS))
     return pd.concat([table, rows], axis=1)
 
 
-def write(results: pd.DataFrame, path: Path) -> None:
-    """The ledger as a CSV file, whole or not at all."""
+def write(book: pd.DataFrame, path: Path) -> None:
+    """A ledger as a CSV file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, ledger(results).to_csv(index=False, float_format="%.2f"))
+    write_text(path, book.to_csv(index=False, float_format="%.2f"))
 
 
 def final_scores(results: pd.DataFrame) -> pd.DataFrame:
@@ -136,6 +138,7 @@ class _Found:
 
     setting: Mapping
     by_seed: pd.Series
+    breadth: int  # how many methods its experiment compares
     over: str  # the tasks of a mean that the source does not name; "" elsewhere
 
     @property
@@ -166,9 +169,9 @@ def _cell(row, table: pd.DataFrame, scores: pd.DataFrame) -> dict:
     runs = _runs_of(row, scores)
     empty = {"seeds": "", "our_setting": "", "nearest_setting": "", "reason": ""}
 
-    def distance(found: _Found) -> tuple:  # never by score; earlier notebooks are the main runs, later ones ablate
+    def distance(found: _Found) -> tuple:  # never by score; a table's methods shall come out of one comparison
         differs = [not agrees for agrees in found.agreement(row).values()]
-        return *differs, found.setting["experiment"], -len(found.by_seed), found.text
+        return *differs, -found.breadth, found.setting["experiment"], -len(found.by_seed), found.text
 
     best = None if runs.empty else min(_found(runs, wanted), key=distance, default=None)
     if best is None:
@@ -208,9 +211,9 @@ def _found(runs: pd.DataFrame, wanted: set) -> list[_Found]:
         tasks = sorted(set(part["task"]))
         per_seed = part.groupby("seed")["value"].agg(["mean", "size"])
         whole = per_seed.loc[per_seed["size"] == len(wanted or tasks), "mean"]
-        over = "" if wanted else f", mean over {', '.join(tasks)}"
+        over = "" if wanted else f", tasks: {', '.join(tasks)}"
         if not whole.empty:
-            found.append(_Found(dict(zip(SETTING, setting, strict=True)), whole, over))
+            found.append(_Found(dict(zip(SETTING, setting, strict=True)), whole, part["breadth"].iloc[0], over))
     return found
 
 

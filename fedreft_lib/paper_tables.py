@@ -1,120 +1,137 @@
-"""The paper's tables and its picture of accuracy against parameters, redrawn in its own layout from our runs.
+"""The paper's tables and its figure of the aggregation, redrawn in its own layout from our runs, and what scores cost.
 
-Every table has, for each published number, three columns: "published"; "ours", filled only where we ran that setting
-(see `ledger`); and "nearest of ours", our nearest run on whatever backbone we have, which shows a direction only.
-`results` is always a table with the columns of results.csv.
+Every table has, for each published number, "published"; "ours", filled only where we ran that setting (see `ledger`);
+and "nearest of ours", our nearest run on whatever backbone we have, which shows a direction only.
+`book` is always the table of `ledger.ledger`, `results` one with the columns of results.csv.
 """
+
+import math
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from matplotlib.transforms import offset_copy
 
 from .errors import DataError
-from .figures import BLACK, GREY, _panels, _titled, method_colour, method_labels
-from .ledger import is_average, ledger, published
+from .figures import BLACK, GREY, method_colour, method_labels, panel_row, titled
+from .ledger import is_average, published
 from .metrics import PRIMARY
 
 SHOWN = {"value": "published", "ours": "ours", "nearest_ours": "nearest of ours"}
+METHOD = ["method", "rank", "trainable (M)"]
 HOLLOW = "osD^vPX*"  # one marker for each published row
+FILLED = "osD^vPX*<>hp"  # methods of one colour differ by their markers
+RULES = {
+    "FedAvg+LoReFT": method_colour("fedavg", "none", "none"),
+    "Mean-ABM": method_colour("fedreft", "mean", "fixed"),
+    "GeoMedian-ABM": method_colour("fedreft", "geometric_median", "fixed"),
+}
 
 
-def table_3(results: pd.DataFrame) -> pd.DataFrame:
+def table_3(book: pd.DataFrame) -> pd.DataFrame:
     """Commonsense on LLaMA-3.2-3B, Mixed Task: a row for each method and rank, its parameters and average accuracy."""
-    return _rows(results, "Table 3", ["method", "rank", "trainable_params_millions"])
+    return _rows(book, "Table 3", METHOD)
 
 
-def table_5(results: pd.DataFrame) -> pd.DataFrame:
-    """GLUE on RoBERTa-large, three clients: a row for each method, and for each task and the average three columns."""
-    rows = _of(results, "Table 5")
-    table = rows.pivot(index=["method", "rank", "trainable_params_millions"], columns="task", values=list(SHOWN))
-    order = [(kind, task) for task in rows["task"].unique() for kind in SHOWN]
-    table = table[order].reindex(rows["method"].unique(), level="method")
-    table.columns = pd.MultiIndex.from_tuples([(task, SHOWN[kind]) for kind, task in order])
-    return table.astype(float)
+def table_5(book: pd.DataFrame) -> pd.DataFrame:
+    """GLUE on RoBERTa-large, three clients: three rows for each method, a column for each task and the average."""
+    rows = _of(book, "Table 5")
+    table = rows.pivot(index=METHOD, columns="task", values=list(SHOWN))
+    table = table.rename(columns=SHOWN, level=0).rename_axis(columns=["", "task"]).stack(0, future_stack=True)
+    return table[rows["task"].unique()].reindex(rows["method"].unique(), level="method").astype(float)
 
 
-def table_6(results: pd.DataFrame) -> pd.DataFrame:
+def table_6(book: pd.DataFrame) -> pd.DataFrame:
     """GSM8K on LLaMA-3-8B: a row for each method."""
-    return _rows(results, "Table 6", ["method", "rank", "trainable_params_millions"])
+    return _rows(book, "Table 6", METHOD)
 
 
-def figure_3(results: pd.DataFrame) -> pd.DataFrame:
+def figure_3(book: pd.DataFrame) -> pd.DataFrame:
     """The ablation of the aggregation (Table 1 and Figure 3), three clients: a row for each benchmark and method.
 
     "over FedAvg": how far the published number is above FedAvg's, in percentage points. For ours see `tables.against`,
     which pairs clients and seeds.
     """
-    table = _rows(results, "Table 1 / Figure 3", ["benchmark", "model", "method"])
+    table = _rows(book, "Table 1 / Figure 3", ["benchmark", "model", "method"])
     base = table["published"].xs("FedAvg+LoReFT", level="method")
     over = table["published"] - base.reindex(table.index.droplevel("method")).to_numpy()
     table.insert(1, "over FedAvg", over.round(2))
     return table
 
 
-def accuracy_against_parameters(results: pd.DataFrame) -> Figure:
-    """Test score against a client's trainable numbers without the head: ours filled, the published averages hollow.
+def draw_figure_3(book: pd.DataFrame) -> Figure:
+    """`figure_3` as bars, a panel a benchmark: published white, ours (or our nearest) in the colour of the method."""
+    table = figure_3(book)
+    ours = table["ours"].fillna(table["nearest of ours"])
+    benchmarks = table.index.unique("benchmark")
+    fig, axes = panel_row(len(benchmarks), width=3.4, height=2.9)
+    for ax, benchmark in zip(axes, benchmarks, strict=True):
+        part = table.xs(benchmark)
+        model, methods = part.index[0][0], part.index.get_level_values("method")
+        colours = [RULES[method] for method in methods]
+        pairs = (("published", part["published"], -0.2, "white"), ("ours", ours.xs(benchmark), 0.2, colours))
+        for label, values, aside, fill in pairs:
+            places = [k + aside for k in range(len(methods))]
+            bars = ax.bar(places, values.fillna(0.0), 0.4, color=fill, edgecolor=colours, label=label)
+            ax.bar_label(bars, ["" if pd.isna(value) else f"{value:.1f}" for value in values], padding=2, fontsize=8)
+        ax.set_xticks(range(len(methods)), [method.replace("+", "+\n") for method in methods], fontsize=8)
+        ax.set(title=f"{benchmark}; published: {model}", ylabel="score (%)")
+        ax.margins(y=0.15)
+    subtitle = "white: published; filled: ours in that setting or, as the table says, our nearest run"
+    return titled(fig, "The aggregation's ablation, published and ours", subtitle)
 
-    For each benchmark in the results one panel with ours and, where FedReFT's authors print parameter counts, one with
-    theirs: the backbones differ, so that only the order within a panel means something. Raises DataError where there
-    are no test scores.
+
+def accuracy_against_cost(results: pd.DataFrame, benchmark: str) -> Figure:
+    """Test score against a client's trainable numbers (without the head) and against the bytes of a run; one benchmark.
+
+    Bytes are what all clients sent and received together, and what sends nothing stands at 0. A third panel has the
+    published averages, where FedReFT's authors print parameter counts: the backbones differ, so that only the order
+    within a panel means something. They print neither bytes nor the number of rounds that would give them. Raises
+    DataError where there are no test scores.
     """
-    points, before = _points(results)
-    panels = [(benchmark, shown) for benchmark in before.index for shown in (None, _printed(benchmark))]
-    panels = [(benchmark, shown) for benchmark, shown in panels if shown is None or len(shown)]
-    fig, axes = _panels(len(panels), width=5.6, height=3.6)
-    for ax, (benchmark, printed) in zip(axes, panels, strict=True):
-        if printed is None:
-            _scatter(ax, points[points["benchmark"] == benchmark], "parameters", before[benchmark])
-            title = f"{benchmark}: ours"
-        else:
-            for marker, row in zip(HOLLOW, printed.itertuples(), strict=False):
-                ax.plot(row.parameters, row.value, marker, color=BLACK, fillstyle="none", markersize=9, label=row.label)
-            title = f"{benchmark}: published, {printed['model'].iloc[0]}"
-        ax.set_xscale("log")
-        ax.set(title=title, xlabel="trainable numbers of a client", ylabel="test score (%)")
-        ax.margins(x=0.3)
-        ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    subtitle = "ours: without the head, mean over clients and seeds, bars one sd over seeds; hollow: as published"
-    return _titled(fig, "What accuracy costs in trainable parameters", subtitle)
+    points, untrained = _points(results[results["benchmark"] == benchmark])
+    printed = _printed(benchmark)
+    fig, axes = panel_row(2 + (len(printed) > 0), width=4.4, height=max(3.4, 0.23 * points["label"].nunique()))
+    for ax, x in zip(axes, ("parameters", "megabytes"), strict=False):
+        _scatter(ax, points, x, untrained)
+    axes[0].set_xscale("log")
+    axes[0].set(title="ours", xlabel="trainable numbers of a client")
+    sent = points.loc[points["megabytes"] > 0, "megabytes"]
+    least = 10 ** math.floor(math.log10(sent.min())) if len(sent) else 1.0
+    axes[1].set_xscale("symlog", linthresh=least)  # logarithmic, but with a place for 0
+    axes[1].set(title="ours", xlabel="MB sent and received by all clients")
+    if len(printed):
+        for marker, row in zip(HOLLOW, printed.itertuples(), strict=False):
+            axes[2].plot(
+                row.parameters, row.value, marker, color=BLACK, fillstyle="none", markersize=9, label=row.label
+            )
+        axes[2].set_xscale("log")
+        axes[2].set(title=f"published, {printed['model'].iloc[0]}", xlabel="trainable numbers of a client")
+    for ax in axes:
+        ax.xaxis.set_minor_formatter(NullFormatter())  # its labels run into each other
+        ax.margins(x=0.2)
+        ax.set_ylabel("test score (%)")
+    for ax in axes[1:]:
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+    subtitle = "ours: mean over clients and seeds, bars one sd over seeds; side by side: the same place on the x axis"
+    return titled(fig, f"What accuracy costs: {benchmark}", subtitle)
 
 
-def accuracy_against_bytes(results: pd.DataFrame) -> Figure:
-    """Test score against the megabytes that all clients of a run sent and received together, a panel a benchmark.
-
-    Only ours: the published sources print neither bytes nor the number of rounds that would give them. What sends
-    nothing stands at 0. Raises DataError where there are no test scores.
-    """
-    points, before = _points(results)
-    fig, axes = _panels(len(before), width=5.6, height=3.6)
-    for ax, benchmark in zip(axes, before.index, strict=True):
-        chosen = points[points["benchmark"] == benchmark]
-        _scatter(ax, chosen, "megabytes", before[benchmark])
-        sent = chosen.loc[chosen["megabytes"] > 0, "megabytes"]
-        ax.set_xscale("symlog", linthresh=sent.min() if len(sent) else 1.0)  # logarithmic, but with a place for 0
-        ax.set(title=benchmark, xlabel="MB sent and received in the whole run", ylabel="test score (%)")
-        ax.margins(x=0.3)
-        ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    return _titled(
-        fig, "What accuracy costs in bytes", "bars: one sd over seeds; side by side: the same number of bytes"
-    )
-
-
-def _of(results: pd.DataFrame, name: str) -> pd.DataFrame:
+def _of(book: pd.DataFrame, name: str) -> pd.DataFrame:
     """The ledger's rows of one of FedReFT's tables, numbers as numbers."""
-    table = ledger(results)
-    rows = table[table["source"].str.startswith("FedReFT") & (table["table"] == name)]
+    rows = book[book["source"].str.startswith("FedReFT") & (book["table"] == name)]
+    rows = rows.rename(columns={"trainable_params_millions": "trainable (M)"})
     return rows.assign(value=rows["value"].astype(float))
 
 
-def _rows(results: pd.DataFrame, name: str, index: list[str]) -> pd.DataFrame:
-    rows = _of(results, name).set_index(index)
-    return rows[[*SHOWN, "nearest_setting"]].rename(columns={**SHOWN, "nearest_setting": "nearest setting"})
+def _rows(book: pd.DataFrame, name: str, index: list[str]) -> pd.DataFrame:
+    return _of(book, name).set_index(index)[list(SHOWN)].rename(columns=SHOWN)
 
 
-def _points(results: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
-    """(one row for each benchmark, method, size and seed; the untrained score of each benchmark)."""
-    runs = ["benchmark", "label", "colour", "trainable_params", "experiment", "setup", "rounds", "seed"]
+def _points(results: pd.DataFrame) -> tuple[pd.DataFrame, float]:
+    """(one row for each method, size and seed; the untrained score)."""
+    runs = ["label", "colour", "trainable_params", "experiment", "setup", "rounds", "seed"]
     rows = results.assign(
         label=method_labels(results),
         colour=[method_colour(*each) for each in results[["method", "aggregation", "mixing"]].itertuples(index=False)],
@@ -128,7 +145,7 @@ def _points(results: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
         value=("value", "mean"), trainable=("trainable_params", "first")
     )
     points = scores.assign(megabytes=sent, parameters=scores["trainable"]).reset_index()
-    return points, tests[tests["round"] == 0].groupby("benchmark")["value"].mean().reindex(last["benchmark"].unique())
+    return points, tests.loc[tests["round"] == 0, "value"].mean()
 
 
 def _scatter(ax: Axes, points: pd.DataFrame, x: str, untrained: float) -> None:
@@ -139,12 +156,14 @@ def _scatter(ax: Axes, points: pd.DataFrame, x: str, untrained: float) -> None:
     drawn = per_seed.groupby(level=method, sort=False).agg(["mean", "std"]).fillna(0.0).reset_index()
     alike = drawn.groupby(x)[x]  # methods at one place would hide each other: they stand side by side around it
     drawn["aside"] = 7 * (alike.cumcount() - (alike.transform("size") - 1) / 2)  # points
+    labels = drawn.drop_duplicates("label")
+    markers = dict(zip(labels["label"], labels.groupby("colour").cumcount().map(FILLED.__getitem__), strict=True))
     for row in drawn.assign(place=drawn[x], named=drawn["label"].duplicated()).itertuples():
         for edge in (row.mean - row.std, row.mean + row.std):  # the limits leave out markers that are moved aside
             ax.update_datalim([(row.place, edge)])
         moved = offset_copy(ax.transData, ax.figure, x=row.aside, units="points")
-        label = "_" if row.named else row.label  # one entry for a method
-        ax.errorbar(row.place, row.mean, row.std, fmt="o", color=row.colour, capsize=3, label=label, transform=moved)
+        style = {"fmt": markers[row.label], "color": row.colour, "capsize": 3, "transform": moved}
+        ax.errorbar(row.place, row.mean, row.std, label="_" if row.named else row.label, **style)
 
 
 def _printed(benchmark: str) -> pd.DataFrame:

@@ -39,6 +39,10 @@ RESULTS = (
     "layers", "clients", "rounds", "seed", "round", "client", "split", "metric", "value", "trainable_params",
     "head_params", "uplink_bytes", "downlink_bytes", "seconds",
 )  # fmt: skip
+# What every manifest says.
+NEEDED = {
+    "round", "rounds", "checkpoint", "code", "backbone", "data", "dtype", "spec", "trainable_params", "head_params",
+}  # fmt: skip
 SERVER = "server."  # before the names of the server's own tensors in a checkpoint
 # Modules that only show results; a change in them leaves finished runs valid.
 SHOWS_ONLY = ("figures", "tables", "widgets", "report", "batch", "ledger", "audit", "paper_tables", "judge", "__main__")
@@ -161,9 +165,9 @@ class Store:
             if path.name not in kept:  # earlier rounds, and those of a run that was started again
                 path.unlink()
 
-    def run(self, X: Tensor, mixing_matrices: list[Tensor], rows: list[dict]) -> Run:
+    def run(self, X: Tensor, mixing_matrices: list[Tensor], rows: list[dict], memory: State) -> Run:
         M = _stacked(mixing_matrices, len(X))
-        return Run(self.config, history_of(rows), X, self.spec, M, self.manifest, self.folder)
+        return Run(self.config, history_of(rows), X, self.spec, M, self.manifest, self.folder, memory)
 
 
 def load_run(folder: str | Path) -> Run:
@@ -201,12 +205,19 @@ def load_config(folder: Path) -> RunConfig:
 
 
 def read_manifest(folder: Path) -> dict:
+    """A run's manifest. Raises FedReFTError where there is none, or one that is damaged or of another version."""
     try:
-        return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FedReFTError(f"there is no run in {folder}: it has no manifest.json") from None
     except ValueError:
         raise FedReFTError(f"{folder / 'manifest.json'} is damaged: delete the folder and run again") from None
+    if missing := NEEDED - set(manifest):
+        raise FedReFTError(
+            f"{folder / 'manifest.json'} says nothing of {', '.join(sorted(missing))}, as another version of the "
+            "library wrote it: delete the folder and run again"
+        )
+    return manifest
 
 
 def history_of(rows: list[dict]) -> pd.DataFrame:

@@ -7,8 +7,15 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from .errors import DataError
 from .figures import method_labels
 from .metrics import PRIMARY
+from .tasks.glue_sources import MISMATCHED
+
+RUN = (
+    "experiment", "benchmark", "setup", "model", "method", "aggregation", "mixing", "intervention", "rank", "layers",
+    "clients", "rounds", "seed",
+)  # fmt: skip
 
 
 def accuracies(results: pd.DataFrame) -> pd.DataFrame:
@@ -22,6 +29,31 @@ def accuracies(results: pd.DataFrame) -> pd.DataFrame:
     keys = ["experiment", "benchmark", "setup", "method", "seed", "client", "task", "metric"]
     grouped = rows.groupby(keys, sort=False)["value"]
     return pd.DataFrame({"untrained": grouped.first(), "trained": grouped.last()}).reset_index()
+
+
+def at_best_round(results: pd.DataFrame) -> pd.DataFrame:
+    """Test scores after the round that held-out scores pick, as ReFT picks the epoch, and those of round 0.
+
+    For each run and task: of the rounds that were evaluated (all, with eval_every=1) the one with the best primary
+    held-out score, mean over clients; of equals the earliest. The untrained round 0 is never picked. MNLI's mismatched
+    test goes with its matched one. `rounds` is the round picked, so what reads a run's last round reads this one.
+
+    Raises DataError where a run has no held-out scores: only labelled items have them.
+    """
+    rows = results.assign(trained_on=results["task"].replace(MISMATCHED, "mnli"))
+    keys = [*RUN, "trained_on"]
+    held_out = rows[(rows["split"] == "held_out") & rows["metric"].isin(PRIMARY) & (rows["round"] > 0)]
+    means = held_out.groupby([*keys, "round"])["value"].mean().round(6).reset_index(name="score")  # equals stay equal
+    best = means.loc[means.groupby(keys)["score"].idxmax(), [*keys, "round"]].rename(columns={"round": "best"})
+    tests = rows[rows["split"] == "test"].merge(best, on=keys, how="left")
+    if tests["best"].isna().any():
+        without = tests[tests["best"].isna()].iloc[0]
+        raise DataError(
+            f"no round of {without['task']} with {without['method']} has held-out scores: only labelled items are "
+            "scored there, after each round with eval_every=1"
+        )
+    picked = tests[(tests["round"] == 0) | (tests["round"] == tests["best"])]
+    return picked.assign(rounds=picked["best"].astype(int))[list(results)].reset_index(drop=True)
 
 
 def summary(results: pd.DataFrame, by: str = "setup") -> pd.DataFrame:
@@ -42,7 +74,8 @@ def against(results: pd.DataFrame, reference: str, by: str = "setup") -> pd.Data
     inside it is no difference, one just outside it is a hint.
     """
     trained = accuracies(results)
-    table = trained.pivot_table(index=[by, "seed", "client", "task"], columns="method", values="trained", sort=False)
+    pairs = list(dict.fromkeys([by, "seed", "client", "task"]))  # by may be one of them
+    table = trained.pivot_table(index=pairs, columns="method", values="trained", sort=False)
     rows = []
     for group, part in table.groupby(level=by, sort=False):
         for method in part.columns.drop(reference):

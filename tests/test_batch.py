@@ -17,7 +17,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 import fedreft_lib
 from fedreft_lib import RunConfig, load_runs, results_of, run
 from fedreft_lib.batch import NotebookError, Progress, plan, read_parameters, reproduce
-from fedreft_lib.errors import ConfigError
+from fedreft_lib.errors import ConfigError, FedReFTError
 from fedreft_lib.runs import RESULTS
 
 DEFAULTS = 'mixing = 0.3\nlr = 1e-3  # AdamW\nsource = "packaged"\ndata_dir = None\nseeds = [0]\noutput_dir = "../x"'
@@ -229,3 +229,21 @@ def test_progress_is_one_moving_line_on_a_terminal_and_plain_lines_elsewhere(out
     assert out.getvalue().count("\n") == lines
     assert ("\r" in out.getvalue()) == out.isatty()
     assert "[1/1] 00_tour: 2 cells, 0 s" in out.getvalue()
+
+
+def test_a_run_of_another_version_is_set_aside_and_stops_nothing(project):
+    folder = project / "outputs" / "quick"
+    tiny = dict(backbone="tiny-llama", source="synthetic", tasks=["piqa"], layers="2-3", rank=2, clients=2)
+    small = RunConfig(**tiny, train_size=4, held_out_size=1, test_size=2, rounds=1, experiment="mine")
+    for name in ("old", "new"):
+        run(small, folder / "runs" / name, progress=False)
+    manifest = folder / "runs" / "old" / "manifest.json"
+    said = json.loads(manifest.read_text())
+    del said["trainable_params"]
+    manifest.write_text(json.dumps(said))
+    with pytest.raises(FedReFTError, match="says nothing of trainable_params.*run again"):
+        load_runs(folder / "runs")
+    reproduce("quick", ["00"], root=project, out=io.StringIO())
+    assert [path.name for path in (folder / "runs").iterdir()] == ["new"]
+    assert (folder / "earlier" / "old" / "history.csv").exists()
+    assert len(pd.read_csv(folder / "results.csv")) > 0

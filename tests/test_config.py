@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fedreft_lib import RunConfig, run, worlds
 from fedreft_lib.errors import ConfigError
+from fedreft_lib.tasks import FAMILIES
 
 NAN = math.nan
 
@@ -97,6 +98,46 @@ BAD = [
     ({"alpha": 0.0}, "alpha"),
     ({"max_length": 5}, "16"),
     ({"tied": 1}, "boolean"),
+    ({"benchmark": "superglue"}, "'glue'"),
+    ({"benchmark": ["glue"]}, "benchmark"),
+    ({"tasks": ["piqa"], "benchmark": "glue"}, "glue has no task 'piqa'"),
+    ({"tasks": ["opnbookqa"], "setup": "mixed"}, "openbookqa"),
+    ({"method": "fedit"}, 'intervention="lora"'),
+    ({"method": "fedsb", "intervention": "direft"}, '"lora" and "loreft"'),
+    ({"method": "fedpros"}, "'fedprox'"),
+    ({"sharing": "A"}, "intervention='loreft' has not"),
+    ({"sharing": "B", "intervention": "direft"}, "intervention='direft' has not"),
+    ({"sharing": "R", "intervention": "lora"}, "intervention='lora' has not"),
+    ({"sharing": "Wb", "intervention": "lora"}, "intervention='lora' has not"),
+    ({"sharing": "W"}, "'Wb'"),
+    ({"sharing": "R", "method": "fedsa"}, "fedsa says itself what it sends"),
+    ({"sharing": "A", "method": "fedit", "intervention": "lora"}, "fedit says itself what it sends"),
+    ({"sharing": "R", "method": "local"}, "local says itself what it sends"),
+    ({"head": "public"}, "'averaged'"),
+    ({"head": "shared", "method": "ffa"}, 'with ffa use "averaged"'),
+    ({"head": "shared", "method": "local"}, 'with local use "averaged"'),
+    ({"align": True, "intervention": "lora"}, "align turns whole interventions"),
+    ({"align": True, "sharing": "R"}, 'sharing="full"'),
+    ({"align": True, "method": "fedsa"}, "fedavg, fedreft, fedprox, fedadam"),
+    ({"align": True, "method": "local"}, "fedavg, fedreft, fedprox, fedadam"),
+    ({"align": 1}, "boolean"),
+    ({"targets": [], "intervention": "lora"}, "one or more different"),
+    ({"targets": ["q_proj", "q_proj"], "intervention": "lora"}, "one or more different"),
+    ({"targets": "q_proj"}, "'q_proj'"),
+    ({"lora_alpha": 0.0}, "greater than 0"),
+    ({"dropout": 1.0}, "less than 1"),
+    ({"dropout": -0.1}, "-0.1"),
+    ({"max_new_tokens": 0}, "max_new_tokens"),
+    ({"proximal_mu": -1.0}, "-1.0"),
+    ({"proximal_mu": NAN}, "nan"),
+    ({"server_lr": -1.0}, "-1.0"),
+    ({"server_lr": math.inf}, "inf"),
+    ({"server_beta1": 1.0}, "less than 1"),
+    ({"server_beta2": -0.1}, "-0.1"),
+    ({"server_tau": 0.0}, "greater than 0"),
+    ({"dpa_share": 1.5}, "1.5"),
+    ({"dpa_w_max": 2.0}, "2.0"),
+    ({"dpa_weighting": "instances"}, "'instance_reversed'"),
 ]
 
 
@@ -126,6 +167,46 @@ def test_parameters_that_cannot_go_together_are_refused_before_anything_is_loade
         run(RunConfig(**bad), progress=False)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"method": "fedsb", "intervention": name} for name in ("lora", "loreft")),
+        *(
+            {"method": m, "sharing": s}
+            for m in ("fedavg", "fedreft", "fedprox", "fedadam")
+            for s in ("R", "Wb", "full")
+        ),
+        *({"method": m, "sharing": s, "intervention": "lora"} for m in ("fedavg", "fedreft") for s in ("A", "B")),
+        *({"method": m, "align": True, "head": "shared"} for m in ("fedavg", "fedreft", "fedprox", "fedadam")),
+        {"method": "fedsa", "head": "private"},
+        {"intervention": "lora", "init": "identity", "targets": ["q_proj"]},
+        {"benchmark": "instruction", "scoring": "generation"},  # plain prompts are in the way of answer words alone
+        {"targets": []},  # nobody asks for them
+        {"dropout": 0.0, "proximal_mu": 0.0, "server_lr": 0.0, "server_beta1": 0.0, "server_beta2": 0.0},
+        {"dpa_share": 0.0, "dpa_w_max": 1.0},
+    ],
+    ids=lambda fields: " ".join(map(str, fields.values())),
+)
+def test_what_goes_together_is_accepted(fields):
+    config = RunConfig(**fields)
+    for name, value in fields.items():
+        assert getattr(config, name) == (tuple(value) if isinstance(value, list) else value)
+
+
+def test_a_family_brings_its_own_tasks_and_backbone_and_gives_way_to_what_is_said():
+    for name, family in FAMILIES.items():
+        config = RunConfig(benchmark=name, clients=8)
+        assert config.tasks == family.default_tasks and config.backbone == family.default_backbone
+    assert RunConfig().tasks == RunConfig(benchmark="commonsense").tasks
+    said = RunConfig(benchmark="glue", tasks=["rte"], backbone="tiny-roberta")
+    assert said.tasks == ("rte",) and said.backbone == "tiny-roberta"
+    assert RunConfig(benchmark="glue").but(rank=1).tasks == FAMILIES["glue"].default_tasks
+
+
+def test_tasks_of_ones_own_files_may_have_any_name():
+    assert RunConfig(source="local", data_dir="mine", tasks=["birds"]).tasks == ("birds",)
+
+
 def test_every_parameter_has_a_default_and_a_reason():
     RunConfig()
     for name, field in RunConfig.model_fields.items():
@@ -136,6 +217,7 @@ def test_every_parameter_has_a_default_and_a_reason():
 def test_the_papers_symbols_are_there():
     symbols = {name: field.json_schema_extra["symbol"] for name, field in RunConfig.model_fields.items()}
     expected = {"intervention": "Phi", "rank": "r", "layers": "l", "positions": "P", "clients": "C", "rounds": "T"}
+    expected |= {"proximal_mu": "mu", "server_lr": "eta", "server_tau": "tau", "dpa_share": "a", "dpa_w_max": "w_max"}
     expected |= {"local_epochs": "E", "mixing": "lambda", "aggregation": "ABM", "setup": "DT, MT", "tied": "tie-phi"}
     assert {name: symbols[name] for name in expected} == expected
 
@@ -222,7 +304,7 @@ SOME_FIELDS = st.fixed_dictionaries(
         "mixing": st.one_of(st.floats(0.001, 1), st.sampled_from([0, 1, "scheduled", "adaptive"])),
         "lr": st.floats(1e-9, 1),
         "layers": st.one_of(st.just("all"), st.just("2-3"), st.sets(st.integers(0, 9), min_size=1).map(sorted)),
-        "method": st.sampled_from(["local", "fedavg", "fedreft", "centralised"]),
+        "method": st.sampled_from(["local", "fedavg", "fedreft", "centralised", "fedprox", "fedsa", "flora"]),
         "seed": st.integers(0, 2**32 - 1),
         "tasks": st.sampled_from([["piqa"], ["siqa", "boolq"]]),
         "local_steps": st.one_of(st.none(), st.integers(1, 99)),
@@ -257,8 +339,12 @@ def test_each_single_parameter_changes_the_run_id():
         "local_steps": 3, "batch_size": 9, "lr": 0.1, "schedule": "constant", "warmup": 0.2, "weight_decay": 0.1,
         "decayed": ["W"], "clip": 2.0, "method": "fedavg", "aggregation": "mean", "mixing": 0.1,
         "mixing_range": [0, 1], "mixing_grid": [0.5], "retraction": "qr", "rounds": 9, "eval_every": 1, "seed": 1,
-        "experiment": "x",
+        "experiment": "x", "dropout": 0.1, "max_new_tokens": 9, "targets": ["q_proj"], "lora_alpha": 8.0,
+        "head": "private", "proximal_mu": 0.1, "server_lr": 0.1, "server_beta1": 0.1, "server_beta2": 0.1,
+        "server_tau": 0.1, "dpa_share": 0.1, "dpa_weighting": "fixed", "dpa_w_max": 0.1,
     }  # fmt: skip
+    apart = {"benchmark", "sharing", "align", "data_dir"}  # which go with others only
+    assert set(others) | apart == set(RunConfig.model_fields)
     ids = {base.but(**{name: value}).run_id for name, value in others.items()}
     assert len(ids | {base.run_id}) == len(others) + 1
 

@@ -128,7 +128,7 @@ def test_an_average_whose_tasks_are_not_named_is_never_reproduced():
     table = ledger(results(*(run(task, **settings) for task in tasks)))
     assert filled(table) == []
     row = table.query("table == 'Table 3' and method == 'FedReFT+' and rank == 8").iloc[0]
-    assert row["nearest_ours"] == 92.0 and "mean over boolq, openbookqa, piqa, siqa" in row["nearest_setting"]
+    assert row["nearest_ours"] == 92.0 and "tasks: boolq, openbookqa, piqa, siqa" in row["nearest_setting"]
     assert "does not name the tasks" in row["reason"]
     assert row["comparable"] == "other tasks: shown for direction only"
 
@@ -151,6 +151,13 @@ def test_the_nearest_run_is_chosen_by_its_setting_and_never_by_its_score():
         row = table.query("table == 'Table 5' and method == 'FedReFT+' and task == 'SST-2'").iloc[0]
         assert row["nearest_ours"] == 10.0 and "seeds 0" in row["nearest_setting"]
         assert row["comparable"] == "other backbone: shown for direction only"
+
+
+def test_among_like_settings_the_nearest_is_of_the_experiment_that_compares_most_methods():
+    small = {"model": "minilm-l6-v2", "experiment": "07_methods"}
+    others = [run(method=method, aggregation="none", **small) for method in ("fedavg", "local")]
+    table = ledger(results(run(values=(99.0,), model="minilm-l6-v2"), run(values=(10.0,), **small), *others))
+    assert table.query("table == 'Table 5' and method == 'FedReFT+'")["nearest_ours"].dropna().tolist() == [10.0]
 
 
 def test_where_there_is_no_number_of_ours_there_is_a_reason():
@@ -212,7 +219,7 @@ def test_results_read_back_from_a_file_give_the_same_ledger(tmp_path):
 
 
 def test_the_file_is_written_whole_with_every_row(tmp_path):
-    book.write(results(run()), tmp_path / "new" / "ledger.csv")
+    book.write(ledger(results(run())), tmp_path / "new" / "ledger.csv")
     back = pd.read_csv(tmp_path / "new" / "ledger.csv", dtype=str, keep_default_na=False)
     assert len(back) == 133 and [path.name for path in (tmp_path / "new").iterdir()] == ["ledger.csv"]
     assert back["ours"].tolist().count("92.00") == 1 and set(back["ours"]) == {"", "92.00"}

@@ -12,7 +12,10 @@ import pytest
 from fedreft_lib.batch import PROJECT, plan, profiles, reproduce
 from fedreft_lib.runs import RESULTS, load_runs
 
-NOTEBOOKS = ["00_tour", "01_data_partitioning", "02_commonsense", "06_mixing_ablation", "09_results"]
+NOTEBOOKS = [
+    "00_tour", "01_data_partitioning", "02_commonsense", "03_arithmetic", "04_instruction", "05_glue",
+    "06_mixing_ablation", "07_methods", "09_results",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,50 @@
+"""What the tests of several methods need."""
+
+import dataclasses
+
+import pytest
+
+from fedreft_lib import federation
+from fedreft_lib.federation import federated_round
+from fedreft_lib.strategies import STRATEGIES
+from fedreft_lib.worlds import open_world
+
+EXAMPLES = (8, 5, 2, 8)
+
+
+@pytest.fixture
+def uneven():
+    """uneven(config): its world, with clients of 8, 5, 2 and 8 training questions."""
+
+    def opened(config):
+        world = open_world(config)
+        clients = [
+            dataclasses.replace(client, train=client.train.subset(range(n)))
+            for client, n in zip(world.clients, EXAMPLES, strict=True)
+        ]
+        return dataclasses.replace(world, clients=clients, memo={})
+
+    return opened
+
+
+@pytest.fixture
+def learned(monkeypatch):
+    """learned(world, config, X, t): X as it is when every client has trained, before anything is exchanged."""
+
+    def trained(world, config, X, t=1):
+        with monkeypatch.context() as patched:
+            alone = dataclasses.replace(STRATEGIES[config.method], aggregate=None)
+            patched.setitem(STRATEGIES, config.method, alone)
+            return federated_round(world, config.but(retraction="raw"), X, t)[0]
+
+    return trained
+
+
+@pytest.fixture
+def set_aside(monkeypatch):
+    """set_aside(n): from now on, the update of a client that has n examples is not admitted."""
+
+    def refuse(examples):
+        monkeypatch.setattr(federation, "refusal", lambda update, n, spec: "is bad" if n == examples else None)
+
+    return refuse

@@ -1,0 +1,189 @@
+"""Same numbers in, same outputs, gradients and training as huggingface's peft."""
+
+import copy
+
+import pytest
+import torch
+import torch.distributed.tensor  # noqa: F401 (peft takes it for granted, and older transformers do not import it)
+
+from fedreft_lib import RunConfig
+from fedreft_lib.adapters import InLinears
+from fedreft_lib.backbone import load_backbone
+from fedreft_lib.batches import Sequence
+from fedreft_lib.local import train
+from fedreft_lib.lora import LoRA, SmallLoRA, SmallLoReFT
+from fedreft_lib.schedule import batches
+from fedreft_lib.steering import SteeredModel
+from fedreft_lib.worlds import Answers
+from tests.models import random_backbone
+
+peft = pytest.importorskip("peft")
+# peft asks transformers for a property by a name that is on its way out.
+pefts_warning = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+
+RANK, ALPHA = 3, 8.0
+LAYERS = (0, 2)
+MODELS = {"llama": ("q_proj", "v_proj"), "roberta": ("query", "value"), "bert": ("query", "value")}
+
+
+def with_lora(backbone, kind=None, layers=LAYERS, targets=("q_proj", "v_proj"), rank=RANK):
+    """Always asked for by LLaMA's names; an encoder's own are `MODELS`."""
+    return SteeredModel(backbone, InLinears.of(backbone, kind or LoRA(ALPHA / rank), layers, rank, targets))
+
+
+def pefts(backbone, state, dropout=0.0):
+    """peft's model over a copy of the backbone, and its parameters under our names: {"q_proj.A": [one a layer]}.
+
+    state: the numbers they are given; None leaves those that peft draws.
+    """
+    names = MODELS[backbone.model.config.model_type]
+    config = peft.LoraConfig(
+        r=RANK, lora_alpha=ALPHA, target_modules=list(names), layers_to_transform=list(LAYERS), lora_dropout=dropout
+    )
+    model = peft.get_peft_model(copy.deepcopy(backbone.model), config).eval()
+    found = {}
+    for ours, theirs in zip(("q_proj", "v_proj"), names, strict=True):
+        modules = [m for path, m in model.named_modules() if path.endswith(f".{theirs}") and hasattr(m, "lora_A")]
+        assert len(modules) == len(LAYERS)
+        found[f"{ours}.A"] = [module.lora_A["default"].weight for module in modules]
+        found[f"{ours}.B"] = [module.lora_B["default"].weight for module in modules]
+    with torch.no_grad():
+        for name, tensors in (state or {}).items():
+            for parameter, tensor in zip(found[name], tensors, strict=True):
+                parameter.copy_(tensor)
+    return model, found
+
+
+def some_batch(model, seed=0):
+    """Prompts with an answer, or bare texts for an encoder; of several lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [(9, 2), (14, 3), (6, 2)]
+    encoder = model.backbone.kind == "encoder"
+    ids = [tuple(torch.randint(5, 250, (p + a,), generator=generator).tolist()) for p, a in sizes]
+    sequences = [
+        Sequence(each, len(each)) if encoder else Sequence(each, p, (a,))
+        for each, (p, a) in zip(ids, sizes, strict=True)
+    ]
+    return model.batch(sequences)
+
+
+def last_hidden(model, batch):
+    """peft's last hidden states, of the tokens alone."""
+    base = model.base_model.model.base_model
+    return base(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state[batch.mask.bool()]
+
+
+@pefts_warning
+@pytest.mark.parametrize("name", MODELS)
+def test_outputs_and_gradients_are_pefts(name):
+    model = with_lora(random_backbone(name))
+    state, batch = model.start("random", 1), some_batch(model)
+    theirs, parameters = pefts(model.backbone, state)
+    ours = {n: tensor.clone().requires_grad_() for n, tensor in state.items()}
+    found, expected = model.hidden_states(batch, ours)[batch.mask.bool()], last_hidden(theirs, batch)
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+    assert float((found.detach() - model.hidden_states(batch, None)[batch.mask.bool()]).abs().max()) > 0.05
+
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2))
+    (found * weights).sum().backward()
+    (expected * weights).sum().backward()
+    for n, tensor in ours.items():
+        for gradient, parameter in zip(tensor.grad, parameters[n], strict=True):
+            torch.testing.assert_close(gradient, parameter.grad, atol=2e-4, rtol=1e-3)
+            assert float(gradient.abs().max()) > 1e-3
+
+
+@pefts_warning
+def test_dropout_falls_on_what_pefts_falls_on():
+    model = with_lora(random_backbone("llama"))
+    state, batch = model.start("random", 1), some_batch(model)
+    theirs, _ = pefts(model.backbone, state, dropout=0.4)
+    theirs.train()  # a random LLaMA has no other dropout
+    torch.manual_seed(5)
+    found = model.hidden_states(batch, state, dropout=0.4)[batch.mask.bool()]
+    torch.manual_seed(5)
+    torch.testing.assert_close(found, last_hidden(theirs, batch), atol=2e-5, rtol=1e-4)
+    assert float((found - model.hidden_states(batch, state)[batch.mask.bool()]).abs().max()) > 0.01
+
+
+@pefts_warning
+def test_some_steps_of_training_are_pefts():
+    model = with_lora(random_backbone("llama"))
+    state = model.start("identity", 1)
+    generator = torch.Generator().manual_seed(0)
+    texts = [tuple(torch.randint(5, 250, (8 + i % 3,), generator=generator).tolist()) for i in range(10)]
+    data = Answers([Sequence(ids, len(ids) - 2, (2,)) for ids in texts], None)
+    config = RunConfig(
+        intervention="lora", lr=0.01, batch_size=4, warmup=0.0, schedule="constant", clip=0.3, decayed=["W"]
+    )
+    trained = train(model, state, data, config, steps=4, seed=3)
+
+    theirs, parameters = pefts(model.backbone, state)
+    moving = [parameter for each in parameters.values() for parameter in each]
+    optimiser = torch.optim.AdamW(moving, lr=0.01, weight_decay=0.0)
+    losses = []
+    for indices in batches(10, 4, 4, seed=3):
+        batch = model.batch([data.sequences[i] for i in indices])
+        labels = torch.where(batch.branches >= 0, batch.ids, -100)
+        loss = theirs(input_ids=batch.ids, attention_mask=batch.mask, labels=labels).loss
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(moving, 0.3)
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert trained.losses == pytest.approx(losses, abs=1e-4)
+    for name, each in parameters.items():
+        torch.testing.assert_close(trained.state[name], torch.stack([p.detach() for p in each]), atol=2e-4, rtol=1e-3)
+        assert float((trained.state[name] - state[name]).abs().max()) > 0.01
+
+
+@pefts_warning
+def test_the_start_is_drawn_as_peft_draws_it():
+    backbone = random_backbone("llama", d=256)
+    state = with_lora(backbone).start("identity", 0)
+    _, theirs = pefts(backbone, None)
+    for name, drawn in theirs.items():
+        ours, drawn = state[name], torch.stack(drawn).detach()
+        assert ours.shape == drawn.shape
+        assert float(ours.std()) == pytest.approx(float(drawn.std()), rel=0.1)
+        assert float(ours.abs().max()) == pytest.approx(float(drawn.abs().max()), rel=0.02)  # a uniform's bound
+
+
+def test_at_the_identity_start_the_backbone_is_untouched_to_the_bit_and_at_random_it_is_not():
+    model = with_lora(load_backbone("tiny-llama"))
+    batch = some_batch(model)
+    bare = model.hidden_states(batch, None)
+    assert torch.equal(model.hidden_states(batch, model.start("identity", 0)), bare)
+    assert not torch.equal(model.hidden_states(batch, model.start("random", 0)), bare)
+
+
+def test_a_state_has_the_published_number_of_parameters():
+    model = with_lora(random_backbone("llama", d=32, layers=3))
+    assert model.spec.size == 2 * 2 * RANK * (32 + 32)  # two layers, two targets, r (d_in + d_out)
+    assert {name: shape for name, shape in model.spec.shapes} == {
+        "q_proj.A": (2, RANK, 32), "q_proj.B": (2, 32, RANK), "v_proj.A": (2, RANK, 32), "v_proj.B": (2, 32, RANK),
+    }  # fmt: skip
+
+
+# ---- states with a small trained part -------------------------------------------------------------------------------
+
+
+def test_small_lora_starts_at_the_backbone_with_frozen_factors_that_are_not_zero():
+    model = with_lora(load_backbone("tiny-llama"), kind=SmallLoRA(2.0))
+    batch = some_batch(model)
+    for init in ("identity", "random"):
+        state = model.start(init, 0)
+        assert torch.equal(model.hidden_states(batch, state), model.hidden_states(batch, None))
+        assert all(state[name].any() for name in state if name[-1] in "AB")
+        assert not state["q_proj.S"].any() and state["q_proj.S"].shape == (2, RANK, RANK)
+
+
+def test_small_loreft_starts_at_the_identity_in_an_orthonormal_subspace():
+    generator = torch.Generator().manual_seed(0)
+    state = SmallLoReFT().init(2, 3, 16, start="identity", generator=generator)
+    torch.testing.assert_close(state["R"] @ state["R"].mT, torch.eye(3).expand(2, 3, 3), atol=1e-6, rtol=0)
+    assert torch.equal(state["V"], state["R"]) and state["V"].data_ptr() != state["R"].data_ptr()
+    h = torch.randn(2, 5, 16, generator=generator)
+    torch.testing.assert_close(SmallLoReFT().edit(h, state), h, atol=1e-6, rtol=0)
+    other = SmallLoReFT().init(2, 3, 16, start="random", generator=generator)
+    assert float((SmallLoReFT().edit(h, other) - h).abs().max()) > 0.1
