@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from .errors import DataError
-from .figures import BLACK, BLUE, GREY, _accuracies, _line, _spread, _unit, panel_row, titled
+from .figures import BLACK, BLUE, GREY, mean_line, panel_row, score_unit, spread_note, test_scores, titled
 from .metrics import PRIMARY
 from .runs import Run
 
@@ -125,20 +125,20 @@ def by_level(rows: pd.DataFrame) -> Figure:
     ax.axvline(0, color=GREY, linestyle="--", linewidth=1.2)
     ax.set_yticks(*zip(*ticks, strict=True))
     ax.set(xlabel="gain over the untrained backbone (percentage points)", ylim=(ticks[-1][0] + 0.7, -0.7))
-    subtitle = f"{_spread(rows, 'bars')}; black: what the others of a factor are compared with"
+    subtitle = f"{spread_note(rows, 'bars')}; black: what the others of a factor are compared with"
     return titled(fig, "One change at a time: what each level gains", subtitle)
 
 
 def against_column(results: pd.DataFrame, column: str, title: str) -> Figure:
     """Test score against a numeric column, say "clients" or "rank": a line for each method, a band over the seeds."""
-    trained, untrained = _accuracies(results)
+    trained, untrained = test_scores(results)
     fig, (ax,) = panel_row(1, width=5.6, height=3.6)
     for label, chosen in trained.groupby("label", sort=False):
-        _line(ax, chosen, column, color=chosen["colour"].iloc[0], label=label, marker="o", markersize=5)
-    _line(ax, untrained, column, band=False, color=GREY, linestyle="--", linewidth=1.2, label="untrained backbone")
+        mean_line(ax, chosen, column, color=chosen["colour"].iloc[0], label=label, marker="o", markersize=5)
+    mean_line(ax, untrained, column, band=False, color=GREY, linestyle="--", linewidth=1.2, label="untrained backbone")
     ax.set_xscale("log", base=2)
     found = sorted(trained[column].unique())
     ax.set_xticks(found, [str(value) for value in found])
-    ax.set(xlabel=column, ylabel=_unit(results))
+    ax.set(xlabel=column, ylabel=score_unit(results))
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    return titled(fig, title, _spread(trained, "bands"))
+    return titled(fig, title, spread_note(trained, "bands"))

@@ -193,7 +193,7 @@ _Yaml.add_implicit_resolver("tag:yaml.org,2002:float", _PYTHON_FLOAT, list("-+01
 
 
 def read_parameters(file: Path) -> dict[str, Any]:
-    """A YAML file with one flat mapping; values are numbers, texts, booleans, null, or lists. Raises ConfigError."""
+    """A YAML file with one mapping of names to plain values, lists or mappings of such. Raises ConfigError."""
     try:
         text = file.read_text(encoding="utf-8")
         node, values = yaml.compose(text, Loader=_Yaml), yaml.load(text, Loader=_Yaml)
@@ -207,8 +207,9 @@ def read_parameters(file: Path) -> dict[str, Any]:
     for name, value in values.items():
         if names.count(name) > 1:
             raise ConfigError(f"{_short(file)} gives {name} twice: keep one of them")
-        if not isinstance(value, str | int | float | list | None):
-            raise ConfigError(f"{_short(file)}: {name} must be a number, text, boolean, null or list, got {value!r}")
+        if not isinstance(value, str | int | float | list | dict | None):
+            wanted = "a number, text, boolean, null, list or mapping"
+            raise ConfigError(f"{_short(file)}: {name} must be {wanted}, got {value!r}")
     return values
 
 

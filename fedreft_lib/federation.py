@@ -109,7 +109,7 @@ def federated_round(
     sends = _sent_names(world, config)
     learned, weights, reasons = list(before), torch.zeros(len(clients)), []
     for k, client in enumerate(clients):
-        trained = _trained(world, config, X[k], client, t, on_step)
+        trained = trained_by(world, config, X[k], client, t, on_step)
         reason = refusal(trained.state, len(client.train), spec)
         if reason is None:
             learned[k], weights[k] = trained.state, len(client.train)
@@ -185,7 +185,7 @@ def _taken_in(world: World, config: RunConfig, state: State, answer: State, lam:
     return {**after, **{name: answer[name] for name in apart}}
 
 
-def _trained(world: World, config: RunConfig, row: Tensor, client: Participant, t: int, on_step) -> Trained:
+def trained_by(world: World, config: RunConfig, row: Tensor, client: Participant, t: int, on_step) -> Trained:
     """Local training of one client; the first round's is remembered, since many methods begin with it."""
     strategy, names = STRATEGIES[config.method], world.model.adapter_names
     phases = strategy.phases(names, world.model.adapter.kind, config, t)

@@ -66,7 +66,7 @@ def _png(fig: Figure) -> bytes:
 
 def accuracy_by_method(results: pd.DataFrame, *, by: str = "setup") -> Figure:
     """Mean test accuracy of each method, one panel for each value of column `by`; a line for the untrained backbone."""
-    trained, untrained = _accuracies(results)
+    trained, untrained = test_scores(results)
     panels = list(dict.fromkeys(trained[by]))
     methods = list(dict.fromkeys(trained["label"]))
     fig, axes = panel_row(len(panels), width=4.6, height=0.6 + 0.38 * len(methods), sharey=True)
@@ -83,16 +83,16 @@ def accuracy_by_method(results: pd.DataFrame, *, by: str = "setup") -> Figure:
             ax.errorbar(seeds.mean(), place, xerr=spread, fmt="o", color=colour, markersize=8, capsize=4, linewidth=1.8)
             ax.plot(seeds, [place] * len(seeds), "|", color=colour, alpha=0.6, markersize=7)
             ax.annotate(f"{seeds.mean():.1f}", (seeds.mean(), place), (0, 7), textcoords="offset points", ha="center")
-        ax.set(title=f"{by}: {panel}", xlabel=_unit(results), ylim=(len(methods) - 0.5, -0.7))
+        ax.set(title=f"{by}: {panel}", xlabel=score_unit(results), ylim=(len(methods) - 0.5, -0.7))
         ax.margins(x=0.12)
     axes[0].set_yticks(range(len(methods)), methods)
     axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1))
-    return titled(fig, "How well the clients answer after training, by method", _spread(trained, "bars"))
+    return titled(fig, "How well the clients answer after training, by method", spread_note(trained, "bars"))
 
 
 def accuracy_by_client(results: pd.DataFrame, *, by: str = "setup") -> Figure:
     """Each client's test accuracy, untrained (hollow) and after training under each method (filled)."""
-    trained, untrained = _accuracies(results)
+    trained, untrained = test_scores(results)
     panels = list(dict.fromkeys(trained[by]))
     methods = list(dict.fromkeys(trained["label"]))
     per_panel = [list(dict.fromkeys(trained.loc[trained[by] == panel, "client"])) for panel in panels]
@@ -111,7 +111,7 @@ def accuracy_by_client(results: pd.DataFrame, *, by: str = "setup") -> Figure:
             ax.plot(before, places, "o", color=GREY, markerfacecolor="white", markersize=4)
             ax.plot(after, places, "o", color=colour, markersize=6, label=method)
         ax.set_yticks(range(len(clients)), clients)
-        ax.set(title=f"{by}: {panel}", xlabel=_unit(results), ylim=(len(clients) - 0.5, -0.5))
+        ax.set(title=f"{by}: {panel}", xlabel=score_unit(results), ylim=(len(clients) - 0.5, -0.5))
     axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1), title="hollow: untrained")
     seeds = trained["seed"].nunique()
     return titled(fig, "What each client gains", f"mean over {seeds} seeds" if seeds > 1 else "1 seed")
@@ -124,13 +124,13 @@ def learning_curves(results: pd.DataFrame, metric: str = "loss", split: str = "t
     fig, axes = panel_row(len(panels), width=4.2, height=3.0, sharey=True)
     for ax, panel in zip(axes, panels, strict=True):
         for label, chosen in rows[rows[by] == panel].groupby("label", sort=False):
-            _line(ax, chosen, "round", color=chosen["colour"].iloc[0], label=label, marker="o", markersize=4)
+            mean_line(ax, chosen, "round", color=chosen["colour"].iloc[0], label=label, marker="o", markersize=4)
         ax.set(title=f"{by}: {panel}", xlabel="round")
         ax.xaxis.get_major_locator().set_params(integer=True)
     unit = {"loss": "loss (nats a token)", "accuracy": "accuracy (%)"}.get(metric, metric)
     axes[0].set_ylabel(f"{split} {unit}")
     axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1))
-    return titled(fig, f"{split} {metric}, round by round", _spread(rows, "bands"))
+    return titled(fig, f"{split} {metric}, round by round", spread_note(rows, "bands"))
 
 
 # ---- mixing -----------------------------------------------------------------------------------------------------
@@ -141,22 +141,22 @@ def lam_sweep(results: pd.DataFrame) -> Figure:
 
     Raises DataError where no run has fixed mixing.
     """
-    trained, _ = _accuracies(results)
+    trained, _ = test_scores(results)
     fixed = trained[trained["mixing"].str.startswith("fixed ")]
     if fixed.empty:
         raise DataError("these results have no run with a fixed lam: run method fedreft with mixing=0.0, 0.5, 1.0, say")
     fixed = fixed.assign(lam=fixed["mixing"].str.removeprefix("fixed ").astype(float))
     fig, (ax,) = panel_row(1, width=5.6, height=3.6)
     for colour, (client, chosen) in zip(_cycle(), fixed.groupby("client", sort=False), strict=False):
-        _line(ax, chosen, "lam", band=False, color=colour, label=client, marker=".", linewidth=1)
-    _line(ax, fixed, "lam", color=BLACK, label="mean over clients", marker="o", linewidth=2.8)
+        mean_line(ax, chosen, "lam", band=False, color=colour, label=client, marker=".", linewidth=1)
+    mean_line(ax, fixed, "lam", color=BLACK, label="mean over clients", marker="o", linewidth=2.8)
     adaptive = trained[trained["mixing"] == "adaptive"]
     if not adaptive.empty:
         level = adaptive.groupby("seed")["value"].mean().mean()
         ax.axhline(level, color=BLACK, linestyle="--", linewidth=1.5, label=f"adaptive lam, mean ({level:.1f} %)")
-    ax.set(xlabel="lam: the share of the others' aggregate that a client takes in", ylabel=_unit(results))
+    ax.set(xlabel="lam: the share of the others' aggregate that a client takes in", ylabel=score_unit(results))
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    return titled(fig, "How much to listen: accuracy against lam", _spread(fixed, "band"))
+    return titled(fig, "How much to listen: accuracy against lam", spread_note(fixed, "band"))
 
 
 def lam_by_round(results: pd.DataFrame) -> Figure:
@@ -168,7 +168,7 @@ def lam_by_round(results: pd.DataFrame) -> Figure:
         chosen = rows[rows["client"] == client]
         aside = 0.05 * (clients.index(client) - (len(clients) - 1) / 2)  # equal choices would hide each other
         chosen = chosen.assign(round=chosen["round"] + aside)
-        _line(ax, chosen, "round", band=False, color=colour, label=client, marker="o", linewidth=2)
+        mean_line(ax, chosen, "round", band=False, color=colour, label=client, marker="o", linewidth=2)
         for _, one in chosen.groupby("seed"):
             ax.plot(one["round"], one["value"], color=colour, alpha=0.35, linewidth=0.8)
     ax.set(xlabel="round", ylabel="lam chosen", ylim=(-0.05, 1.05))
@@ -297,20 +297,20 @@ def _rows(results: pd.DataFrame, metric: str, split: str) -> pd.DataFrame:
     return rows.assign(label=method_labels(rows), colour=[method_colour(*kind) for kind in kinds])
 
 
-def _accuracies(results: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def test_scores(results: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Test scores of the tasks' primary metrics (after each run's last round, before its first)."""
     scores = results[results["metric"].isin(PRIMARY)].assign(metric="score")
     rows = _rows(scores, "score", "test")
     return rows[rows["round"] == rows["rounds"]], rows[rows["round"] == 0]
 
 
-def _unit(results: pd.DataFrame) -> str:
+def score_unit(results: pd.DataFrame) -> str:
     """What a score of these results is."""
     found = set(results["metric"]) & set(PRIMARY)
     return "test accuracy (%)" if found == {"accuracy"} else "test score (%): " + ", ".join(sorted(found))
 
 
-def _line(ax: Axes, rows: pd.DataFrame, x: str, *, band: bool = True, **style) -> None:
+def mean_line(ax: Axes, rows: pd.DataFrame, x: str, *, band: bool = True, **style) -> None:
     """The mean over clients and then seeds of `value` against column x; a band where there are several seeds."""
     per_seed = rows.groupby(["seed", x])["value"].mean().unstack("seed")  # x by seed
     mean = per_seed.mean(axis=1)
@@ -320,7 +320,7 @@ def _line(ax: Axes, rows: pd.DataFrame, x: str, *, band: bool = True, **style) -
         ax.fill_between(mean.index, mean - spread, mean + spread, color=(*to_rgb(style["color"]), 0.18), linewidth=0)
 
 
-def _spread(rows: pd.DataFrame, drawn: str) -> str:
+def spread_note(rows: pd.DataFrame, drawn: str) -> str:
     seeds = rows["seed"].nunique()
     if seeds == 1:
         return f"mean over clients; 1 seed, so no {drawn}"

@@ -14,7 +14,7 @@ from torch import Tensor
 from . import evaluate
 from .branches import Branches, Kind
 from .config import RunConfig
-from .federation import _trained, participants, start
+from .federation import participants, start, trained_by
 from .figures import method_labels
 from .interventions import INTERVENTIONS, State
 from .lora import LoRA
@@ -82,7 +82,7 @@ def learned(config: RunConfig) -> list[State]:
     world = open_world(config)
     X = start(world, config)
     clients = participants(world, config)
-    return [_trained(world, config, X[k], client, 1, lambda: None).state for k, client in enumerate(clients)]
+    return [trained_by(world, config, X[k], client, 1, lambda: None).state for k, client in enumerate(clients)]
 
 
 def start_of(config: RunConfig) -> Tensor:

@@ -45,7 +45,10 @@ NEEDED = {
 }  # fmt: skip
 SERVER = "server."  # before the names of the server's own tensors in a checkpoint
 # Modules that only show results; a change in them leaves finished runs valid.
-SHOWS_ONLY = ("figures", "tables", "widgets", "report", "batch", "ledger", "audit", "paper_tables", "judge", "__main__")
+SHOWS_ONLY = (
+    "figures", "ablation_figures", "tables", "result_tables", "paper_tables", "method_facts", "widgets", "report",
+    "batch", "ledger", "audit", "judge", "__main__",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,8 @@ def test_only_takes_numbers_with_or_without_their_zero(project, only):
         ("source: local", "data_dir goes with source"),  # wrong together with the notebook's own default
         ("seeds: 3", r"seeds must be like its default \[0\], got 3"),
         ("lr: 1e-3\nlr: 2e-3", "gives lr twice"),
-        ("lr: {a: 1}", "lr must be a number, text, boolean, null or list"),
+        ("lr: 2026-01-01", "lr must be a number, text, boolean, null, list or mapping"),
+        ("lr: {a: 1}", "lr: input should be a valid number"),
         ("- lr", "must be lines of `name: value`"),
         ("lr", "must be lines of `name: value`"),
         ("1: 2", "must be lines of `name: value`"),
