@@ -5,6 +5,7 @@ What is random in it depends on (seed, t, client) alone, so a run can be stopped
 same bits, and runs that begin alike share the work of their beginning.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from .schedule import steps_per_round
 from .states import Spec
 from .steering import SteeredModel
 from .strategies import STRATEGIES
-from .strategies.base import Phase, Sent
+from .strategies.base import Phase, Sent, alike
 from .worlds import Answers, Client, Encoded, Labels, World, open_world, partition_of
 
 # What local training does not depend on, so that runs which differ in these alone share their first round.
@@ -203,7 +204,7 @@ def trained_by(world: World, config: RunConfig, row: Tensor, client: Participant
     if t > 1:
         return compute()
     training = config.model_dump_json(exclude=AFTER_TRAINING)
-    key = ("train", client.name, client.steps, _digest(row), tuple(phases), strategy.proximal(config), training)
+    key = ("train", client.name, client.steps, _digest({"X": row}), tuple(phases), strategy.proximal(config), training)
     return _remembered(world, key, compute)
 
 
@@ -254,38 +255,36 @@ def evaluate_all(world: World, config: RunConfig, X: Tensor | None, t: int, *, p
     Labelled held-out items are scored too: ReFT picks the epoch, and we the round, by them.
     """
     report = Report(torch.eye(1))
-    on_union: dict[str, list] = {}  # clients that share one state share its result
-    bare = world.model.spec.row(common_start(world, config)) if world.model.head else None
+    begin = common_start(world, config)
+    head = {name: begin[name] for name in world.model.head_names}
+    own_shares = STRATEGIES[config.method].test_share is not alike
+    on_union: dict[tuple, list] = {}  # clients that share one state share its result
     for k, client in enumerate(tqdm(world.clients, desc="testing", unit="client", disable=not progress, leave=False)):
-        row = bare if X is None else X[k if len(X) > 1 else 0]
+        row = None if X is None else X[k if len(X) > 1 else 0]
+        ask = functools.partial(_scores, world, config, head if row is None else world.model.spec.named(row), client)
         parts = [("test", part) for part in client.test]
         if isinstance(client.held_out, Labels):
             parts.append(("held_out", client.held_out))
         for split, part in parts:
             # The untrained backbone is asked once for all runs; options that are read together round together.
-            key = ("untrained", client.name, split, type(part), config.batch_size, config.max_new_tokens, _digest(row))
-            if X is None:
-                scores = _remembered(world, key, lambda r=row, c=client, p=part: _scores(world, config, r, c, p))
-            else:
-                scores = _scores(world, config, row, client, part)
+            key = ("untrained", client.name, split, type(part), config.batch_size, config.max_new_tokens, _digest(head))
+            scores = ask(part) if row is not None else _remembered(world, key, functools.partial(ask, part))
             for task, metric, value in scores:
                 report.add(t, client.name, split, metric, value, task=task)
-        if world.union and X is not None:
-            key = _digest(row)
+        if world.union and row is not None:
+            key = (_digest({"X": row}), client.name if own_shares else "")
             if key not in on_union:
-                on_union[key] = [score for part in world.union for score in _scores(world, config, row, client, part)]
+                on_union[key] = [score for part in world.union for score in ask(part)]
             for _, metric, value in on_union[key]:
                 report.add(t, client.name, "union", metric, value, task="union")
     return report.rows
 
 
-def _scores(world: World, config: RunConfig, row: Tensor | None, client: Client, part: Encoded) -> list[evaluate.Score]:
-    """The scores of the model steered by one row of X, by nothing where it is None."""
-    if row is None:
-        return evaluate.scores(part, world.model, None, config)
-    state = world.model.spec.named(row)
-    share = STRATEGIES[config.method].test_share(world, config, state, client, part)
-    return evaluate.scores(part, world.model, state, config, share)
+def _scores(world: World, config: RunConfig, state: State, client: Client, part: Encoded) -> list[evaluate.Score]:
+    """The scores of the model under a state; of the untrained backbone where it has no more than a head."""
+    untrained = set(state) <= set(world.model.head_names)
+    share = None if untrained else STRATEGIES[config.method].test_share(world, config, state, client, part)
+    return evaluate.scores(part, world.model, state or None, config, share)
 
 
 def run(config: RunConfig, folder: str | Path | None = None, resume: bool = True, *, progress: bool = True) -> Run:
@@ -321,10 +320,11 @@ def _bytes(tensors: State) -> int:
     return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
-def _digest(row: Tensor | None) -> str:
-    if row is None:
-        return ""
-    return hashlib.sha256(row.contiguous().numpy().tobytes()).hexdigest()
+def _digest(tensors: State) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _remembered(world: World, key: tuple, compute: Callable):

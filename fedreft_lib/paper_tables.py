@@ -10,7 +10,6 @@ import math
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 from matplotlib.transforms import offset_copy
 
 from .errors import DataError
@@ -96,21 +95,22 @@ def accuracy_against_cost(results: pd.DataFrame, benchmark: str) -> Figure:
     for ax, x in zip(axes, ("parameters", "megabytes"), strict=False):
         _scatter(ax, points, x, untrained)
     axes[0].set_xscale("log")
-    axes[0].set(title="ours", xlabel="trainable numbers of a client")
+    axes[0].set(title="ours", xlabel="trainable numbers of a client", xlim=_decades(points["parameters"]))
     sent = points.loc[points["megabytes"] > 0, "megabytes"]
-    least = 10 ** math.floor(math.log10(sent.min())) if len(sent) else 1.0
-    axes[1].set_xscale("symlog", linthresh=least)  # logarithmic, but with a place for 0
     axes[1].set(title="ours", xlabel="MB sent and received by all clients")
+    if len(sent):
+        least, most = _decades(sent)
+        axes[1].set_xscale("symlog", linthresh=least)  # logarithmic, but with a place for 0
+        axes[1].set_xlim(-least / 2, most)
     if len(printed):
         for marker, row in zip(HOLLOW, printed.itertuples(), strict=False):
             axes[2].plot(
                 row.parameters, row.value, marker, color=BLACK, fillstyle="none", markersize=9, label=row.label
             )
         axes[2].set_xscale("log")
-        axes[2].set(title=f"published, {printed['model'].iloc[0]}", xlabel="trainable numbers of a client")
+        title = f"published, {printed['model'].iloc[0]}"
+        axes[2].set(title=title, xlabel="trainable numbers of a client", xlim=_decades(printed["parameters"]))
     for ax in axes:
-        ax.xaxis.set_minor_formatter(NullFormatter())  # its labels run into each other
-        ax.margins(x=0.2)
         ax.set_ylabel("test score (%)")
     for ax in axes[1:]:
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
@@ -164,6 +164,11 @@ def _scatter(ax: Axes, points: pd.DataFrame, x: str, untrained: float) -> None:
         moved = offset_copy(ax.transData, ax.figure, x=row.aside, units="points")
         style = {"fmt": markers[row.label], "color": row.colour, "capsize": 3, "transform": moved}
         ax.errorbar(row.place, row.mean, row.std, label="_" if row.named else row.label, **style)
+
+
+def _decades(values: pd.Series) -> tuple[float, float]:
+    """Limits of a logarithmic axis with a power of ten on either side of the values, where the labels are."""
+    return 0.7 * 10 ** math.floor(math.log10(values.min())), 1.5 * 10 ** math.ceil(math.log10(values.max()))
 
 
 def _printed(benchmark: str) -> pd.DataFrame:

@@ -147,10 +147,10 @@ class SteeredModel:
 
     @contextmanager
     def _steered(self, layers, batch: Batch, state: State | None, dropout: float = 0.0) -> Iterator[None]:
-        if state is None:
+        state = {n: tensor for n, tensor in self._moved(state or {}).items() if n not in self.head_names}
+        if not state:  # nothing, or a head alone
             yield
             return
-        state = {name: tensor for name, tensor in self._moved(state).items() if name not in self.head_names}
         with self.adapter.attached(layers, state, batch, dropout):
             yield
 
