@@ -94,22 +94,20 @@ def accuracy_against_cost(results: pd.DataFrame, benchmark: str) -> Figure:
     fig, axes = panel_row(2 + (len(printed) > 0), width=4.4, height=max(3.4, 0.23 * points["label"].nunique()))
     for ax, x in zip(axes, ("parameters", "megabytes"), strict=False):
         _scatter(ax, points, x, untrained)
-    axes[0].set_xscale("log")
-    axes[0].set(title="ours", xlabel="trainable numbers of a client", xlim=_decades(points["parameters"]))
+    _logarithmic(axes[0], points["parameters"])
+    axes[0].set(title="ours", xlabel="trainable numbers of a client")
     sent = points.loc[points["megabytes"] > 0, "megabytes"]
-    axes[1].set(title="ours", xlabel="MB sent and received by all clients")
     if len(sent):
-        least, most = _decades(sent)
-        axes[1].set_xscale("symlog", linthresh=least)  # logarithmic, but with a place for 0
-        axes[1].set_xlim(-least / 2, most)
+        low, high = _decades(sent)
+        axes[1].set_xscale("symlog", linthresh=low)  # logarithmic, but with a place for 0
+        axes[1].set_xlim(-low / 2, 1.5 * high)
+    axes[1].set(title="ours", xlabel="MB sent and received by all clients")
     if len(printed):
         for marker, row in zip(HOLLOW, printed.itertuples(), strict=False):
-            axes[2].plot(
-                row.parameters, row.value, marker, color=BLACK, fillstyle="none", markersize=9, label=row.label
-            )
-        axes[2].set_xscale("log")
-        title = f"published, {printed['model'].iloc[0]}"
-        axes[2].set(title=title, xlabel="trainable numbers of a client", xlim=_decades(printed["parameters"]))
+            style = {"color": BLACK, "fillstyle": "none", "markersize": 9, "label": row.label}
+            axes[2].plot(row.parameters, row.value, marker, **style)
+        _logarithmic(axes[2], printed["parameters"])
+        axes[2].set(title=f"published, {printed['model'].iloc[0]}", xlabel="trainable numbers of a client")
     for ax in axes:
         ax.set_ylabel("test score (%)")
     for ax in axes[1:]:
@@ -166,9 +164,15 @@ def _scatter(ax: Axes, points: pd.DataFrame, x: str, untrained: float) -> None:
         ax.errorbar(row.place, row.mean, row.std, label="_" if row.named else row.label, **style)
 
 
+def _logarithmic(ax: Axes, values: pd.Series) -> None:
+    """A logarithmic x axis that has a power of ten on either side of the values: one that shows less has no labels."""
+    low, high = _decades(values)
+    ax.set_xscale("log")
+    ax.set_xlim(0.7 * low, 1.5 * high)
+
+
 def _decades(values: pd.Series) -> tuple[float, float]:
-    """Limits of a logarithmic axis with a power of ten on either side of the values, where the labels are."""
-    return 0.7 * 10 ** math.floor(math.log10(values.min())), 1.5 * 10 ** math.ceil(math.log10(values.max()))
+    return 10 ** math.floor(math.log10(values.min())), 10 ** math.ceil(math.log10(values.max()))
 
 
 def _printed(benchmark: str) -> pd.DataFrame:

@@ -103,6 +103,13 @@ def test_markers_at_one_place_stand_side_by_side_within_the_axes():
         assert all(ax.bbox.x0 < place < ax.bbox.x1 for place in places)
 
 
+def test_every_logarithmic_axis_has_two_labelled_powers_of_ten():
+    fig = paper_tables.accuracy_against_cost(example(), "glue")
+    for ax in fig.axes:
+        low, high = ax.get_xlim()
+        assert sum(low <= tick <= high for tick in ax.get_xticks() if tick > 0) >= 2
+
+
 def test_methods_of_one_colour_have_different_markers():
     lora = {"intervention": "lora", "aggregation": "none", "mixing": "none"}
     table = results(*(run(method=method, **lora) for method in ("fedavg", "fedit", "fedprox", "local")))
