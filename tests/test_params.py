@@ -48,6 +48,7 @@ def test_the_papers_profile_runs_on_hub_backbones_that_are_known():
     [
         ("02_commonsense", 11_011_840, 0),  # printed 11.01 M
         ("03_arithmetic", 4_194_816, 0),  # 4.19 M
+        ("06_mixing_ablation", 4_194_816, 0),  # 4.70 M printed, which no integer rank gives
         ("04_instruction", 8 * (2 * 4 * 4096 + 4), 0),  # ReFT: four layers, prefix and suffix untied, rank 4
         ("05_glue", 49_176, 1_051_650),  # 0.053 M printed, see the audit; RoBERTa-large's head with two classes
     ],
