@@ -209,9 +209,14 @@ def test_interruption_ends_the_kernel_and_leaves_no_torn_file(project):
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 
+    # A shell's background jobs are started deaf to SIGINT; so may these tests be.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
-        reproduce("quick", root=project, out=io.StringIO())
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            reproduce("quick", root=project, out=io.StringIO())
+    finally:
+        signal.signal(signal.SIGINT, before)
     with pytest.raises(ProcessLookupError):
         os.kill(int(note.read_text()), 0)
     assert list((project / "outputs/quick").iterdir()) == []
