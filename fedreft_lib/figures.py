@@ -262,11 +262,11 @@ def change_by_token(change: Tensor, tokens: Sequence[str], title: str) -> Figure
 def method_labels(results: pd.DataFrame) -> pd.Series:
     """A readable name of each row's method: "FedAvg", "FedReFT median, lam 0.3", "FFA (lora)".
 
-    What is trained is named where it is not LoReFT, the paper's choice.
+    What is trained is named where it is not LoReFT, the paper's choice, and where the method leaves a choice.
     """
 
     def label(row) -> str:
-        kind = "" if row.intervention == "loreft" else f" ({row.intervention})"
+        kind = "" if row.intervention == "loreft" or row.method == "fedit" else f" ({row.intervention})"
         if row.method in NAMES:
             return NAMES[row.method] + kind
         mixing = row.mixing.replace("fixed ", "lam ") if row.mixing.startswith("fixed ") else f"{row.mixing} lam"

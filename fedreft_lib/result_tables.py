@@ -7,8 +7,12 @@ columns of results.csv.
 
 import html
 import json
+import os
+import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import get_args
+from pathlib import Path
+from typing import Any, get_args
 
 import pandas as pd
 from IPython.display import HTML
@@ -18,6 +22,7 @@ from . import tables
 from .config import RunConfig
 from .figures import method_labels
 from .runs import Run
+from .states import write_text
 
 COMPARISON = ("benchmark", "experiment", "setup", "model", "layers", "clients", "rounds")
 KINDS = ("method", "aggregation", "intervention")
@@ -102,10 +107,43 @@ def headings(results: pd.DataFrame) -> pd.Series:
 
 def verdicts(results: pd.DataFrame, reference: str = "local only") -> list[str]:
     """`tables.verdict` for each comparison that has the reference beside other methods; [] where none has."""
+    rows = _with_reference(results, reference)
+    return tables.verdict(rows, reference) if len(rows) else []
+
+
+def against_local(results: pd.DataFrame) -> pd.DataFrame:
+    """`tables.against` local training for each comparison that has it beside other methods; `setup` is its heading."""
+    rows = _with_reference(results, "local only")
+    columns = ["setup", "method", "difference", "95 % +-", "pairs", "beyond_noise"]
+    return tables.against(rows, "local only").reset_index() if len(rows) else pd.DataFrame(columns=columns)
+
+
+def _with_reference(results: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """The rows of comparisons that have the reference beside other methods, with their headings as `setup`."""
     rows = results.assign(setup=headings(results), label=method_labels(results))
     there = rows.groupby("setup")["label"].agg(lambda labels: reference in set(labels) and labels.nunique() > 1)
-    rows = rows[rows["setup"].isin(there.index[there.astype(bool)])]
-    return tables.verdict(rows, reference) if len(rows) else []
+    return rows[rows["setup"].isin(there.index[there.astype(bool)])]
+
+
+def keep(folder: Path, runs: Sequence[Run], results: pd.DataFrame) -> dict[str, Any]:
+    """Write the small tables of all runs into `folder`; returns what they were made with, which is written, too.
+
+    scores.csv (`tables.accuracies`: every client's score, so that every mean and interval can be computed anew),
+    gains.csv, against_local.csv, and manifest.json.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {"scores": tables.accuracies(results), "gains": gains(results), "against_local": against_local(results)}
+    for name, table in parts.items():
+        write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.3f"))
+    made = {
+        name: sorted({json.dumps(run.manifest.get(name), sort_keys=True) for run in runs})
+        for name in ("code", "python", "versions", "device", "threads", "dtype")
+    }
+    facts = {name: [json.loads(value) for value in values] for name, values in made.items()}
+    counted = Counter(run.config.experiment.partition(":")[0] for run in runs)
+    facts |= {"machine": platform.machine(), "cores": os.cpu_count(), "runs": dict(sorted(counted.items()))}
+    write_text(folder / "manifest.json", json.dumps(facts, indent=1))
+    return facts
 
 
 def listening(runs: Sequence[Run], results: pd.DataFrame, most: int = 8) -> dict[str, list[tuple[str, Tensor]]]:

@@ -134,6 +134,11 @@ def test_methods_in_one_picture_have_different_names():
     }  # fmt: skip
 
 
+def test_what_is_trained_is_named_where_the_method_leaves_a_choice():
+    rows = results().iloc[:2].assign(intervention="lora", method=["fedit", "ffa"])
+    assert figures.method_labels(rows).tolist() == ["FedIT", "FFA (lora)"]
+
+
 def test_change_map_has_a_row_for_each_layer_and_a_column_for_each_token():
     change = torch.tensor([[0.0, 0.0], [0.0, 0.5], [0.1, 0.4]])
     ax = figures.change_by_token(change, ["a", "b"], "where it acts").axes[0]

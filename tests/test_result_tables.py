@@ -1,5 +1,7 @@
 """Tables over many experiments keep runs apart that differ, and show one comparison where there are many."""
 
+import json
+
 import pandas as pd
 import pytest
 import torch
@@ -75,6 +77,20 @@ def test_gains_have_a_line_for_every_comparison_and_method():
     table = results(*many_methods(**MANY), *many_methods(clients=4, **MANY), rows_of(**FEW))
     assert len(result_tables.gains(table)) == 7
     assert list(result_tables.gains(results())) == list(result_tables.gains(table))
+
+
+def test_kept_tables_give_the_scores_gains_and_differences_again(tmp_path, runs):
+    table = results(*many_methods(**MANY), *many_methods(seed=1, **MANY), rows_of(**FEW))
+    facts = result_tables.keep(tmp_path / "new", runs, table)
+    scores, gains, against = (
+        pd.read_csv(tmp_path / "new" / f"{name}.csv") for name in ("scores", "gains", "against_local")
+    )
+    paired = scores.pivot_table(index=["seed", "client"], columns="method", values="trained")
+    difference = (paired["FedAvg"] - paired["local only"]).mean()
+    assert against.set_index("method").loc["FedAvg", "difference"] == pytest.approx(difference)
+    assert set(against["setup"]) == {"glue, iid (07_many)"} and len(gains) == 4
+    assert facts["runs"] == {"08_some": 6} and facts["code"] == [runs[0].manifest["code"]]
+    assert json.loads((tmp_path / "new" / "manifest.json").read_text()) == facts
 
 
 def test_verdicts_are_given_where_local_training_stands_beside_others():
