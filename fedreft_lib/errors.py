@@ -24,6 +24,14 @@ class DataError(FedReFTError, ValueError):
     """A dataset that is missing, malformed, or shares examples where it must not."""
 
 
+class DamageWarning(UserWarning):
+    """Something was damaged and the last good state is used instead; the message says which."""
+
+
+class ElsewhereWarning(UserWarning):
+    """A result was made with other code or another stack than the one here; the message says with which."""
+
+
 def did_you_mean(name: str, known: Iterable[str], otherwise: str | None = None) -> str:
     """The end of a sentence about a name that does not exist: the nearest that does, or all of them.
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from . import evaluate, mixing, runs
-from .admission import refusal
+from . import evaluate, hostile, mixing, participation, runs
+from .admission import Update, refusal, refusals
 from .aggregation import Aggregate, mixing_matrix
 from .config import RunConfig
 from .errors import FedReFTError
@@ -24,6 +24,7 @@ from .gauge import align
 from .interventions import State
 from .local import Trained, train
 from .randomness import derive
+from .robust import norm_clipped
 from .rotation import orthonormality_error, retract
 from .runs import Run
 from .schedule import steps_per_round
@@ -38,7 +39,12 @@ AFTER_TRAINING = {
     "method", "aggregation", "mixing", "mixing_range", "mixing_grid", "retraction", "sharing", "head", "align",
     "rounds", "eval_every", "experiment", "scoring", "test_size", "union_size", "max_new_tokens", "init",
     "held_out_size", "server_lr", "server_beta1", "server_beta2", "server_tau", "dpa_weighting", "dpa_w_max",
+    "sampled", "joins", "leaves", "drops", "late", "hostile", "attack", "attack_scale", "norm_limit", "norm_clip",
+    "min_clients", "byzantine",
 }  # fmt: skip
+
+
+LATE = "late."  # before the place of a client whose update arrives in the next round, in the server's memory
 
 
 @dataclass
@@ -105,49 +111,83 @@ def federated_round(
     keeps of this one.
     """
     spec, strategy, clients = world.model.spec, STRATEGIES[config.method], participants(world, config)
-    report = Report(torch.eye(len(clients)), memory=dict(memory or {}))
+    held = {int(name.removeprefix(LATE)): row for name, row in (memory or {}).items() if name.startswith(LATE)}
+    report = Report(torch.eye(len(clients)), memory={n: m for n, m in (memory or {}).items() if not n.startswith(LATE)})
     before = [spec.named(row) for row in X]
-    sends = _sent_names(world, config)
+    arrived = _collect(world, config, X, t, held, report, on_step)
     learned, weights, reasons = list(before), torch.zeros(len(clients)), []
-    for k, client in enumerate(clients):
-        trained = trained_by(world, config, X[k], client, t, on_step)
-        reason = refusal(trained.state, len(client.train), spec)
+    found = refusals(list(arrived.values()), [before[k] for k in arrived], spec, config.norm_limit)
+    for (k, update), reason in zip(arrived.items(), found, strict=True):
         if reason is None:
-            learned[k], weights[k] = trained.state, len(client.train)
+            learned[k], weights[k] = update.state, update.examples
         else:
-            reasons.append(f"{client.name} {reason}")
-        sent = _bytes({name: trained.state[name] for name in sends if name in trained.state})
-        loss = sum(trained.losses) / len(trained.losses)
-        report.add(t, client.name, "train", "loss", loss, uplink_bytes=sent, seconds=trained.seconds)
-        report.add(t, client.name, "train", "admitted", float(reason is None), note=reason or "")
+            reasons.append(f"{update.client} {reason}")
+        report.add(t, update.client, "train", "admitted", float(reason is None), note=reason or "")
 
     after = learned
     if strategy.aggregate:
-        if int((weights > 0).sum()) < 2:
+        if (admitted := int((weights > 0).sum())) < config.min_clients:
+            why = f" ({'; '.join(reasons)})" if reasons else ""
             raise FedReFTError(
-                f"round {t} has fewer than two admitted updates ({'; '.join(reasons)}): the run stops, "
+                f"round {t} has {admitted} admitted updates and needs {config.min_clients}{why}: the run stops, "
                 "and its last checkpoint stays for another try"
             )
         if config.align:
             reference = common_start(world, config)
             learned = [align(state, reference) for state in learned]
         aggregate, answers = _server(world, config, before, learned, weights, report.memory)
-        lam, losses = _lam(world, config, learned, answers, t)
-        after = [_taken_in(world, config, *each, t) for each in zip(learned, answers, lam.tolist(), strict=True)]
+        lam, losses = _lam(world, config, learned, answers, list(arrived), t)
+        after = list(before)
+        for k in arrived:
+            after[k] = _taken_in(world, config, learned[k], answers[k], float(lam[k]), t)
         report.M = mixing_matrix(aggregate.A, lam)
-        for k, client in enumerate(clients):
+        for k, update in arrived.items():
             residual = float(aggregate.residual[k])
-            report.add(t, client.name, "server", "residual", residual, downlink_bytes=_bytes(answers[k]))
-            report.add(t, client.name, "held_out", "lam", float(lam[k]))
+            report.add(t, update.client, "server", "residual", residual, downlink_bytes=_bytes(answers[k]))
+            report.add(t, update.client, "held_out", "lam", float(lam[k]))
             for candidate, loss in losses.get(k, {}).items():
-                report.add(t, client.name, "held_out", f"loss at lam {candidate:g}", loss)
-    retracted = [_retracted(world, config, state) for state in after]
+                report.add(t, update.client, "held_out", f"loss at lam {candidate:g}", loss)
+    retracted = [_retracted(world, config, state) if k in arrived else state for k, state in enumerate(after)]
     if world.model.adapter.rotated:
         for metric, states in (("orthonormality_error_before_retraction", after), ("orthonormality_error", retracted)):
-            for k, client in enumerate(clients):
+            for k, update in arrived.items():
                 error = max(orthonormality_error(states[k][name]) for name in world.model.adapter.rotated)
-                report.add(t, client.name, "state", metric, error)
+                report.add(t, update.client, "state", metric, error)
     return torch.stack([spec.row(state) for state in retracted]), report
+
+
+def _collect(
+    world: World, config: RunConfig, X: Tensor, t: int, held: dict[int, Tensor], report: Report, on_step
+) -> dict[int, Update]:
+    """What reaches the server in round t, by client; who is away, drops out or is late is noted in the report.
+
+    held: the rows of those who were late in the round before. Those of this round go to report.memory.
+    """
+    spec, sends, away = world.model.spec, _sent_names(world, config), participation.away(config, t)
+    arrived: dict[int, Update] = {}
+    for k, client in enumerate(participants(world, config)):
+        examples = len(client.train)
+        if k in held:
+            arrived[k] = Update(client.name, spec.named(held[k]), examples)
+            report.add(t, client.name, "train", "present", 1.0, note="with its update of the round before")
+        elif k in away:
+            report.add(t, client.name, "train", "present", 0.0, note=away[k])
+            continue
+        else:
+            trained = trained_by(world, config, X[k], client, t, on_step)
+            before = spec.named(X[k])
+            arrived[k] = hostile.sent_by(config, k, client.name, t, before, trained.state, examples)
+            loss = sum(trained.losses) / len(trained.losses)
+            late, lost = participation.is_late(config, k, t), participation.drops_out(config, k, t)
+            if late and refusal(arrived[k].state, examples, spec) is None:
+                report.memory[f"{LATE}{k}"] = spec.row(arrived[k].state)
+            if late or lost:
+                del arrived[k]
+                note = "late: its update arrives in the next round" if late else "dropped out: nothing arrives"
+                report.add(t, client.name, "train", "present", 0.0, note=note)
+            sent = _bytes({n: x for n, x in arrived[k].state.items() if n in sends}) if k in arrived else 0
+            report.add(t, client.name, "train", "loss", loss, uplink_bytes=sent, seconds=trained.seconds)
+    return arrived
 
 
 def _sent_names(world: World, config: RunConfig) -> tuple[str, ...]:
@@ -169,6 +209,8 @@ def _server(
     names = tuple(name for name in names if name not in apart)
     spec = Spec(tuple(each for each in world.model.spec.shapes if each[0] in names))
     X, x = (torch.stack([spec.row({n: state[n] for n in names}) for state in states]) for states in (learned, before))
+    if config.norm_clip is not None:
+        X = norm_clipped(X, x, weights, config.norm_clip)
     aggregate = strategy.aggregate(X, weights, config)
     answers = strategy.answer(Sent(X, x, weights, spec, config, world.model.adapter.kind, memory), aggregate)
     if apart:
@@ -226,22 +268,26 @@ def _phase(world: World, config: RunConfig, state: State, client: Participant, p
 
 
 def _lam(
-    world: World, config: RunConfig, learned: list[State], answers: list[State], t: int
+    world: World, config: RunConfig, learned: list[State], answers: list[State], present: list[int], t: int
 ) -> tuple[Tensor, dict[int, dict]]:
-    """Each client's lam (N,), and for adaptive mixing the held-out losses behind it, {client: {candidate: loss}}."""
+    """Each client's lam (N,), 0 for those not present, and for adaptive mixing the held-out losses behind it,
+    {client: {candidate: loss}}."""
+    lam = torch.zeros(len(learned), dtype=torch.float64)
     rule = STRATEGIES[config.method].mixing(config)
     if rule == "scheduled":
         rule = mixing.scheduled(config, t)
     if rule != "adaptive":
-        return torch.full((len(learned),), float(rule), dtype=torch.float64), {}
+        lam[present] = float(rule)
+        return lam, {}
 
-    def held_out_loss(k: int, lam: float) -> float:
+    def held_out_loss(place: int, lam: float) -> float:
+        k = present[place]
         state = _retracted(world, config, _taken_in(world, config, learned[k], answers[k], lam, t))
         return evaluate.loss(world.model, state, world.clients[k].held_out, config.batch_size)
 
-    lam, losses = mixing.adaptive(config.mixing_grid, len(learned), held_out_loss)
+    lam[present], losses = mixing.adaptive(config.mixing_grid, len(present), held_out_loss)
     grid = sorted(set(config.mixing_grid))
-    return lam, {k: dict(zip(grid, row.tolist(), strict=True)) for k, row in enumerate(losses)}
+    return lam, {k: dict(zip(grid, row.tolist(), strict=True)) for k, row in zip(present, losses, strict=True)}
 
 
 def _retracted(world: World, config: RunConfig, state: State) -> State:
@@ -295,15 +341,23 @@ def run(config: RunConfig, folder: str | Path | None = None, resume: bool = True
     config in the folder is refused (ConfigError), one of other code or data is started again.
     """
     store = runs.Store(config, folder)
-    if resume and (finished := store.finished(lambda: partition_of(config))):
-        return finished
+    with store.alone():
+        if resume and (finished := store.finished(lambda: partition_of(config))):
+            return finished
+        return _run(config, store, resume, progress)
+
+
+def _run(config: RunConfig, store: runs.Store, resume: bool, progress: bool) -> Run:
+    """Whatever rounds of the run are missing."""
     world = open_world(config)
     store.describe(world, trained_names(world.model, config))
     begin = start(world, config)
-    X, rows, history_M, memory, done = store.resume(begin) if resume else (begin, [], [], {}, 0)
+    saved = store.resume(begin) if resume else store.afresh(begin)
+    X, memory, done = saved.X, saved.memory, saved.manifest["round"]
+    rows, history_M = saved.history.to_dict("records"), list(saved.M)
     total = sum(p.steps for p in participants(world, config)) * (config.rounds - done)
     with tqdm(desc=config.run_id, total=total, unit="step", disable=not progress, leave=False) as bar:
-        if done == 0:
+        if not rows:
             rows = evaluate_all(world, config, None, 0, progress=progress)
             store.save(0, X, history_M, rows, memory)
         for t in range(done + 1, config.rounds + 1):

@@ -34,7 +34,10 @@ NAMES = {
     "fedprox": "FedProx", "fedadam": "FedAdam", "ffa": "FFA", "fedsa": "FedSA", "fedalt": "FedALT", "feddpa": "FedDPA",
     "flora": "FLoRA", "fedsb": "Fed-SB",
 }  # fmt: skip
-AGGREGATES = {"geometric_median": "median", "mean": "mean"}
+AGGREGATES = {
+    "geometric_median": "median", "mean": "mean", "trimmed_mean": "trimmed mean",
+    "coordinate_median": "coordinate median", "krum": "Krum", "multi_krum": "multi-Krum",
+}  # fmt: skip
 
 
 def show(fig: Figure, alt: str, name: str | Path | None = None) -> None:
@@ -279,13 +282,16 @@ def method_labels(results: pd.DataFrame) -> pd.Series:
 
 def method_colour(method: str, aggregation: str, mixing: str) -> str:
     """The colour of a method in every picture."""
-    if method == "fedreft" and mixing == "adaptive":
-        return RED if aggregation == "mean" else GREEN
+    if method == "fedreft":
+        adaptive = {"geometric_median": GREEN, "mean": RED, "trimmed_mean": BLUE, "krum": SKY}
+        fixed = {"geometric_median": BLUE, "mean": SKY, "trimmed_mean": GREEN, "krum": RED}
+        rest = {"coordinate_median": PURPLE, "multi_krum": YELLOW}
+        return ((adaptive if mixing == "adaptive" else fixed) | rest)[aggregation]
     others = {
         "local": BLACK, "fedavg": ORANGE, "fedit": ORANGE, "fedprox": ORANGE, "fedadam": ORANGE, "centralised": PURPLE,
         "ffa": YELLOW, "fedsa": YELLOW, "fedsb": YELLOW, "fedalt": RED, "feddpa": RED, "flora": PURPLE,
     }  # fmt: skip
-    return others.get(method, SKY if aggregation == "mean" else BLUE)
+    return others[method]
 
 
 def _rows(results: pd.DataFrame, metric: str, split: str) -> pd.DataFrame:

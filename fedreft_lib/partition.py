@@ -158,8 +158,9 @@ def _train_counts(
                 f"got {clients}."
             )
         return size * np.eye(n_tasks, dtype=int)[np.arange(clients) % n_tasks]
-    if setup == "mixed":
+    if setup in ("mixed", "iid"):
         _check_enough("all tasks", "training", int(n_train.sum()), clients * size, clients)
+    if setup == "mixed":
         tasks = _rng(seed, setup, "union").permutation(np.repeat(np.arange(n_tasks), n_train))
         return np.stack([np.bincount(part, minlength=n_tasks) for part in tasks[: clients * size].reshape(clients, -1)])
     if setup == "iid":
@@ -182,7 +183,7 @@ def _proportional(weights: np.ndarray, total: int) -> np.ndarray:
 def _check_enough(task: str, split: str, have: int, need: int, clients: int) -> None:
     if need > have:
         raise DataError(
-            f"{clients} clients need {need} {split} questions of {task}, but there are {have}: "
+            f"{clients} clients need {need} {split} questions of {task}, but there are {have} without repeats: "
             "ask for fewer clients or smaller sizes."
         )
 

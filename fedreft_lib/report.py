@@ -8,7 +8,6 @@ policy in the page forbids the browser to load anything from elsewhere, so the p
 import json
 import platform
 import re
-import subprocess
 from datetime import datetime
 from html import escape
 from importlib.metadata import version
@@ -19,6 +18,7 @@ import nbformat
 from nbconvert.filters.ansi import strip_ansi
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
+from .environment import commit
 from .states import write_text
 
 VERSIONS = ("torch", "transformers", "pyreft", "papermill")
@@ -54,8 +54,7 @@ def build_report(folder: Path, title: str) -> Path:
 
 def facts(folder: Path, notebooks: list[nbformat.NotebookNode]) -> dict[str, str]:
     """What the results depend on besides the notebooks; devices are those that the runs name in their manifests."""
-    manifests = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("runs/*/manifest.json")]
-    devices = {f"{m['device']}, {m['dtype'].removeprefix('torch.')}, threads {m['threads']}" for m in manifests}
+    devices = set(filter(None, map(_device, folder.glob("runs/*/manifest.json"))))
     ends = [notebook.metadata.get("papermill", {}).get("end_time") for notebook in notebooks]
     last = max(filter(None, ends), default=None)
     return {
@@ -63,18 +62,17 @@ def facts(folder: Path, notebooks: list[nbformat.NotebookNode]) -> dict[str, str
         "finished": datetime.fromisoformat(last).strftime("%Y-%m-%d %H:%M %Z") if last else "",
         "device": "; ".join(sorted(devices)),
         "versions": ", ".join([f"python {platform.python_version()}", *(f"{n} {version(n)}" for n in VERSIONS)]),
-        "commit": _commit(folder),
+        "commit": commit(folder),
     }
 
 
-def _commit(folder: Path) -> str:
-    """The commit of the working tree that `folder` is in, "-dirty" where it was changed; "" where there is none."""
-    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
+def _device(manifest: Path) -> str:
+    """What a run's manifest says of its device; "" where the manifest is damaged."""
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
+        said = json.loads(manifest.read_text(encoding="utf-8"))
+        return f"{said['device']}, {said['dtype'].removeprefix('torch.')}, threads {said['threads']}"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 class _Prose(IPythonRenderer):

@@ -19,6 +19,7 @@ from IPython.display import HTML
 from torch import Tensor
 
 from . import tables
+from .aggregation import KINDS as KINDS_OF_ABM
 from .config import RunConfig
 from .figures import method_labels
 from .runs import Run
@@ -26,7 +27,7 @@ from .states import write_text
 
 COMPARISON = ("benchmark", "experiment", "setup", "model", "layers", "clients", "rounds")
 KINDS = ("method", "aggregation", "intervention")
-CHOICES = ("mean", "geometric_median")  # of All-But-Me
+MEANS = ("mean", "geometric_median")  # the paper's two
 METHODS = get_args(RunConfig.model_fields["method"].annotation)
 
 
@@ -35,7 +36,7 @@ def ordered(runs: Sequence[Run]) -> list[Run]:
 
     def place(run: Run) -> tuple:
         c = run.config
-        method = (METHODS.index(c.method), CHOICES.index(c.aggregation), str(c.mixing))
+        method = (METHODS.index(c.method), (*MEANS, *KINDS_OF_ABM).index(c.aggregation), str(c.mixing))
         return c.experiment, c.setup, c.intervention != "loreft", c.intervention, *method, c.rank, c.clients, c.seed
 
     return sorted(runs, key=place)
@@ -176,7 +177,7 @@ def medians_apart(runs: Sequence[Run]) -> pd.DataFrame:
         if run.config.method == "fedreft":
             rest = run.config.model_dump(mode="json", exclude={"aggregation", "experiment"})
             found.setdefault(json.dumps(rest), {})[run.config.aggregation] = run
-    pairs = [[both[kind] for kind in CHOICES] for both in found.values() if set(both) == set(CHOICES)]
+    pairs = [[both[kind] for kind in MEANS] for both in found.values() if set(both) >= set(MEANS)]
     rows = [
         {
             "clients": median.config.clients,

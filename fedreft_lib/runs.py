@@ -1,30 +1,37 @@
 """A run's folder: what is in it, how it is written so that nothing is torn, and how runs are read back and compared.
 
-config.json                    the RunConfig
-history.csv                    long form: round, client, split, metric, value, bytes, seconds
-manifest.json                  written last each round: which round is whole, hashes, versions, code, data
-checkpoints/round_NNNN.safetensors   X (N, P) after the round, and M (rounds, N, N) so far; the last two are kept
+checkpoints/round_NNNN.safetensors   a whole round each, see checkpoints.py; the last two are kept
+config.json                          the RunConfig
+history.csv                          long form: round, client, split, metric, value, bytes, seconds
+manifest.json                        written last each round: which round is whole, hashes, versions, code, data
+
+The last three are copies, for the reader, of what the newest checkpoint holds; damaged ones are written anew.
 """
 
+import contextlib
 import hashlib
 import json
 import math
 import os
-import platform
-from dataclasses import dataclass, field
-from importlib.metadata import version
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
+from . import checkpoints
+from .checkpoints import NEEDED, Saved, csv_of, history_of
 from .config import RunConfig
-from .errors import ConfigError, FedReFTError
+from .environment import differences, environment
+from .errors import ConfigError, DamageWarning, ElsewhereWarning, FedReFTError
 from .interventions import State
 from .metrics import PRIMARY
-from .states import Spec, load_tensors, save_tensors, write_text
+from .states import Spec, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,23 +39,16 @@ if TYPE_CHECKING:
     from .partition import ClientData
     from .worlds import World
 
-HISTORY = ("round", "client", "task", "split", "metric", "value", "uplink_bytes", "downlink_bytes", "seconds", "note")
 # The columns of results.csv: one row per (run, round, client, metric).
 RESULTS = (
     "experiment", "benchmark", "task", "setup", "model", "method", "aggregation", "mixing", "intervention", "rank",
     "layers", "clients", "rounds", "seed", "round", "client", "split", "metric", "value", "trainable_params",
     "head_params", "uplink_bytes", "downlink_bytes", "seconds",
 )  # fmt: skip
-# What every manifest says.
-NEEDED = {
-    "round", "rounds", "checkpoint", "code", "backbone", "data", "dtype", "spec", "trainable_params", "head_params",
-}  # fmt: skip
-SERVER = "server."  # before the names of the server's own tensors in a checkpoint
-# Modules that only show results; a change in them leaves finished runs valid.
-SHOWS_ONLY = (
-    "figures", "ablation_figures", "tables", "result_tables", "paper_tables", "method_facts", "widgets", "report",
-    "batch", "ledger", "audit", "judge", "__main__",
-)  # fmt: skip
+
+
+# What a repetition's bits depend on besides what makes a run start again.
+BITS = ("device", "threads", "versions", "machine")
 
 
 @dataclass(frozen=True)
@@ -92,25 +92,61 @@ class Store:
         self.config = config
         self.folder = None if folder is None else Path(folder)
         self.manifest: dict = {}
-        if self.folder is not None and (self.folder / "config.json").exists():
-            found = load_config(self.folder)
-            if found != config:
-                differing = [n for n in RunConfig.model_fields if getattr(found, n) != getattr(config, n)]
-                raise ConfigError(
-                    f"{self.folder} holds a run with another {differing[0]} ({getattr(found, differing[0])!r}, not "
-                    f"{getattr(config, differing[0])!r}): choose another folder or delete this one"
-                )
+        self.saved: Saved | None = None
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Reads the folder and keeps other processes out of it; the death of this one lets go.
+
+        Raises FedReFTError where another process is in it, ConfigError where it holds a run of another config.
+        """
+        if self.folder is None:
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / ".lock", blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise FedReFTError(
+                f"{self.folder} is in use by another process: wait until that has ended, or choose another folder"
+            ) from None
+        try:
+            self.saved = self._found()
+            yield
+        finally:
+            lock.release()
+
+    def _found(self) -> Saved | None:
+        """The last whole round; None where there is none, with a warning where that is for damage."""
+        try:
+            saved = _saved(self.folder)
+        except FedReFTError as error:
+            warnings.warn(f"{error}; this run starts again", DamageWarning, stacklevel=5)
+            return None
+        if saved and saved.config != self.config:
+            theirs, ours = saved.config, self.config
+            name = next(n for n in RunConfig.model_fields if getattr(theirs, n) != getattr(ours, n))
+            raise ConfigError(
+                f"{self.folder} holds a run with another {name} ({getattr(theirs, name)!r}, not "
+                f"{getattr(ours, name)!r}): choose another folder or delete this one"
+            )
+        return saved
 
     def finished(self, questions: "Callable[[], list[ClientData]]") -> Run | None:
         """The run, if the folder holds it whole and this code made it from these questions."""
-        manifest = self._usable_manifest()
-        if manifest is None or manifest["round"] < self.config.rounds or manifest["code"] != code_fingerprint():
+        saved = self.saved
+        if saved is None or saved.manifest["round"] < self.config.rounds:
+            return None
+        if saved.manifest["code"] != environment()["code"]:
             return None
         # Not asked of the hub: a finished run can be read without a network.
-        if self.config.source != "hub" and manifest["data"] != data_fingerprint(questions()):
+        if self.config.source != "hub" and saved.manifest["data"] != data_fingerprint(questions()):
             return None
+        self._write_copies(saved)
         os.utime(self.folder / "manifest.json")  # says that the run is in use, see batch.set_aside
-        return load_run(self.folder)
+        _warn_of_elsewhere([saved], self.folder)
+        return _as_run(saved, self.folder)
 
     def describe(self, world: "World", trained: tuple[str, ...]) -> None:
         """Note what the run depends on besides its config; `trained` names the tensors that a client trains."""
@@ -118,55 +154,71 @@ class Store:
         self.spec = world.model.spec
         sizes = {name: math.prod(shape) for name, shape in self.spec.shapes}
         self.manifest = {
-            "code": code_fingerprint(),
+            **environment(backbone.device),
             "backbone": backbone.fingerprint,
             "data": data_fingerprint(world.questions),
             "dtype": str(backbone.dtype),
-            "device": str(backbone.device),
-            "threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-            "versions": {name: version(name) for name in ("torch", "transformers", "numpy")},
+            "seed": self.config.seed,
             "trainable_params": sum(sizes[name] for name in trained),
             "head_params": sum(sizes[name] for name in world.model.head_names),
             "spec": [[name, list(shape)] for name, shape in self.spec.shapes],
         }
 
-    def resume(self, start: Tensor) -> tuple[Tensor, list[dict], list[Tensor], State, int]:
-        """(X, history rows, mixing matrices, server's memory, rounds done); `start` where nothing usable is there."""
-        fresh = (start, [], [], {}, 0)
-        found = self._usable_manifest()
-        if found is None or any(
-            found[key] != self.manifest[key] for key in ("code", "backbone", "data", "dtype", "spec")
-        ):
-            return fresh
-        run = load_run(self.folder)
-        return run.states, run.history.to_dict("records"), list(run.mixing_matrices), run.memory, found["round"]
+    def afresh(self, start: Tensor) -> Saved:
+        """Nothing yet, at `start` (N, P)."""
+        manifest = {**self.manifest, "round": 0}
+        return Saved(self.config, manifest, history_of([]), start, _stacked([], len(start)))
 
-    def _usable_manifest(self) -> dict | None:
-        """The folder's manifest, or None where there is none or the checkpoint that it names is gone."""
-        if self.folder is None or not (self.folder / "manifest.json").exists():
-            return None
-        manifest = read_manifest(self.folder)
-        return manifest if (self.folder / "checkpoints" / manifest["checkpoint"]).exists() else None
+    def resume(self, start: Tensor) -> Saved:
+        """The last whole round; round 0 at `start` where nothing usable is there, with a warning if that loses some."""
+        if self.saved is None:
+            return self.afresh(start)
+        found, here = self.saved.manifest, self.manifest
+        other = [key for key in ("code", "backbone", "data", "dtype", "spec") if found[key] != here[key]]
+        if other:
+            if found["round"]:
+                lost = f"{found['round']} rounds in {self.folder} were made with other {', '.join(other)}"
+                warnings.warn(f"{lost}: they are computed again", ElsewhereWarning, stacklevel=3)
+            return self.afresh(start)
+        changed = [f"{key} {found.get(key)} (here {here[key]})" for key in BITS if found.get(key) != here[key]]
+        if changed and found["round"] < self.config.rounds:
+            warnings.warn(
+                f"the rounds so far in {self.folder} were made with {', '.join(changed)}: the rest may differ in bits",
+                ElsewhereWarning, stacklevel=3,
+            )  # fmt: skip
+        return self.saved
 
     def save(self, t: int, X: Tensor, mixing_matrices: list[Tensor], rows: list[dict], memory: State) -> None:
-        """Write round t; until the manifest names it, the round before it stays the valid one."""
-        self.manifest |= {"round": t, "rounds": self.config.rounds, "checkpoint": f"round_{t:04d}.safetensors"}
+        """Write round t; until its checkpoint is whole, the round before it stays the valid one."""
+        self.manifest |= {"round": t, "rounds": self.config.rounds, "checkpoint": checkpoints.name_of(t)}
+        self.manifest["set_aside"] = [
+            {"round": row["round"], "client": row["client"], "reason": row["note"]}
+            for row in rows if row["metric"] == "admitted" and row["value"] == 0
+        ]  # fmt: skip
         if self.folder is None:
             return
-        checkpoints = self.folder / "checkpoints"
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        if t == 0:
-            (self.folder / "manifest.json").unlink(missing_ok=True)  # it would vouch for the files that now come
-            write_text(self.folder / "config.json", self.config.model_dump_json(indent=1))
-        tensors = {"X": X, "M": _stacked(mixing_matrices, len(X)), **{SERVER + n: m for n, m in memory.items()}}
-        save_tensors(tensors, checkpoints / self.manifest["checkpoint"])
-        write_text(self.folder / "history.csv", history_of(rows).to_csv(index=False, na_rep="nan"))
-        write_text(self.folder / "manifest.json", json.dumps(self.manifest, indent=1))
-        kept = {f"round_{each:04d}.safetensors" for each in (t, t - 1)}
-        for path in checkpoints.glob("round_*.safetensors"):
-            if path.name not in kept:  # earlier rounds, and those of a run that was started again
-                path.unlink()
+        history = history_of(rows)
+        saved = Saved(self.config, self.manifest, history, X, _stacked(mixing_matrices, len(X)), memory)
+        try:
+            checkpoints.write(self.folder, saved)
+            self._write_copies(saved)
+        except OSError as error:
+            before = f"round {t - 1} stays" if t else "nothing is lost"
+            raise FedReFTError(
+                f"round {t} could not be written to {self.folder} ({error}), {before}: mend that and run again"
+            ) from error
+
+    def _write_copies(self, saved: Saved) -> None:
+        """config.json, history.csv and manifest.json of a checkpoint, those that are not there as they shall be."""
+        copies = {
+            "config.json": saved.config.model_dump_json(indent=1),
+            "history.csv": csv_of(saved.history),
+            "manifest.json": json.dumps(saved.manifest, indent=1),
+        }
+        for name, text in copies.items():
+            path = self.folder / name
+            if not path.exists() or path.read_bytes() != text.encode():
+                write_text(path, text)
 
     def run(self, X: Tensor, mixing_matrices: list[Tensor], rows: list[dict], memory: State) -> Run:
         M = _stacked(mixing_matrices, len(X))
@@ -174,22 +226,54 @@ class Store:
 
 
 def load_run(folder: str | Path) -> Run:
-    """A run as its folder holds it, up to its last whole round. Raises FedReFTError where there is none."""
+    """A run as its folder holds it, up to its last whole round. Raises FedReFTError where there is none.
+
+    Warns (ElsewhereWarning) where it was made with other code or versions than those here, and (DamageWarning) where
+    the newest checkpoint is damaged and the one before it is read. What is not looked at is whether the same data and
+    weights could be had here: `run` does that when it continues or returns the run.
+    """
+    run = read_run(folder)
+    _warn_of_elsewhere([run], run.folder)
+    return run
+
+
+def read_run(folder: str | Path) -> Run:
+    """`load_run` without a look at where the run was made."""
     folder = Path(folder)
-    manifest, config = read_manifest(folder), load_config(folder)
-    tensors = load_tensors(folder / "checkpoints" / manifest["checkpoint"])
-    exactly = {"value": float, "seconds": float}  # Python's own reading gives back the bits that were written
-    history = pd.read_csv(folder / "history.csv", keep_default_na=False, converters=exactly)
-    # A crash between history and manifest leaves rows of a round that is not whole; it is computed again.
-    history = history_of(history[history["round"] <= manifest["round"]].to_dict("records"))
-    spec = Spec.of({name: tuple(shape) for name, shape in manifest["spec"]})
-    memory = {name.removeprefix(SERVER): t for name, t in tensors.items() if name.startswith(SERVER)}
-    return Run(config, history, tensors["X"], spec, tensors["M"], manifest, folder, memory)
+    saved = _saved(folder)
+    if saved is None:
+        raise FedReFTError(f"there is no run in {folder}: it has no checkpoint")
+    return _as_run(saved, folder)
 
 
 def load_runs(folder: str | Path) -> list[Run]:
-    """Every run below a folder, in the order of their names."""
-    return [load_run(path.parent) for path in sorted(Path(folder).glob("*/manifest.json"))]
+    """Every run below a folder, in the order of their names; one warning for all that were made elsewhere."""
+    found = [read_run(path.parent) for path in sorted(Path(folder).glob("*/manifest.json"))]
+    _warn_of_elsewhere(found, folder)
+    return found
+
+
+def _as_run(saved: Saved, folder: Path) -> Run:
+    return Run(saved.config, saved.history, saved.X, saved.spec, saved.M, saved.manifest, folder, saved.memory)
+
+
+def _warn_of_elsewhere(found: Sequence[Run | Saved], folder: str | Path) -> None:
+    elsewhere = sorted({", ".join(differences(each.manifest)) for each in found} - {""})
+    if elsewhere:
+        warnings.warn(f"{folder} was made with {'; '.join(elsewhere)}", ElsewhereWarning, stacklevel=3)
+
+
+def _saved(folder: Path) -> Saved | None:
+    """The newest whole round; of its manifest the copy counts, where that is whole and speaks of this round."""
+    saved = checkpoints.newest(folder)
+    try:
+        copy = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # gone or damaged
+        return saved
+    if saved is None or not isinstance(copy, dict) or NEEDED - set(copy):
+        return saved
+    speaks_of_it = all(copy[key] == saved.manifest[key] for key in ("checkpoint", "spec"))
+    return replace(saved, manifest=copy) if speaks_of_it else saved
 
 
 def results_of(runs: list[Run]) -> pd.DataFrame:
@@ -198,54 +282,10 @@ def results_of(runs: list[Run]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(RESULTS))
 
 
-def load_config(folder: Path) -> RunConfig:
-    """The RunConfig of a run's folder. Raises FedReFTError where its config.json is missing or damaged."""
-    path = folder / "config.json"
-    try:
-        return RunConfig(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise FedReFTError(f"{path} cannot be read ({error}): delete the folder and run again") from None
-
-
-def read_manifest(folder: Path) -> dict:
-    """A run's manifest. Raises FedReFTError where there is none, or one that is damaged or of another version."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FedReFTError(f"there is no run in {folder}: it has no manifest.json") from None
-    except ValueError:
-        raise FedReFTError(f"{folder / 'manifest.json'} is damaged: delete the folder and run again") from None
-    if missing := NEEDED - set(manifest):
-        raise FedReFTError(
-            f"{folder / 'manifest.json'} says nothing of {', '.join(sorted(missing))}, as another version of the "
-            "library wrote it: delete the folder and run again"
-        )
-    return manifest
-
-
-def history_of(rows: list[dict]) -> pd.DataFrame:
-    """Rows as a table with every column of HISTORY, the ones that a row does not speak of filled in."""
-    table = pd.DataFrame(rows, columns=list(HISTORY))
-    filled = {"task": "", "note": "", "uplink_bytes": 0, "downlink_bytes": 0, "seconds": 0.0}
-    for name, value in filled.items():
-        table[name] = table[name].where(table[name].notna(), value)
-    return table.astype({"round": int, "value": float, "uplink_bytes": int, "downlink_bytes": int, "seconds": float})
-
-
 def data_fingerprint(questions: "list[ClientData]") -> str:
     """A hash of who holds which questions."""
     uids = [q.uid for client in questions for part in (client.train, client.held_out, client.test) for q in part]
     return hashlib.sha256(" ".join(uids).encode()).hexdigest()[:16]
-
-
-def code_fingerprint() -> str:
-    """A hash of the library's own source, but for the modules that only show results."""
-    here = Path(__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(here.rglob("*.py")):
-        if path.stem not in SHOWS_ONLY:
-            digest.update(path.relative_to(here).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def _stacked(matrices: list[Tensor], n: int) -> Tensor:

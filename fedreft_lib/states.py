@@ -4,18 +4,22 @@
 training does, it does to the named tensors of one row.
 """
 
+import hashlib
+import json
 import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import FedReFTError
 from .interventions import State
+
+HASH = "sha256"  # the note that a file's hash stands under
 
 
 @dataclass(frozen=True)
@@ -49,31 +53,69 @@ class Spec:
         return {name: part.view(shape) for (name, shape), part in zip(self.shapes, parts, strict=True)}
 
 
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file so that `path` is at any moment either the old file or the whole new one."""
+def save_tensors(tensors: dict[str, Tensor], path: Path, notes: dict[str, str] | None = None) -> None:
+    """Write a safetensors file so that `path` is at any moment either the old file or the whole new one.
+
+    notes: texts that go with the tensors. A hash of both is kept in the file, so that damage is noticed on reading.
+    Raises OSError, and leaves no temporary file, where it cannot be written.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    notes = notes or {}
     temporary = path.with_name(path.name + ".tmp")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+    try:
+        save_file(tensors, temporary, {**notes, HASH: _hash_of(tensors, notes)})
+    except SafetensorError as error:  # a full disk, most often
+        temporary.unlink(missing_ok=True)
+        raise OSError(str(error)) from None
     replace_durably(temporary, path)
 
 
 def replace_durably(temporary: Path, path: Path) -> None:
     """Flush `temporary` to the disk, then let it take the name `path` in one step."""
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
+    try:
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     os.replace(temporary, path)
+    if os.name == "posix":  # a name is on the disk when its folder is
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def write_text(path: Path, text: str) -> None:
     """`save_tensors` for text."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     replace_durably(temporary, path)
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file. Raises FedReFTError when it is missing or damaged."""
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the notes of a file of `save_tensors`. Raises FedReFTError when it is missing or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            notes = dict(file.metadata() or {})
     except Exception as error:  # safetensors raises its own, OSError or ValueError, depending on the damage
-        raise FedReFTError(f"{path} cannot be read as safetensors ({error}): delete it and run again") from None
+        reason = " ".join(str(error).split())
+        raise FedReFTError(f"{path} cannot be read as safetensors ({reason})") from None
+    if notes.pop(HASH, None) != _hash_of(tensors, notes):
+        raise FedReFTError(f"{path} is not as it was written (its hash is another)")
+    return tensors, notes
+
+
+def _hash_of(tensors: dict[str, Tensor], notes: dict[str, str]) -> str:
+    """A hash of names, types, shapes and values, and of the notes."""
+    digest = hashlib.sha256(json.dumps(notes, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

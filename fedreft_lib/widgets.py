@@ -16,7 +16,7 @@ from IPython.display import HTML, display
 from matplotlib.figure import Figure
 
 from . import evaluate
-from .aggregation import all_but_me, mix
+from .aggregation import all_but_me, take_in
 from .figures import image
 from .rotation import retract
 from .runs import Run
@@ -116,12 +116,13 @@ def live_mixing(run: Run) -> None:
 
     Without one, all that is left of it is a sentence.
     """
-    world, received = open_world(run.config), all_but_me(run.states, run.config.aggregation)
+    world = open_world(run.config)
+    received = all_but_me(run.states, run.config.aggregation, byzantine=run.config.byzantine)
     names = [client.name for client in world.clients]
 
     def held_out_loss(client: str, lam: float) -> str:
         k = names.index(client)
-        state = run.spec.named(mix(run.states, received.A, lam)[k])
+        state = run.spec.named(take_in(run.states, received.aggregate, lam)[k])
         state |= {name: retract(state[name], run.config.retraction) for name in world.model.adapter.rotated}
         loss = evaluate.loss(world.model, state, world.clients[k].held_out, run.config.batch_size)
         return f"{client} with lam {lam:.2f}: held-out loss {loss:.4f}"

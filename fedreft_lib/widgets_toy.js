@@ -9,22 +9,27 @@ function medianWeights(points, p) {
   p = p.map((weight) => weight / sum(p));
   let a = p.slice();
   const scale = Math.max(...points.map((x) => far(x, points[0])));
-  for (let round = 0; scale > 0 && round < 2000; round++) {
+  // At sum_j a_j x_j: the gradient over the points that this is not on, and those that it is on: they hold it there
+  // while the others pull with no more than their weight.
+  const look = (a) => {
     const z = at(a);
     const distance = points.map((x) => far(x, z) / scale);
-    const on = distance.map((d) => d <= 1e-7);
-    const pull = p.map((weight, j) => (on[j] ? 0 : weight / distance[j]));
-    const total = sum(pull);
+    const on = p.map((weight, j) => (distance[j] <= 1e-7 ? weight : 0));
+    const pull = p.map((weight, j) => (distance[j] <= 1e-7 ? 0 : weight / distance[j]));
+    const [held, total] = [sum(on), sum(pull)];
     const gradient = a.map((weight, j) => total * weight - pull[j]);
     const norm = Math.hypot(...at(gradient)) / scale;
-    const held = sum(p.filter((_, j) => on[j]));
-    if (norm - held <= 1e-10) {
-      if (held === 0) return a;
-      const nearest = distance.indexOf(Math.min(...distance)); // the points on both sides hold z where it is
-      return a.map((_, j) => (j === nearest ? 1 : 0));
-    }
-    const step = (norm > 0 ? Math.max(1 - held / norm, 0) : 0) / total;
-    a = a.map((weight, j) => weight - step * gradient[j]);
+    return { distance, on, held, total, gradient, norm, optimal: norm - held <= 1e-10 };
+  };
+  for (let round = 0; scale > 0 && round < 2000; round++) {
+    const here = look(a);
+    if (here.optimal && here.held === 0) return a;
+    const distance = here.distance.map((d, j) => (p[j] > 0 ? d : Infinity));
+    const nearest = distance.indexOf(Math.min(...distance)); // steps towards a point would never arrive: try it
+    const there = here.optimal ? here : look(p.map((_, j) => (j === nearest ? 1 : 0)));
+    if (there.optimal) return there.on.map((weight) => weight / there.held); // clients in one place share by weight
+    const step = Math.max(1 - here.held / here.norm, 0) / here.total;
+    a = a.map((weight, j) => weight - step * here.gradient[j]);
   }
   return a;
 }

@@ -24,6 +24,7 @@ from .batches import Batch, Sequence, encode, encode_pair
 from .config import RunConfig
 from .errors import ConfigError, DataError
 from .heads import Head
+from .hostile import with_flipped_labels
 from .interventions import INTERVENTIONS, State
 from .lora import LoRA
 from .partition import ClientData, Pool, check_disjoint, partition
@@ -159,7 +160,10 @@ def open_world(config: RunConfig) -> World:
     backbone = shared_backbone(config.backbone, config.dtype, config.device)
     adapter = adapter_of(config, backbone)
     # local is valid with every number of clients, and what is remembered does not depend on the method.
-    data = RunConfig(method="local", **{name: getattr(config, name) for name in WORLD_FIELDS})
+    same = {name: getattr(config, name) for name in WORLD_FIELDS}
+    if config.attack == "label_flip":  # the one attack that changes what is read
+        same |= {"attack": config.attack, "hostile": config.hostile}
+    data = RunConfig(method="local", **same)
     below = adapter.below if SteeredModel(backbone, adapter).can_start_in_the_middle else None
     world = _build(data, backbone, below)
     head = world.model.head
@@ -254,7 +258,7 @@ def partition_of(config: RunConfig) -> list[ClientData]:
         train_size=config.train_size, held_out_size=config.held_out_size, test_size=config.test_size,
     )  # fmt: skip
     check_disjoint(questions)
-    return questions
+    return with_flipped_labels(questions, config)
 
 
 @functools.lru_cache(maxsize=1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedreft_lib import federation, load_run, run, worlds
-from fedreft_lib.admission import refusal
+from fedreft_lib.admission import Update, refusal, refusals
 from fedreft_lib.errors import FedReFTError
 from fedreft_lib.states import Spec
 from fedreft_lib.worlds import open_world
@@ -147,7 +147,7 @@ def test_with_fewer_than_two_admitted_the_run_stops_and_its_checkpoint_can_be_co
     with monkeypatch.context() as patched:
         open_world(config).memo.clear()
         spoiled_training(patched, {(2, k): NAN for k in (0, 1, 3)})
-        with pytest.raises(FedReFTError, match="round 2 has fewer than two admitted updates") as stopped:
+        with pytest.raises(FedReFTError, match="round 2 has 1 admitted updates and needs 2") as stopped:
             run(config, tmp_path, progress=False)
     assert "client1-arc_easy W has values that are not finite" in str(stopped.value)
     assert "\n" not in str(stopped.value)
@@ -163,3 +163,44 @@ def test_with_all_refused_the_run_stops_where_others_are_needed_and_goes_on_wher
     local = run(small(method="local", rounds=1), progress=False)
     assert bool(local.states.isfinite().all())
     assert (local.history.query("metric == 'admitted'")["value"] == 0).all()
+
+
+# ---- against the cohort ---------------------------------------------------------------------------------------------
+
+
+def moved(size, examples=8, seed=0):
+    """An update at the distance `size` from zero."""
+    generator = torch.Generator().manual_seed(seed)
+    row = torch.randn(SPEC.size, generator=generator)
+    return Update("client", SPEC.named(row * (size / row.norm())), examples)
+
+
+def judged(*updates, norm_limit=30.0):
+    zero = SPEC.named(torch.zeros(SPEC.size))
+    return refusals(updates, [zero] * len(updates), SPEC, norm_limit)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 9])
+def test_an_update_much_longer_than_the_cohorts_is_set_aside_and_nobody_else(n):
+    honest = [moved(1.0 + 0.01 * i, seed=i) for i in range(n - 1)]
+    for length, refused in ((29.0, False), (40.0, True), (1e18, True), (1e30, True)):
+        *others, last = judged(*honest, moved(length))
+        assert others == [None] * (n - 1) and bool(last) == refused
+        assert not last or "norm" in last
+
+
+def test_almost_half_of_the_cohort_cannot_hide_behind_each_other():
+    found = judged(*[moved(1.0, seed=i) for i in range(4)], *[moved(1e6, seed=i) for i in range(3)])
+    assert [reason is None for reason in found] == [True] * 4 + [False] * 3
+
+
+@pytest.mark.parametrize(("examples", "refused"), [(8000, False), (8001, True), (1e12, True), (2.0**63, True)])
+def test_a_count_out_of_all_proportion_is_set_aside(examples, refused):
+    assert bool(judged(moved(1), moved(1), moved(1, examples))[-1]) == refused
+
+
+def test_where_most_stand_still_one_that_moves_a_little_is_admitted():
+    start = SPEC.named(torch.ones(SPEC.size))
+    step = Update("client", SPEC.named(torch.ones(SPEC.size) + 0.01), 8)
+    still = Update("client", start, 8)
+    assert refusals([still, still, step], [start] * 3, SPEC, 30.0) == [None] * 3

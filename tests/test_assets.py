@@ -20,6 +20,7 @@ from fedreft_lib.assets import ASSETS, Asset, DownloadError, backbone_folder, fe
 from fedreft_lib.backbone import DTYPE_ARGUMENT
 from fedreft_lib.errors import AssetError
 from fedreft_lib.gguf_convert import unpermute
+from tests.toy_wheel import only_from, toy_wheel
 
 SMOLLM2 = "smollm2-135m-instruct"
 # Measured with transformers 5.23's own GGUF loading in float32 on PARAGRAPHS.
@@ -73,19 +74,10 @@ def toy(tmp_path, monkeypatch, cache) -> Asset:
     """A small package, the only one in `ASSETS` (as "toy") and the only one that pip can find."""
     shelf = tmp_path / "shelf"
     shelf.mkdir()
-    wheel = shelf / "toy_model-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("toy_model/model/config.json", "{}")
-        archive.writestr("toy_model/model/model.safetensors", b"w" * 1000)
-        archive.writestr("toy_model/model/extra/readme.txt", "not part of the model")
-        archive.writestr("toy_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: toy-model\nVersion: 1.0\n")
-        archive.writestr("toy_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-        archive.writestr("toy_model-1.0.dist-info/RECORD", "")
-    content = wheel.read_bytes()
-    asset = Asset("toy-model", "1.0", hashlib.sha256(content).hexdigest(), len(content), "none", "toy_model/model/")
+    asset = toy_wheel(shelf)
     monkeypatch.setattr(assets, "ASSETS", {"toy": asset})
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(shelf))
+    for name, value in only_from(shelf).items():
+        monkeypatch.setenv(name, value)
     return asset
 
 
@@ -200,7 +192,7 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(toy, tmp_path, monkeypat
 
 def test_a_ready_model_is_copied_as_it_is(toy, cache):
     folder = backbone_folder("toy", progress=False)
-    assert files_in(folder) == {"config.json", "model.safetensors", assets.MANIFEST}
+    assert files_in(folder) == {"config.json", "model.safetensors", "tokenizer.json", assets.MANIFEST}
     assert (folder / "model.safetensors").read_bytes() == read_member("toy", "toy_model/model/model.safetensors")
 
 

@@ -1,4 +1,4 @@
-"""The batch: everything is checked first, runs in this interpreter, and leaves nothing half-done."""
+"""The batch: it runs in this interpreter, leaves nothing half-done, and does nothing twice."""
 
 import io
 import json
@@ -7,33 +7,24 @@ import signal
 import sys
 import threading
 import time
-from pathlib import Path
 
-import nbformat
 import pandas as pd
+import psutil
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook
 
 import fedreft_lib
-from fedreft_lib import RunConfig, load_runs, results_of, run
-from fedreft_lib.batch import NotebookError, Progress, plan, read_parameters, reproduce
-from fedreft_lib.errors import ConfigError, FedReFTError
+from fedreft_lib import RunConfig, load_runs, results_of, run, stamps
+from fedreft_lib.batch import NotebookError, reproduce, set_aside
+from fedreft_lib.errors import FedReFTError
 from fedreft_lib.runs import RESULTS
+from tests.projects import told, write_notebook, write_parameters
+from tests.torture.batch_kills import PROCESSES
 
-DEFAULTS = 'mixing = 0.3\nlr = 1e-3  # AdamW\nsource = "packaged"\ndata_dir = None\nseeds = [0]\noutput_dir = "../x"'
-
-
-def write_notebook(root: Path, name: str, *code: str, parameters: str = DEFAULTS) -> None:
-    cells = [new_code_cell(parameters, metadata={"tags": ["parameters"]}), *map(new_code_cell, code)]
-    path = root / "notebooks" / f"{name}.ipynb"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(new_notebook(cells=cells), path)
-
-
-def write_parameters(root: Path, name: str, text: str, profile: str = "quick") -> None:
-    path = root / "params" / profile / f"{name}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+JOBS = ("00_tour", "01_aside", "02_commonsense")
+TINY = RunConfig(
+    backbone="tiny-llama", source="synthetic", tasks=["piqa"], setup="iid", layers=[2], rank=2, clients=2,
+    train_size=4, held_out_size=1, test_size=2, rounds=1,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -44,102 +35,6 @@ def project(tmp_path):
     write_parameters(tmp_path, "00_tour", "")
     write_parameters(tmp_path, "02_commonsense", "mixing: 0.5\nseeds: [1, 2]\n")
     return tmp_path
-
-
-def told(path: Path, number: int) -> str:
-    """What the code cell with this number printed."""
-    cells = nbformat.read(path, as_version=4).cells
-    return "".join(output.text for output in cells[number].outputs)
-
-
-# --- before anything runs ---------------------------------------------------------------------------------------------
-
-
-def test_plan_has_the_notebooks_of_the_profile_in_order_with_their_parameters(project):
-    jobs = plan("quick", root=project)
-    assert [job.name for job in jobs] == ["00_tour", "02_commonsense"]
-    assert jobs[0].parameters == {"output_dir": "../outputs/quick"}
-    assert jobs[1].parameters == {"mixing": 0.5, "seeds": [1, 2], "output_dir": "../outputs/quick"}
-
-
-@pytest.mark.parametrize("only", [["02"], ["2"], ["2", "02"]])
-def test_only_takes_numbers_with_or_without_their_zero(project, only):
-    assert [job.name for job in plan("quick", only, project)] == ["02_commonsense"]
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("mixin: 0.5", r"no parameter 'mixin', did you mean 'mixing'\?"),
-        ("seed: 3", r"no parameter 'seed', did you mean 'seeds'\?"),  # of RunConfig, but not of this notebook
-        ("mixing: 1.7", r"mixing: .*less than or equal to 1.*got 1\.7"),
-        ("mixing: .nan", "mixing: .*finite"),
-        ("source: local", "data_dir goes with source"),  # wrong together with the notebook's own default
-        ("seeds: 3", r"seeds must be like its default \[0\], got 3"),
-        ("lr: 1e-3\nlr: 2e-3", "gives lr twice"),
-        ("lr: 2026-01-01", "lr must be a number, text, boolean, null, list or mapping"),
-        ("lr: {a: 1}", "lr: input should be a valid number"),
-        ("- lr", "must be lines of `name: value`"),
-        ("lr", "must be lines of `name: value`"),
-        ("1: 2", "must be lines of `name: value`"),
-        ("lr: [", "is not valid YAML"),
-        ("output_dir: elsewhere", "output_dir is set to outputs/quick by the batch"),
-    ],
-)
-def test_wrong_parameters_are_refused_with_the_file_and_the_reason(project, text, sentence):
-    write_parameters(project, "02_commonsense", text)
-    with pytest.raises(ConfigError, match=f"^params/quick/02_commonsense.yaml.*{sentence}"):
-        reproduce("quick", root=project)
-    assert not (project / "outputs").exists()
-
-
-@pytest.mark.parametrize(
-    ("parameters", "sentence"),
-    [
-        ("a = 1", "must have output_dir"),
-        ("import os", "must be plain `name = value` lines"),
-        ("a = 1 + x", "must be plain `name = value` lines"),
-        ("a = b = 1", "must be plain `name = value` lines"),
-        ("a =", "must be plain `name = value` lines"),
-    ],
-)
-def test_parameters_cell_that_is_not_flat_is_refused(project, parameters, sentence):
-    write_notebook(project, "00_tour", parameters=parameters)
-    with pytest.raises(ConfigError, match=f"00_tour.ipynb.*{sentence}"):
-        plan("quick", root=project)
-
-
-def test_broken_notebook_is_refused(project):
-    (project / "notebooks/00_tour.ipynb").write_text("{")
-    with pytest.raises(ConfigError, match="00_tour.ipynb cannot be read"):
-        plan("quick", root=project)
-
-
-@pytest.mark.parametrize(
-    ("profile", "only", "sentence"),
-    [
-        ("quik", None, "no profile 'quik', did you mean 'quick'"),
-        ("../params/quick", None, "no profile"),
-        ("quick", ["7"], "no notebook number '7'; there are 00_tour, 01_aside, 02_commonsense"),
-        ("quick", ["x"], "no notebook number 'x'"),
-        ("quick", ["1"], "01_aside is not part of the profile: there is no params/quick/01_aside.yaml"),
-    ],
-)
-def test_wrong_choice_is_refused(project, profile, only, sentence):
-    with pytest.raises(ConfigError, match=sentence):
-        plan(profile, only, project)
-
-
-def test_parameters_of_no_notebook_are_refused_with_the_nearest_name(project):
-    write_parameters(project, "02_comonsense", "")
-    with pytest.raises(ConfigError, match="no notebook '02_comonsense', did you mean '02_commonsense'"):
-        plan("quick", root=project)
-
-
-@pytest.mark.parametrize("text", ["2e-3", "2E-3", "2.e-3", "0.002", "+2.0e-03"])
-def test_numbers_read_as_in_python(tmp_path, text):
-    write_parameters(tmp_path, "00_tour", f"lr: {text}")
-    assert read_parameters(tmp_path / "params/quick/00_tour.yaml") == {"lr": 0.002}
 
 
 # --- execution --------------------------------------------------------------------------------------------------------
@@ -155,11 +50,7 @@ def test_notebooks_run_in_this_interpreter_with_their_parameters(project, monkey
     tell = "print(sys.executable, library, os.getcwd(), mixing, seeds, output_dir, sep=chr(10))"
     write_notebook(project, "02_commonsense", find, tell)
     runs = project / "outputs/quick/runs"
-    config = RunConfig(
-        backbone="tiny-llama", source="synthetic", tasks=["arc_easy"], setup="iid", rounds=0, clients=2, rank=2,
-        train_size=2, held_out_size=1, test_size=2,
-    )  # fmt: skip
-    run(config, runs / config.run_id, progress=False)
+    run(TINY, runs / TINY.run_id, progress=False)
 
     out = io.StringIO()
     report = reproduce("quick", root=project, out=out)
@@ -173,7 +64,7 @@ def test_notebooks_run_in_this_interpreter_with_their_parameters(project, monkey
     assert len(table) == len(results_of(load_runs(runs))) > 0
     assert report == folder / "report.html"
     assert sorted(path.name for path in folder.iterdir()) == [
-        "00_tour.ipynb", "02_commonsense.ipynb", "report.html", "results.csv", "runs",
+        "00_tour.ipynb", "02_commonsense.ipynb", "report.html", "results.csv", "runs", "stamps",
     ]  # fmt: skip
     lines = out.getvalue().splitlines()
     assert lines[0] == "01_aside: skipped, there is no params/quick/01_aside.yaml"
@@ -182,13 +73,13 @@ def test_notebooks_run_in_this_interpreter_with_their_parameters(project, monkey
 
 def test_failed_notebook_is_kept_apart_and_stops_the_batch(project):
     folder = project / "outputs/quick"
-    folder.mkdir(parents=True)
-    (folder / "00_tour.ipynb").write_text("the last good one")
+    reproduce("quick", ["00"], project, io.StringIO())
+    good = (folder / "00_tour.ipynb").read_bytes()
     write_notebook(project, "00_tour", "a = 1", "raise ValueError('too cold\\nfor that')")
     with pytest.raises(NotebookError, match=r"00_tour stopped in cell \[4\] with ValueError: too cold \(see .*failed"):
         reproduce("quick", root=project, out=io.StringIO())
-    assert sorted(path.name for path in folder.iterdir()) == ["00_tour.failed.ipynb", "00_tour.ipynb"]
-    assert (folder / "00_tour.ipynb").read_text() == "the last good one"
+    assert [path.name for path in sorted(folder.glob("*.ipynb"))] == ["00_tour.failed.ipynb", "00_tour.ipynb"]
+    assert (folder / "00_tour.ipynb").read_bytes() == good
     assert "ValueError" in (folder / "00_tour.failed.ipynb").read_text()
 
 
@@ -196,7 +87,8 @@ def test_dead_kernel_is_told_in_one_sentence(project):
     write_notebook(project, "00_tour", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
     with pytest.raises(NotebookError, match="00_tour: its kernel was ended from outside"):
         reproduce("quick", ["0"], project, io.StringIO())
-    assert [path.name for path in (project / "outputs/quick").iterdir()] == ["00_tour.failed.ipynb"]
+    names = sorted(path.name for path in (project / "outputs/quick").iterdir())
+    assert names == ["00_tour.failed.ipynb", "stamps"]
 
 
 def test_interruption_ends_the_kernel_and_leaves_no_torn_file(project):
@@ -219,37 +111,109 @@ def test_interruption_ends_the_kernel_and_leaves_no_torn_file(project):
         signal.signal(signal.SIGINT, before)
     with pytest.raises(ProcessLookupError):
         os.kill(int(note.read_text()), 0)
-    assert list((project / "outputs/quick").iterdir()) == []
+    assert [path.name for path in (project / "outputs/quick").iterdir()] == ["stamps"]
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+# --- what is there already --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("out", "lines"), [(io.StringIO(), 2), (Terminal(), 1)])
-def test_progress_is_one_moving_line_on_a_terminal_and_plain_lines_elsewhere(out, lines):
-    with Progress("[1/1] 00_tour", out) as progress:
-        progress.start(new_notebook(cells=[new_code_cell(), new_code_cell()]))
-        progress.cell(new_code_cell(), 0)
-    assert out.getvalue().count("\n") == lines
-    assert ("\r" in out.getvalue()) == out.isatty()
-    assert "[1/1] 00_tour: 2 cells, 0 s" in out.getvalue()
-
-
-def test_a_run_of_another_version_is_set_aside_and_stops_nothing(project):
+def test_what_cannot_be_read_is_set_aside_and_stops_nothing(project):
     folder = project / "outputs" / "quick"
-    tiny = dict(backbone="tiny-llama", source="synthetic", tasks=["piqa"], layers="2-3", rank=2, clients=2)
-    small = RunConfig(**tiny, train_size=4, held_out_size=1, test_size=2, rounds=1, experiment="mine")
     for name in ("old", "new"):
-        run(small, folder / "runs" / name, progress=False)
-    manifest = folder / "runs" / "old" / "manifest.json"
-    said = json.loads(manifest.read_text())
-    del said["trainable_params"]
-    manifest.write_text(json.dumps(said))
-    with pytest.raises(FedReFTError, match="says nothing of trainable_params.*run again"):
+        run(TINY, folder / "runs" / name, progress=False)
+    for path in (folder / "runs/old").rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1])
+    (folder / "03_gone.ipynb").write_text('{"cells": 1}')
+    with pytest.raises(FedReFTError, match="old"):
         load_runs(folder / "runs")
     reproduce("quick", ["00"], root=project, out=io.StringIO())
     assert [path.name for path in (folder / "runs").iterdir()] == ["new"]
-    assert (folder / "earlier" / "old" / "history.csv").exists()
+    assert (folder / "earlier/old/history.csv").exists() and (folder / "earlier/03_gone.ipynb").exists()
     assert len(pd.read_csv(folder / "results.csv")) > 0
+
+
+def test_runs_that_a_notebook_used_stay_and_those_of_its_earlier_parameters_go(tmp_path):
+    for name, experiment in (("used", "00_tour"), ("earlier", "00_tour: rank"), ("of_another", "02_commonsense")):
+        run(TINY.but(experiment=experiment), tmp_path / "runs" / name, progress=False)
+    before = stamps.times(tmp_path)
+    run(TINY.but(experiment="00_tour"), tmp_path / "runs/used", progress=False)  # finished: it is read, not computed
+    files = stamps.written(tmp_path, before)
+    assert {path.relative_to(tmp_path / "runs").parts[0] for path in files} == {"used"}
+    assert any(path.suffix == ".safetensors" for path in files)
+    set_aside(tmp_path, "00_tour", stamps.runs_of(files))
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["of_another", "used"]
+    assert [path.name for path in (tmp_path / "earlier").iterdir()] == ["earlier"]
+
+
+@pytest.mark.slow
+def test_what_is_unchanged_is_kept_and_what_is_changed_runs_with_what_reads_its_runs(project):
+    folder = project / "outputs/quick"
+    log = "import pathlib\npathlib.Path('../executed').open('a').write('{}\\n')"
+    picture = "pathlib.Path(output_dir, 'picture.txt').write_text(str(mixing))"
+    write_notebook(project, "00_tour", log.format("00"))
+    write_notebook(project, "01_aside", log.format("01"), picture)
+    write_notebook(project, "02_commonsense", log.format("02"), metadata={"fedreft": {"reads": "runs"}})
+    write_parameters(project, "01_aside", "")
+
+    def executed() -> tuple[list[str], list[str]]:
+        """The notebooks that a call executes, and what it says."""
+        (project / "executed").write_text("")
+        out = io.StringIO()
+        reproduce("quick", root=project, out=out)
+        return (project / "executed").read_text().split(), out.getvalue().splitlines()
+
+    assert executed()[0] == ["00", "01", "02"]
+    for name in ("results.csv", "report.html"):
+        (folder / name).unlink()
+    outputs = {path.name: path.read_bytes() for path in folder.glob("*.ipynb")}
+    again, lines = executed()
+    assert again == []
+    kept = [f"{name}: unchanged, kept; delete {folder / name}.ipynb to execute it again" for name in JOBS]
+    assert lines == [*kept, f"results: {folder / 'results.csv'}", f"report:  {folder / 'report.html'}"]
+    assert {path.name: path.read_bytes() for path in folder.glob("*.ipynb")} == outputs
+    assert (folder / "results.csv").exists() and (folder / "report.html").exists()
+
+    write_parameters(project, "01_aside", "mixing: 0.7")
+    again, lines = executed()
+    assert again == ["01", "02"]
+    assert lines[1] == "[2/3] 01_aside: starting, its parameters changed, 0 s"
+    assert (folder / "picture.txt").read_text() == "0.7"
+
+
+def test_a_whole_output_that_a_kill_left_without_its_name_is_taken_over_and_a_torn_one_goes(project):
+    folder = project / "outputs/quick"
+    reproduce("quick", root=project, out=io.StringIO())
+    for name in ("00_tour", "02_commonsense"):
+        (folder / f"{name}.ipynb").rename(folder / f"{name}.running.ipynb")
+    whole = (folder / "00_tour.running.ipynb").read_bytes()
+    torn = folder / "02_commonsense.running.ipynb"
+    torn.write_bytes(torn.read_bytes()[:-9])
+    (folder / "results.csv.tmp").write_text("half")
+    out = io.StringIO()
+    reproduce("quick", root=project, out=out)
+    assert (folder / "00_tour.ipynb").read_bytes() == whole
+    assert "00_tour: unchanged, kept" in out.getvalue() and "[2/2] 02_commonsense: starting" in out.getvalue()
+    assert not list(folder.glob("*.running.ipynb")) and not list(folder.glob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_a_second_batch_is_refused_and_the_kernel_of_a_killed_one_is_ended(project):
+    note = project / "pid"
+    code = f"import os, pathlib, time\npathlib.Path({str(note)!r}).write_text(str(os.getpid()))\ntime.sleep(600)"
+    write_notebook(project, "00_tour", code)
+    first = PROCESSES.Process(target=reproduce, args=("quick", ["00"], project, io.StringIO()))
+    first.start()
+    while not note.exists() or not note.read_text():
+        time.sleep(0.01)
+    with pytest.raises(FedReFTError, match=rf"another batch is running in .*quick .process {first.pid}, since .*wait"):
+        reproduce("quick", ["02"], project, io.StringIO())
+    first.kill()
+    first.join()
+    write_notebook(project, "00_tour", "print('through')")
+    reproduce("quick", ["00"], project, io.StringIO())
+    assert told(project / "outputs/quick/00_tour.ipynb", -1) == "through\n"
+    assert not psutil.pid_exists(int(note.read_text())) or is_zombie(int(note.read_text()))
+
+
+def is_zombie(pid: int) -> bool:
+    return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE

@@ -3,7 +3,7 @@
 import pytest
 
 from fedreft_lib import RunConfig
-from fedreft_lib.batch import parameters_of, plan, profiles
+from fedreft_lib.plan import parameters_of, plan, profiles
 from fedreft_lib.tasks.glue import PACKAGED_SHARES, halves
 from fedreft_lib.tasks.glue_sources import GLUE
 

@@ -9,7 +9,8 @@ import nbformat
 import pandas as pd
 import pytest
 
-from fedreft_lib.batch import PROJECT, plan, profiles, reproduce
+from fedreft_lib.batch import reproduce
+from fedreft_lib.plan import PROJECT, plan, profiles
 from fedreft_lib.runs import RESULTS, load_runs
 
 NOTEBOOKS = [

@@ -6,8 +6,8 @@ import pytest
 
 from fedreft_lib import RunConfig, worlds
 from fedreft_lib.architectures import ARCHITECTURES
-from fedreft_lib.batch import parameters_of, plan, profiles
 from fedreft_lib.federation import trained_names
+from fedreft_lib.plan import parameters_of, plan, profiles
 
 SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LLAMA3B, LLAMA7B, LLAMA8B = "meta-llama/Llama-3.2-3B", "meta-llama/Llama-2-7b-hf", "meta-llama/Meta-Llama-3-8B"

@@ -152,7 +152,7 @@ def test_sharing_is_found_between_clients_and_within_one():
 @pytest.mark.parametrize(
     "setup, sizes, said",
     [
-        ("distinct", {"train_size": 279}, "3 clients need 284 training questions of siqa, but there are 280: ask for"),
+        ("distinct", {"train_size": 279}, "3 clients need 284 training questions of siqa, but there are 280"),
         ("distinct", {"test_size": 401}, "3 clients need 401 test questions of arc_easy, but there are 400"),
         ("mixed", {"train_size": 400}, "3 clients need 1200 training questions of all tasks, but there are 1020"),
         ("iid", {"train_size": 338}, "training questions of arc_easy, but there are 400"),

@@ -169,6 +169,9 @@ def test_head_says_what_made_the_results(tmp_path, page):
     for run in ("a", "b"):
         (tmp_path / "runs" / run).mkdir(parents=True)
         (tmp_path / "runs" / run / "manifest.json").write_text(json.dumps(manifest))
+    for run, damaged in (("c", '{"device": '), ("d", "[1]"), ("e", "{}")):
+        (tmp_path / "runs" / run).mkdir()
+        (tmp_path / "runs" / run / "manifest.json").write_text(damaged)
     made = page()
     facts = dict(zip(made.inside("dt"), made.inside("dd"), strict=True))
     assert facts["profile"] == tmp_path.name

@@ -1,16 +1,16 @@
 """A run's folder: what was computed comes back to the bit, and nothing that is torn, foreign or outdated is used."""
 
+import contextlib
 import json
 import math
-import os
 
 import pandas as pd
 import pytest
 import torch
 
-from fedreft_lib import RunConfig, federation, load_run, load_runs, results_of, run, runs
-from fedreft_lib.errors import ConfigError, FedReFTError
-from fedreft_lib.runs import HISTORY, history_of
+from fedreft_lib import RunConfig, checkpoints, environment, federation, load_run, load_runs, results_of, run, runs
+from fedreft_lib.checkpoints import HISTORY, history_of
+from fedreft_lib.errors import ConfigError, ElsewhereWarning, FedReFTError
 from tests.test_federation import StoppedError, same, stop_after
 from tests.test_worlds import small
 
@@ -66,10 +66,13 @@ def test_the_folder_has_what_the_contract_says_and_the_manifest_names_what_it_de
     finish(small(rounds=3), tmp_path)
     found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     checkpoints = ["checkpoints/round_0002.safetensors", "checkpoints/round_0003.safetensors"]
-    assert found == [*checkpoints, "config.json", "history.csv", "manifest.json"]
+    assert found == [".lock", *checkpoints, "config.json", "history.csv", "manifest.json"]
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["round"] == manifest["rounds"] == 3
-    assert {"code", "backbone", "data", "dtype", "device", "threads", "python", "versions"} <= set(manifest)
+    assert {
+        "code", "commit", "backbone", "data", "dtype", "device", "threads", "deterministic", "python", "platform",
+        "versions", "seed", "set_aside",
+    } <= set(manifest)  # fmt: skip
     assert manifest["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
 
 
@@ -117,30 +120,31 @@ def test_torn_temporary_files_do_no_harm(tmp_path):
     same(finish(config, tmp_path), whole)
 
 
-@pytest.mark.parametrize("survived", ["checkpoint", "history"])
-def test_a_crash_within_a_save_leaves_the_round_before(tmp_path, monkeypatch, survived):
+@pytest.mark.parametrize(("victim", "round"), [("checkpoint", 1), ("history.csv", 2), ("manifest.json", 2)])
+def test_a_crash_within_a_save_loses_at_most_that_round(tmp_path, monkeypatch, victim, round):
     config = small()
     whole = finish(config)
     stopped(config, tmp_path, after=1)
-    victim, write = {"checkpoint": "history.csv", "history": "manifest.json"}[survived], runs.write_text
+    write = runs.write_text
 
-    def crash(path, text):
-        if path.name == victim:
+    def crash(path, *args):
+        if victim in ("checkpoint", path.name):
             raise StoppedError
-        write(path, text)
+        write(path, *args)
 
     with monkeypatch.context() as patched, pytest.raises(StoppedError):
         patched.setattr(runs, "write_text", crash)
+        patched.setattr(checkpoints, "save_tensors", lambda tensors, path, notes: crash(path)) if round == 1 else None
         finish(config, tmp_path)
     back = load_run(tmp_path)
-    assert back.manifest["round"] == 1 and back.history["round"].max() == 1 and len(back.mixing_matrices) == 1
+    assert back.manifest["round"] == back.history["round"].max() == len(back.mixing_matrices) == round
     same(finish(config, tmp_path), whole)
 
 
 @pytest.mark.parametrize("change", [{"mixing": 0.9}, {"seed": 1}, {"rounds": 4}, {"experiment": "x"}])
 def test_a_run_of_another_config_in_the_folder_is_refused_and_left_alone(tmp_path, change):
     finish(small(rounds=1), tmp_path)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}  # .lock, too: it is there
     for resume in (True, False):
         with pytest.raises(ConfigError) as refused:
             finish(small(**{"rounds": 1, **change}), tmp_path, resume=resume)
@@ -157,33 +161,55 @@ def test_a_run_that_other_code_made_is_computed_anew(tmp_path, monkeypatch, roun
     else:
         whole = finish(config)
         stopped(config, tmp_path, after=rounds)
-    monkeypatch.setattr(runs, "code_fingerprint", lambda: "0123456789abcdef")
+    monkeypatch.setattr(environment, "code_fingerprint", lambda: "0123456789abcdef")
     computed = computes(monkeypatch)
-    same(finish(config, tmp_path), whole)
+    with pytest.warns(ElsewhereWarning, match=f"{rounds} rounds in .* other code: they are computed again"):
+        same(finish(config, tmp_path), whole)
     assert computed == [1, 2, 3] and load_run(tmp_path).manifest["code"] == "0123456789abcdef"
 
 
 @pytest.mark.parametrize("key", ["backbone", "data", "dtype"])
-def test_an_unfinished_run_on_another_backbone_or_other_data_is_computed_anew(tmp_path, monkeypatch, key):
-    stopped(small(), tmp_path, after=2)
+@pytest.mark.parametrize("after", [2, 3], ids=["unfinished", "finished"])
+def test_a_run_on_another_backbone_or_other_data_is_computed_anew(tmp_path, monkeypatch, key, after):
+    if key != "data" and after == 3:
+        pytest.skip("a finished run is returned without loading its backbone")
+    stopped(small(), tmp_path, after=2) if after == 2 else finish(small(), tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps(manifest | {key: "another"}))
     computed = computes(monkeypatch)
-    finish(small(), tmp_path)
+    with pytest.warns(ElsewhereWarning, match=f"{after} rounds in .* other {key}: they are computed again"):
+        finish(small(), tmp_path)
     assert computed == [1, 2, 3]
 
 
-def test_a_finished_run_on_other_data_is_computed_anew(tmp_path, monkeypatch):
-    finish(small(rounds=1), tmp_path)
+@pytest.mark.parametrize(("key", "value"), [("threads", 64), ("versions", {"torch": "1.0"}), ("device", "cuda")])
+def test_a_run_goes_on_elsewhere_with_a_warning_that_its_bits_may_differ(tmp_path, monkeypatch, key, value):
+    stopped(small(), tmp_path, after=2)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"data": "another"}))
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {key: value}))
     computed = computes(monkeypatch)
-    finish(small(rounds=1), tmp_path)
-    assert computed == [1]
+    with pytest.warns(ElsewhereWarning, match=f"made with {key} .*{value if key != 'versions' else '1.0'}"):
+        finish(small(), tmp_path)
+    assert computed == [3]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"code": "another"}, "other library code"), ({"versions": {"torch": "1.0"}}, "torch 1.0 "), ({}, "")],
+    ids=["code", "torch", "nothing"],
+)
+def test_loading_says_where_a_run_was_made_if_not_here(tmp_path, change, said):
+    finish(small(rounds=1), tmp_path / "run")
+    path = tmp_path / "run" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with contextlib.nullcontext() if not change else pytest.warns(ElsewhereWarning, match=said):
+        load_run(tmp_path / "run")
+    with contextlib.nullcontext() if not change else pytest.warns(ElsewhereWarning, match=said):
+        load_runs(tmp_path)
 
 
 def test_the_code_fingerprint_follows_what_computes_and_not_what_shows(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "__file__", str(tmp_path / "runs.py"))
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "environment.py"))
     (tmp_path / "strategies").mkdir()
     found = []
     for name, text in [
@@ -191,7 +217,7 @@ def test_the_code_fingerprint_follows_what_computes_and_not_what_shows(tmp_path,
         ("figures.py", "1"), ("figures.py", "2"), ("__main__.py", "3"),
     ]:  # fmt: skip
         (tmp_path / name).write_text(text)
-        found.append(runs.code_fingerprint())
+        found.append(environment.code_fingerprint.__wrapped__())
     assert len(set(found[:4])) == 4 and len(set(found[3:])) == 1
 
 
@@ -219,44 +245,9 @@ def test_a_crash_while_a_run_is_started_again_leaves_no_half_history(tmp_path, m
     same(finish(config, tmp_path), whole)
 
 
-def test_following_the_advice_about_a_damaged_checkpoint_helps(tmp_path):
-    config = small(rounds=2)
-    whole = finish(config, tmp_path)
-    path = tmp_path / "checkpoints" / "round_0002.safetensors"
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(FedReFTError, match="round_0002.safetensors .* delete it and run again"):
-        finish(config, tmp_path)
-    path.unlink()
-    same(finish(config, tmp_path), whole)
-
-
-def test_a_damaged_config_is_one_sentence(tmp_path):
-    finish(small(rounds=0), tmp_path)
-    (tmp_path / "config.json").write_text('{"rank": ')
-    with pytest.raises(FedReFTError, match=r"config\.json"):
-        finish(small(rounds=0), tmp_path)
-
-
-def test_a_folder_without_a_run_and_a_damaged_manifest_are_one_sentence(tmp_path):
+def test_a_folder_without_a_run_is_one_sentence(tmp_path):
     with pytest.raises(FedReFTError, match="there is no run in"):
         load_run(tmp_path)
-    finish(small(rounds=0), tmp_path)
-    (tmp_path / "manifest.json").write_text('{"round": ')
-    with pytest.raises(FedReFTError, match="damaged"):
-        load_run(tmp_path)
-
-
-def test_a_full_disk_leaves_the_last_round(tmp_path, monkeypatch):
-    config = small()
-    stopped(config, tmp_path, after=1)
-
-    def full(*args):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
-        patched.setattr(os, "fsync", full)
-        finish(config, tmp_path)
-    assert load_run(tmp_path).manifest["round"] == 1
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------------

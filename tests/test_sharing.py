@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedreft_lib import all_but_me, federation
+from fedreft_lib import admission, all_but_me
 from fedreft_lib.federation import common_start, federated_round, start
 from fedreft_lib.worlds import open_world
 from tests.test_federation import GLUE, LORA, finish
@@ -84,7 +84,7 @@ def test_an_averaged_head_weighs_by_examples_and_leaves_out_who_was_not_admitted
     world = replace(world, clients=clients, memo={})
     spec, X = world.model.spec, start(world, config)
     learned, _ = federated_round(world, config.but(method="local"), X, 1)
-    monkeypatch.setattr(federation, "refusal", lambda update, n, spec: "is bad" if n == 2 else None)
+    monkeypatch.setattr(admission, "refusal", lambda update, n, spec: "is bad" if n == 2 else None)
     found, _ = federated_round(world, config, X, 1)
     D = [spec.named(row)["head.D"] for row in learned]
     for row in found:

@@ -10,6 +10,8 @@ from .base import Strategy
 
 FEDREFT = Strategy(
     "fedreft",
-    aggregate=lambda X, weights, config: aggregation.all_but_me(X, config.aggregation, (weights > 0).float()),
+    aggregate=lambda X, weights, config: aggregation.all_but_me(
+        X, config.aggregation, (weights > 0).float(), config.byzantine
+    ),
     mixing=lambda config: config.mixing,
 )

@@ -30,8 +30,9 @@ import pyarrow
 from fedreft_lib import assets
 from fedreft_lib.errors import DataError
 from fedreft_lib.randomness import derive
-from fedreft_lib.tasks import hub, local_files
+from fedreft_lib.tasks import hub, row_files
 from fedreft_lib.tasks.numbers import extract_number, same_number
+from fedreft_lib.tasks.plain_text import refused
 from fedreft_lib.tasks.questions import Exchange
 
 # ---- packaged ---------------------------------------------------------------------------------------------------
@@ -108,10 +109,10 @@ _FILE_NAMES = {
 
 def read_local(task: str, split: str, folder: Path) -> list[Exchange]:
     """The exchanges of one file; raises `DataError` that names the file, and the row where one is wrong."""
-    path = local_files.find([task, _FILE_NAMES.get(task, task)], split, folder)
-    exchanges = _exchanges(task, local_files.rows(path), str(path))
+    path = row_files.find([task, _FILE_NAMES.get(task, task)], split, folder)
+    exchanges = _exchanges(task, row_files.rows(path), str(path))
     if not exchanges:
-        raise DataError(f"{path} holds no questions.")
+        raise refused(path, "", "the file holds no questions")
     return exchanges
 
 
@@ -121,10 +122,8 @@ def read_local(task: str, split: str, folder: Path) -> list[Exchange]:
 def _exchanges(task: str, rows: Iterable[tuple[str, Any]], source: str) -> list[Exchange]:
     exchanges = []
     for where, row in rows:
-        try:
+        with row_files.at(source, where):
             exchanges.append(from_row(task, row))
-        except DataError as error:
-            raise DataError(f"{source}, {where}: {error}.") from None
     return exchanges
 
 
@@ -140,7 +139,7 @@ def from_row(task: str, row: Any) -> Exchange:
     try:
         question, response, answer = read(row)
     except KeyError as error:
-        raise DataError(f"there is no column {error} among {', '.join(map(str, row))}") from None
+        raise DataError(f"there is no column {error} among {', '.join(map(str, row)) or 'none'}") from None
     except (TypeError, AttributeError) as error:
         raise DataError(f"a column does not hold what it should ({error})") from None
     return Exchange(task, question, response, answer, "letter" if answer.isalpha() else "number")
@@ -188,6 +187,8 @@ def _svamp(row: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def _aqua_rat(row: Mapping[str, Any]) -> tuple[str, str, str]:
     answer = _answer(row["correct"])
+    if not isinstance(row["options"], list):
+        raise DataError(f"options must be a list of texts, got {row['options']!r}")
     choices = " ".join(re.sub(r"^([A-E])\)\s*", r"(\1) ", option) for option in row["options"])
     return f"{row['question']} Answer Choices: {choices}", _with_ending(row["rationale"], answer), answer
 

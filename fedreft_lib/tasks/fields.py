@@ -25,35 +25,50 @@ def from_own_columns(task: str, row: Row) -> Question:
     try:
         return _ADAPTERS[task](task, row)
     except KeyError as error:
-        raise DataError(f"there is no column {error} among {', '.join(map(str, row))}") from None
-    except (TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"a column of this row does not hold what {task} has there ({error})") from None
+        raise DataError(f"there is no column {error} among {', '.join(map(str, row)) or 'none'}") from None
+
+
+def _index(row: Row, column: str, first: int = 0) -> int:
+    """The right choice, counted from 0; a column of it may hold a number or its digits."""
+    value = row[column]
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        number = None
+    if number is None or (isinstance(value, float) and value != number):
+        raise DataError(f"the {column} must be a whole number from {first}, got {value!r}")
+    return number - first
+
+
+def _texts(value: Any, column: str) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise DataError(f"{column} must be a list of texts, got {value!r}")
+    return tuple(value)
 
 
 def _boolq(task: str, row: Row) -> Question:
     answer = row["answer"] if "answer" in row else row["label"]
-    if answer not in (True, False):  # 1 and 0 too
+    said = str(answer).lower()  # a table holds words
+    if said not in ("true", "false", "1", "0"):
         raise DataError(f"the answer must be true or false, got {answer!r}")
-    return Question(task, row["passage"], row["question"], ("true", "false"), 0 if answer else 1)
+    return Question(task, row["passage"], row["question"], ("true", "false"), 0 if said in ("true", "1") else 1)
 
 
 def _piqa(task: str, row: Row) -> Question:
-    return Question(task, "", row["goal"], (row["sol1"], row["sol2"]), int(row["label"]))
+    return Question(task, "", row["goal"], (row["sol1"], row["sol2"]), _index(row, "label"))
 
 
 def _siqa(task: str, row: Row) -> Question:
     choices = (row["answerA"], row["answerB"], row["answerC"])
-    return Question(task, row["context"], row["question"], choices, int(row["label"]) - 1)
+    return Question(task, row["context"], row["question"], choices, _index(row, "label", first=1))
 
 
 def _hellaswag(task: str, row: Row) -> Question:
-    return Question(task, row["activity_label"], row["ctx"], tuple(row["endings"]), int(row["label"]))
+    return Question(task, row["activity_label"], row["ctx"], _texts(row["endings"], "endings"), _index(row, "label"))
 
 
 def _winogrande(task: str, row: Row) -> Question:
-    return Question(task, "", row["sentence"], (row["option1"], row["option2"]), int(row["answer"]) - 1)
+    return Question(task, "", row["sentence"], (row["option1"], row["option2"]), _index(row, "answer", first=1))
 
 
 def _arc(task: str, row: Row) -> Question:
@@ -65,9 +80,12 @@ def _openbookqa(task: str, row: Row) -> Question:
 
 
 def _lettered(task: str, asked: str, row: Row) -> Question:
-    texts, letters = tuple(row["choices"]["text"]), list(row["choices"]["label"])
+    choices = row["choices"]
+    if not isinstance(choices, Mapping):
+        raise DataError(f"choices must be an object with the lists text and label, got {choices!r}")
+    texts, letters = _texts(choices["text"], "choices.text"), _texts(choices["label"], "choices.label")
     if row["answerKey"] not in letters:
-        raise DataError(f"the answerKey must be one of {'/'.join(letters)}, got {row['answerKey']!r}")
+        raise DataError(f"the answerKey must be one of {'/'.join(map(str, letters))}, got {row['answerKey']!r}")
     return Question(task, "", asked, texts, letters.index(row["answerKey"]))
 
 

@@ -14,10 +14,9 @@ A task of your own, with any name, needs JSON rows with text_a, text_b, label an
 that file, sorted, are its classes; where one of them has a decimal point, all are scores (a regression).
 """
 
-import json
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,10 @@ import pyarrow
 
 from fedreft_lib import assets
 from fedreft_lib.errors import DataError
-from fedreft_lib.tasks import hub, local_files
+from fedreft_lib.tasks import hub
+from fedreft_lib.tasks.plain_text import lines, refused
 from fedreft_lib.tasks.questions import Labelled
+from fedreft_lib.tasks.row_files import at, look_for, rows
 
 
 @dataclass(frozen=True)
@@ -124,20 +125,20 @@ def _numbered(rows: Iterable[Any]) -> Rows:
 def find_local(task: str, split: str, folder: Path) -> Path | None:
     """The file of a split ("train", "validation", "mismatched" or "test"), or None where there is none."""
     names, endings = ([GLUE[task].name], (".tsv",)) if task in GLUE else ([], ())
-    for name in _SPLIT_NAMES[split]:
-        with suppress(DataError):  # there is none of this name
-            return local_files.find([task, *names], name, folder, (*endings, ".json", ".jsonl"))
-    return None
+    found = (look_for([task, *names], name, folder, (*endings, ".json", ".jsonl")) for name in _SPLIT_NAMES[split])
+    return next(filter(None, found), None)
 
 
 def read_local(task: str, split: str, folder: Path) -> list[Labelled]:
     """The items of one file; raises `DataError` that names the file, and the row where one is wrong."""
     path = _path(task, split, folder)
-    rows = _tsv_rows(task, path) if path.suffix == ".tsv" else _json_rows(path)
-    items = _items(task, rows, str(path), _glue_classes(task) if task in GLUE else _own_classes(task, folder))
-    if not items:
-        raise DataError(f"{path} holds no rows.")
-    return items
+    found = list(_tsv_rows(task, path) if path.suffix == ".tsv" else rows(path))
+    if not found:
+        raise refused(path, "", "the file holds no rows")
+    if task in GLUE:
+        return _items(task, found, str(path), _glue_classes(task))
+    train = _path(task, "train", folder)
+    return _items(task, found, str(path), _own_classes(task, train, found if split == "train" else list(rows(train))))
 
 
 def _path(task: str, split: str, folder: Path) -> Path:
@@ -153,44 +154,29 @@ def _path(task: str, split: str, folder: Path) -> Path:
 
 
 def _tsv_rows(task: str, path: Path) -> Rows:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")  # MRPC's begin with a byte-order mark
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}, line {line}: this is not UTF-8 text; save the file as UTF-8.") from None
-    lines = [(number, line.removesuffix("\r").split("\t")) for number, line in enumerate(text.split("\n"), 1) if line]
-    headless = task == "cola" and bool(lines) and "label" not in lines[0][1]
-    header = _COLA_HEADER if headless else lines.pop(0)[1] if lines else []
-    for number, cells in lines:
+    filled = ((number, line.removesuffix("\r").split("\t")) for number, line in enumerate(lines(path), 1) if line)
+    first = next(filled, (0, []))
+    headless = task == "cola" and "label" not in first[1]
+    header = _COLA_HEADER if headless else first[1]
+    for number, cells in chain([first] if headless and first[1] else [], filled):
         if len(cells) == len(header):
             yield f"line {number}", dict(zip(header, cells, strict=True))
         elif task != "qqp":  # some questions of QQP hold a line break, and the hub leaves out what that tears apart
-            raise DataError(f"{path}, line {number}: there are {len(cells)} cells, expected {len(header)}.")
-
-
-def _json_rows(path: Path) -> Rows:
-    """`local_files.rows`, which does not know an object of rows."""
-    with suppress(ValueError):  # one row a line, or broken: `rows` says where
-        whole = json.loads(path.read_bytes().decode("utf-8-sig"))
-        if isinstance(whole, dict) and whole and all(isinstance(row, dict) for row in whole.values()):
-            return ((f"row {key}", row) for key, row in whole.items())
-    return local_files.rows(path)
+            raise refused(path, f"line {number}", f"there are {len(cells)} cells, expected {len(header)}")
 
 
 # ---- from a row to an item --------------------------------------------------------------------------------------
 
 
-def _items(task: str, rows: Rows, source: str, classes: Classes) -> list[Labelled]:
+def _items(task: str, found: Rows, source: str, classes: Classes) -> list[Labelled]:
     items, n_classes = [], len(set(classes.values()))
-    for where, row in rows:
-        try:
+    for where, row in found:
+        with at(source, where):
             *texts, label = _cells(task, row)
             if task == "qqp" and texts[0] == "":
                 continue  # torn apart, see `_tsv_rows`
             text_a, text_b = texts if len(texts) == 2 else (*texts, "")
             items.append(Labelled(task, text_a, text_b or "", _label(label, classes), n_classes))
-        except DataError as error:
-            raise DataError(f"{source}, {where}: {error}.") from None
     return items
 
 
@@ -207,14 +193,14 @@ def _cells(task: str, row: Any) -> list[Any]:
     columns = min(layouts, key=lambda layout: sum(column not in row for column in layout))
     missing = [column for column in columns if column not in row]
     if missing:
-        raise DataError(f"there is no column {' or '.join(missing)} among {', '.join(map(str, row))}")
+        raise DataError(f"there is no column {' or '.join(missing)} among {', '.join(map(str, row)) or 'none'}")
     return [row[column] for column in columns]
 
 
 def _label(label: Any, classes: Classes) -> int | float:
     try:
         return classes[label] if classes else float(label)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         expected = f"one of {', '.join(dict.fromkeys(map(str, classes)))}" if classes else "a number"
         raise DataError(f"the label must be {expected}, got {label!r}") from None
 
@@ -225,21 +211,19 @@ def _glue_classes(task: str) -> Classes:
     return {label: index for index, name in enumerate(names) for label in (index, str(index), name)}
 
 
-def _own_classes(task: str, folder: Path) -> Classes:
-    path = _path(task, "train", folder)
+def _own_classes(task: str, path: Path, training: Rows) -> Classes:
     labels = set()
-    for where, row in _json_rows(path):
-        try:
+    for where, row in training:
+        with at(path, where):
             label = _cells(task, row)[-1]
-        except DataError as error:
-            raise DataError(f"{path}, {where}: {error}.") from None
-        if not isinstance(label, str | int | float):
-            raise DataError(f"{path}, {where}: the label must be a name or a number, got {label!r}.")
+            if not isinstance(label, str | int | float):
+                raise DataError(f"the label must be a name or a number, got {label!r}")
         labels.add(label)
     if len({isinstance(label, str) for label in labels}) == 2:
-        raise DataError(f"{path}: some labels are names and some are numbers; they must be all the one or the other.")
+        raise refused(path, "", "some labels are names and some are numbers; they must be all the one or the other")
     if any(isinstance(label, float) for label in labels):
         return {}
     if len(labels) < 2:
-        raise DataError(f"{path}: a classification needs at least 2 classes, and all labels are {labels.pop()!r}.")
+        said = ", ".join(map(repr, labels)) or "missing"
+        raise refused(path, "", f"a classification needs at least 2 classes, and all labels are {said}")
     return {label: index for index, label in enumerate(sorted(labels))}

@@ -8,7 +8,9 @@ from typing import Any
 
 from fedreft_lib.errors import DataError
 from fedreft_lib.tasks.fields import from_own_columns
+from fedreft_lib.tasks.plain_text import one_line
 from fedreft_lib.tasks.questions import Question
+from fedreft_lib.tasks.row_files import at
 
 # task -> (repository, configuration, revision, test split). `datasets` 4 and later run no loading scripts: PIQA is read
 # from the hub's own parquet conversion, SIQA from a mirror that lm-evaluation-harness compared row by row (its pull
@@ -31,7 +33,11 @@ def load_hub(task: str, split: str) -> list[Question]:
     name, configuration, revision, test_split = _REPOSITORIES[task]
     split = "train" if split == "train" else test_split
     rows = read_rows(name, configuration, split=split, revision=revision)
-    return [_question(task, name, number, row) for number, row in enumerate(rows)]
+    questions = []
+    for number, row in enumerate(rows):
+        with at(name, f"row {number}"):
+            questions.append(from_own_columns(task, row))
+    return questions
 
 
 def read_rows(
@@ -45,7 +51,7 @@ def read_rows(
         _check_reachable(hub.ENDPOINT, name)
     try:
         return datasets.load_dataset(name, configuration, split=split, revision=revision)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # `datasets` has a dozen classes, some of them plain, and lets pyarrow's through
         raise _not_loaded(name, error) from error
 
 
@@ -64,14 +70,7 @@ def read_file(name: str, filename: str) -> Path:
 
 def _not_loaded(name: str, error: Exception) -> DataError:
     reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-    return DataError(f"The hub dataset {name} could not be loaded ({reason}).")
-
-
-def _question(task: str, name: str, number: int, row: dict) -> Question:
-    try:
-        return from_own_columns(task, row)
-    except DataError as error:
-        raise DataError(f"{name}, row {number}: {error}.") from None
+    return DataError(one_line(f"The hub dataset {name} could not be loaded ({reason})."))
 
 
 def _check_reachable(endpoint: str, name: str) -> None:

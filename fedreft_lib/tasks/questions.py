@@ -37,6 +37,8 @@ class Question:
             raise DataError("the question is empty")
         if len(self.choices) < 2:
             raise DataError(f"a question needs at least 2 choices, got {len(self.choices)}")
+        if len(set(self.choices)) == 1:  # two of several may be the same: 41 questions of SIQA and OpenBookQA are so
+            raise DataError(f"all choices are the same, {self.choices[0]!r}")
         if not isinstance(self.gold, int) or isinstance(self.gold, bool) or not 0 <= self.gold < len(self.choices):
             raise DataError(f"the right answer must be a choice from 0 to {len(self.choices) - 1}, got {self.gold!r}")
 

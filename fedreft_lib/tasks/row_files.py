@@ -1,89 +1,214 @@
-"""Files of rows: JSON (a list, an object of rows), JSON lines, CSV and TSV with a header, in UTF-8."""
+"""Files of rows: JSON (a list, an object of rows), JSON lines, CSV and TSV with a header, in UTF-8.
+
+They come from anywhere, so `plain_text` and `strict_json` say what is let in, and a row is the limit of what is in
+memory besides the rows themselves: `plain_text.LONGEST` characters, a cell of a table 131,072 (the csv module's limit).
+Nothing is read twice, but for a TSV whose quotation marks are no quotes.
+"""
 
 import csv
-import io
-import json
+import os
+import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fedreft_lib.errors import DataError
+from fedreft_lib.tasks.plain_text import LONGEST, lines, one_line, pieces, refused, too_long
+from fedreft_lib.tasks.strict_json import NOT_JSON, Fault, decode, loads
 
 ENDINGS = (".json", ".jsonl", ".csv", ".tsv")
+_BLANK = re.compile(r"[ \t\r\n]*")
+_OBJECT_OF_ROWS = re.compile(r'\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\{')  # {"0": {...}
 
 
 def find(names: Sequence[str], split: str, folder: Path, endings: Sequence[str] = ENDINGS) -> Path:
     """The file of a task that goes by any of `names`; raises `DataError` that says how it would be called."""
-    candidates = [
-        f"{name}{joint}{split}{ending}" for name in dict.fromkeys(names) for joint in ("_", "/") for ending in endings
-    ]
-    for candidate in candidates:
-        if (folder / candidate).is_file():
-            return folder / candidate
-    raise DataError(
-        f"There is no {split} file of {names[0]} in {folder}: it would be called {' or '.join(candidates)}."
-    )
+    if path := look_for(names, split, folder, endings):
+        return path
+    called = " or ".join(_paths(names, split, endings))
+    raise DataError(one_line(f"There is no {split} file of {names[0]} in {folder}: it would be called {called}."))
+
+
+def look_for(names: Sequence[str], split: str, folder: Path, endings: Sequence[str] = ENDINGS) -> Path | None:
+    """`find`, with None where nothing has such a name; raises `DataError` where it is a folder or a broken link."""
+    for candidate in _paths(names, split, endings):
+        path = folder / candidate
+        if os.path.isfile(path):
+            return path
+        if os.path.lexists(path):
+            raise refused(path, "", "this is no file but a folder, a device or a link that leads nowhere")
+    return None
+
+
+def _paths(names: Sequence[str], split: str, endings: Sequence[str]) -> list[str]:
+    return [f"{name}{joint}{split}{ending}" for name in dict.fromkeys(names) for joint in "_/" for ending in endings]
+
+
+@contextmanager
+def at(source: str | Path, where: str) -> Iterator[None]:
+    """What is wrong with a row, said with the name of its file or dataset and its place there."""
+    try:
+        yield
+    except DataError as error:
+        raise refused(source, where, error) from None
 
 
 def rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Each row with where it stands: "row 3" of a list (from 1) or object, "line 3" of JSON lines and tables."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}, line {line}: this is not UTF-8 text; save the file as UTF-8.") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}).") from error
     if path.suffix in (".csv", ".tsv"):
-        yield from _table(path, text)
-    elif text.lstrip().startswith("["):
-        for number, row in enumerate(_parse(text, path, first_line=1), start=1):
-            yield f"row {number}", row
-    elif named := _object_of_rows(text):
-        for name, row in named.items():
-            yield f"row {name}", row
+        yield from _table(path)
+        return
+    cursor = _Cursor(path)
+    first = cursor.next()
+    if first == "[":
+        yield from cursor.items()
+    elif first == "{" and _is_object_of_rows(cursor.text[cursor.place :]):
+        yield from cursor.named_items()
     else:
-        for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: a text may hold U+2028
-            if line.strip():
-                yield f"line {number}", _parse(line, path, first_line=number)
+        yield from _json_lines(path)
 
 
-def _table(path: Path, text: str) -> list[tuple[str, dict[str, str]]]:
+# ---- tables -----------------------------------------------------------------------------------------------------
+
+
+def _table(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     if path.suffix == ".csv":
-        return _cells(path, text, delimiter=",")
+        return _cells(path, delimiter=",")
     try:
-        return _cells(path, text, delimiter="\t")
+        return iter(list(_cells(path, delimiter="\t")))
     except DataError:  # many .tsv files, GLUE's own among them, quote nothing and have quotation marks in their texts
-        return _cells(path, text, delimiter="\t", quoting=csv.QUOTE_NONE)
+        return _cells(path, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
-def _cells(path: Path, text: str, **layout: Any) -> list[tuple[str, dict[str, str]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, **layout)
-    found = []
+def _cells(path: Path, **layout: Any) -> Iterator[tuple[str, dict[str, str]]]:
+    reader = csv.reader((line + "\n" for line in lines(path, any_newline=True)), strict=True, **layout)
+    filled = filter(None, reader)
     try:
-        header = next(reader, [])
-        for cells in filter(None, reader):
+        header = next(filled, [])
+        if repeated := {name for name in header if header.count(name) > 1}:
+            raise csv.Error(f"the column {min(repeated)!r} is twice in the header")
+        for cells in filled:
             if len(cells) != len(header):
                 raise csv.Error(f"there are {len(cells)} cells, expected {len(header)} as in the header")
-            found.append((f"line {reader.line_num}", dict(zip(header, cells, strict=True))))
+            yield f"line {reader.line_num}", dict(zip(header, cells, strict=True))
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}.") from None
-    return found
+        said = str(error)
+        if "field limit" in said or "end of data" in said:
+            said = f"a cell that began in quotation marks has no end here, or it is too long ({said})"
+        raise refused(path, f"line {reader.line_num}", said) from None
 
 
-def _object_of_rows(text: str) -> dict[str, Any] | None:
-    """{"0": {...}, "1": {...}}, or None for a text that is anything else."""
-    with suppress(json.JSONDecodeError):
-        whole = json.loads(text)
-        if isinstance(whole, dict) and whole and all(isinstance(row, dict) for row in whole.values()):
-            return whole
-    return None
+# ---- JSON -------------------------------------------------------------------------------------------------------
 
 
-def _parse(text: str, path: Path, first_line: int) -> Any:
+def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(lines(path), start=1):
+        if line.strip():
+            try:
+                yield f"line {number}", loads(line)
+            except Fault as fault:
+                raise refused(path, f"line {number}", fault) from None
+
+
+def _is_object_of_rows(text: str) -> bool:
+    """Is this the beginning of one {"0": {...}, "1": {...}}, and not of JSON lines whose first column is an object?"""
+    if not _OBJECT_OF_ROWS.match(text):
+        return False
+    line, _, more = text.partition("\n")
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise DataError(f"{path}, line {line}: this is not JSON ({error.msg}, column {error.colno}).") from None
+        first = loads(line)
+    except Fault as fault:
+        return not more.strip() or fault.place >= len(line.rstrip())  # it goes on in the next line
+    return not more.strip() and all(isinstance(row, dict) for row in first.values())
+
+
+class _Cursor:
+    """A place in a JSON file that may be longer than the memory; `text` is what has been read and not been passed."""
+
+    def __init__(self, path: Path):
+        self.path, self.text, self.place, self.line, self.row = path, "", 0, 1, ""
+        self._pieces, self._all_read = pieces(path), False
+
+    def next(self) -> str:
+        """Pass white space; the character that follows, or "" at the end."""
+        while True:
+            self._look_ahead()
+            self._pass(_BLANK.match(self.text, self.place).end())
+            if self.place < len(self.text) or self._all_read:
+                return self.text[self.place : self.place + 1]
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """Where each value of a list stands, "row 1" and so on, and the value; the list ends the file."""
+        for number, _ in enumerate(self._between("[", "]"), start=1):
+            self.row = f"row {number}"
+            yield self.row, self._value()
+
+    def named_items(self) -> Iterator[tuple[str, Any]]:
+        """The same for an object, with "row NAME"."""
+        seen: set[str] = set()
+        for _ in self._between("{", "}"):
+            if self.next() != '"':
+                raise self._fault(NOT_JSON.format("expecting a name in quotation marks"))
+            name = self._value()
+            if name in seen:
+                raise self._fault(f"the name {name!r} is twice in one object")
+            seen.add(name)
+            self.row = f"row {name}"
+            self._expect(":")
+            yield self.row, self._value()
+
+    def _between(self, opening: str, closing: str) -> Iterator[None]:
+        """Stop at the beginning of each item."""
+        self._expect(opening)
+        if self.next() != closing:
+            yield
+            while self.next() == ",":
+                self._expect(",")
+                self.next()
+                yield
+        self._expect(closing)
+        if self.next():
+            raise self._fault(NOT_JSON.format("more after its end"))
+
+    def _expect(self, character: str) -> None:
+        if self.next() != character:
+            raise self._fault(NOT_JSON.format(f"expecting {character!r}"))
+        self._pass(self.place + 1)
+
+    def _value(self) -> Any:
+        self.next()
+        try:
+            value, end = decode(self.text, self.place)
+        except Fault as fault:
+            # Cut off where the text ends for now, which is more than a row's length ahead.
+            if not self._all_read and (fault.place > len(self.text) - 20 or "unterminated" in str(fault)):
+                raise too_long(self.path, self._where()) from None
+            self._pass(max(fault.place, self.place))
+            raise self._fault(str(fault)) from None
+        if end - self.place > LONGEST:
+            raise too_long(self.path, self._where())
+        self._pass(end)
+        return value
+
+    def _look_ahead(self) -> None:
+        """Read until a whole row must be ahead; what is behind is forgotten then."""
+        if self._all_read or len(self.text) - self.place > LONGEST:
+            return
+        ahead, length = [self.text[self.place :]], len(self.text) - self.place
+        while length <= LONGEST and not self._all_read:
+            piece = next(self._pieces, None)
+            self._all_read = piece is None
+            ahead.append(piece or "")
+            length += len(ahead[-1])
+        self.text, self.place = "".join(ahead), 0
+
+    def _pass(self, end: int) -> None:
+        self.line += self.text.count("\n", self.place, end)
+        self.place = end
+
+    def _fault(self, said: str) -> DataError:
+        return refused(self.path, self._where(), said)
+
+    def _where(self) -> str:
+        return f"{self.row}, line {self.line}".removeprefix(", ")

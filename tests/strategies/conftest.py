@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from fedreft_lib import federation
+from fedreft_lib import admission
 from fedreft_lib.federation import federated_round
 from fedreft_lib.strategies import STRATEGIES
 from fedreft_lib.worlds import open_world
@@ -45,6 +45,6 @@ def set_aside(monkeypatch):
     """set_aside(n): from now on, the update of a client that has n examples is not admitted."""
 
     def refuse(examples):
-        monkeypatch.setattr(federation, "refusal", lambda update, n, spec: "is bad" if n == examples else None)
+        monkeypatch.setattr(admission, "refusal", lambda update, n, spec: "is bad" if n == examples else None)
 
     return refuse

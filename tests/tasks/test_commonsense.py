@@ -98,7 +98,9 @@ def test_the_model_sees_reft_s_frame(question, instruction, output):
 
 @given(
     task=st.sampled_from([task for task in TASKS if task != "boolq"]),
-    texts=st.lists(st.text(st.characters(exclude_characters=":")).map(lambda s: s + "x"), min_size=3, max_size=6),
+    texts=st.lists(
+        st.text(st.characters(exclude_characters=":")).map(lambda s: s + "x"), min_size=3, max_size=6, unique=True
+    ),
     data=st.data(),
 )
 def test_any_text_survives_the_round_trip(task, texts, data):

@@ -229,7 +229,7 @@ def test_what_cannot_be_read_is_named_by_file_and_row(tmp_path, name, content, s
 def test_label_names_must_be_a_list_of_texts(tmp_path):
     _json(tmp_path / "t_train.json", [{"text": "a", "label": 0}])
     _json(tmp_path / "t_labels.json", [0, 1])
-    with pytest.raises(DataError, match="t_labels.json must hold a JSON list of at least two label names"):
+    with pytest.raises(DataError, match="t_labels.json: this must be a JSON list of at least two label names"):
         load_local("t", "train", tmp_path)
 
 

@@ -249,8 +249,9 @@ ADAPTED = {
             "line 3: there is no column 'sol2' among goal, sol1, sol3",
         ),
         (GOOD.replace("1}", "-1}").encode(), "line 1: the right answer must be a choice from 0 to 1, got -1"),
-        (GOOD.replace("1}", '"x"}').encode(), "line 1: a column .* does not hold what piqa has"),
-        (GOOD.replace("1}", "null}").encode(), "line 1: a column .* does not hold what piqa has"),
+        (GOOD.replace("1}", '"x"}').encode(), "line 1: the label must be a whole number from 0, got 'x'"),
+        (GOOD.replace("1}", "null}").encode(), "line 1: the label must be a whole number from 0, got None"),
+        (GOOD.replace("1}", "1.5}").encode(), "line 1: the label must be a whole number from 0, got 1.5"),
         (GOOD.replace('"g"', "7").encode(), "line 1: .* must be text"),
         (
             json.dumps([ADAPTED | {"answer": "solution3"}]).encode(),

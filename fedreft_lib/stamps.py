@@ -1,0 +1,186 @@
+"""Which notebooks need not be executed again: decided by content, never by time.
+
+outputs/PROFILE/stamps/NN_name.json is written when a notebook has run through, and says
+
+    made_of   hashes of what it was made of: its cells, its parameters, the library, the packages and their lock, the
+              folders that its parameters name (data_dir, backbone), and, where it reads others' runs, those
+    output    the SHA-256 of the executed notebook
+    files     the SHA-256 of each file that it wrote or used beside that: its runs, pictures, tables
+
+A notebook is kept if all of these are still so. The packaged weights and data are named by their hashes in the library
+(assets.py), and checked against them when they are used. Not in it: what the hub holds (its revision is not known
+without asking; source="hub" and hub backbones are taken to be as they were) and the machine (runs made elsewhere keep).
+"""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from .plan import Job
+from .report import ordered_notebooks
+from .states import write_text
+
+LIBRARY = Path(__file__).parent
+PACKAGES = (
+    "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "pandas", "scikit-learn", "torchmetrics",
+    "datasets", "matplotlib", "ipywidgets", "ipykernel", "nbclient", "nbformat", "papermill",
+)  # fmt: skip
+FOLDERS = ("data_dir", "backbone")  # parameters that may name a folder
+# What of a profile's folder no notebook writes.
+NOT_ITS_OWN = ("earlier", "stamps", "results.csv", "report.html")
+
+
+# --- what it was made of ----------------------------------------------------------------------------------------------
+
+
+def made_of(job: Job, folder: Path) -> dict[str, str]:
+    """A hash of each thing that the notebook's outcome depends on, before it is executed into `folder`."""
+    lock = job.notebook.parent.parent / "requirements.lock"
+    parts = {
+        "the notebook": _cells(job.notebook),
+        "its parameters": job.values,
+        "the library": hashes(LIBRARY, _below(LIBRARY)),
+        "the packages": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in PACKAGES},
+            **hashes(lock.parent, [lock] if lock.exists() else []),
+        },
+        "its data": [hashes(named, _below(named)) for named in _named_folders(job.values, job.notebook.parent)],
+    }
+    if job.reads_runs:
+        before = [path.stem for path in ordered_notebooks(folder) if path.stem < job.name]
+        outputs = {name: stamp["output"] for name in before if (stamp := read(folder, name)) and stamp["files"]}
+        parts["the runs that it reads"] = [outputs, hashes(folder, _below(folder / "runs"))]
+    return {name: _digest(part) for name, part in parts.items()}
+
+
+def _cells(notebook: Path) -> list[tuple]:
+    cells = nbformat.read(notebook, as_version=4).cells
+    return [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in cells]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
+
+
+def _named_folders(values: Any, base: Path) -> list[Path]:
+    """The folders that parameters name, also in lists and mappings, as a notebook in the folder `base` sees them."""
+    if isinstance(values, list | tuple):
+        return [folder for each in values for folder in _named_folders(each, base)]
+    if not isinstance(values, dict):
+        return []
+    named = [value for name, value in values.items() if name in FOLDERS and isinstance(value, str) and value]
+    paths = [base / os.path.expanduser(value) for value in named]
+    return [path for path in paths if os.path.isdir(path)] + _named_folders(list(values.values()), base)
+
+
+def _digest(part: Any) -> str:
+    return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()
+
+
+# --- what it made -----------------------------------------------------------------------------------------------------
+
+
+def times(folder: Path) -> dict[Path, int]:
+    """When each file that a notebook may write in a profile's folder was last written, in nanoseconds."""
+    return {
+        path: path.stat().st_mtime_ns
+        for path in _below(folder)
+        if path.relative_to(folder).parts[0] not in NOT_ITS_OWN
+        and not (path.parent == folder and path.suffix == ".ipynb")
+    }
+
+
+def written(folder: Path, before: dict[Path, int]) -> list[Path]:
+    """The files that are new or newer than `before` (see `times`), and all those of runs whose manifest is.
+
+    A run that is read and not computed has its manifest's time renewed, see `runs.Store.finished`. Times are compared
+    with those that the file system itself gave before, so no clock counts.
+    """
+    now = times(folder)
+    new = {path for path in now if before.get(path) != now[path]}
+    used = {path.parent for path in new if path.name == "manifest.json"}
+    return sorted(path for path in now if path in new or used & set(path.parents))
+
+
+def runs_of(files: Iterable[Path]) -> set[str]:
+    """The names of the runs whose manifests are among `files`."""
+    return {path.parent.name for path in files if path.name == "manifest.json"}
+
+
+def write(folder: Path, name: str, made_of: dict[str, str], output: Path, files: list[Path]) -> None:
+    """Vouch for an executed notebook, which may still have another name than NN_name.ipynb."""
+    stamp = {"made_of": made_of, "output": file_hash(output), "files": hashes(folder, files)}
+    path = _path(folder, name)
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, json.dumps(stamp, indent=1))
+
+
+# --- whether it is still so -------------------------------------------------------------------------------------------
+
+
+def read(folder: Path, name: str) -> dict[str, Any] | None:
+    """A notebook's stamp, or None where there is none or one that is damaged."""
+    try:
+        stamp = json.loads(_path(folder, name).read_text(encoding="utf-8"))
+        whole = isinstance(stamp["output"], str) and isinstance(stamp["made_of"] | stamp["files"], dict)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return stamp if whole else None
+
+
+def vouches(folder: Path, name: str, output: Path) -> bool:
+    """Is this file the executed notebook that the stamp speaks of, whole?"""
+    stamp = read(folder, name)
+    return stamp is not None and output.is_file() and file_hash(output) == stamp["output"]
+
+
+def why_again(folder: Path, name: str, made_of: dict[str, str]) -> str | None:
+    """Why a notebook has to be executed, in words; None: it need not."""
+    stamp = read(folder, name)
+    if stamp is None:
+        return "it has not been finished"
+    then = stamp["made_of"]
+    if changed := [part for part in {**made_of, **then} if then.get(part) != made_of.get(part)]:
+        return f"{' and '.join(changed)} changed"
+    if not vouches(folder, name, folder / f"{name}.ipynb"):
+        return "its output is gone or changed"
+    for file, digest in stamp["files"].items():
+        if not os.path.isfile(folder / file) or file_hash(folder / file) != digest:
+            return f"{file} is gone or changed"
+    return None
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hashes(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 of files, by their names below `folder`."""
+    return {path.relative_to(folder).as_posix(): file_hash(path) for path in paths}
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Every file below a folder, but for hidden, temporary and compiled ones."""
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if path.is_file() and path.suffix != ".tmp" and not any(part.startswith((".", "__py")) for part in parts):
+            yield path
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / "stamps" / f"{name}.json"

@@ -1,0 +1,17 @@
+"""The short form of `make torture`: real kills, changed bytes and bad updates, with other seeds than there."""
+
+import pytest
+
+from tests.torture import checkpoint_damage, files, parameters, training_kills
+
+GOOD = ("survived", "refused", "usable", "read", "repaired")
+
+
+@pytest.mark.parametrize(
+    ("tried", "n"),
+    [(training_kills.tried, 6), (checkpoint_damage.tried, 20), (files.tried, 30), (parameters.tried, 60)],
+    ids=["kills of training", "damaged run folders", "damaged data files", "parameters"],
+)
+def test_everything_that_is_tried_survives_or_is_refused_in_a_sentence(tried, n, tmp_path):
+    counts = tried(n, 1234, tmp_path)
+    assert counts["tried"] == n == sum(counts.get(end, 0) for end in GOOD), counts
