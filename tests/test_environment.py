@@ -1,0 +1,62 @@
+"""A manifest says what a result depends on, and one seed gives the same bits in every process."""
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from fedreft_lib import run
+from fedreft_lib.environment import commit, differences, environment
+from tests.test_worlds import small
+
+
+def digest(states):
+    return hashlib.sha256(states.numpy().tobytes()).hexdigest()
+
+
+def test_one_seed_gives_the_same_bits_in_another_process_with_as_many_threads():
+    config = small(mixing="adaptive", rounds=2)
+    threads = torch.get_num_threads()
+    code = (
+        "import torch\nfrom fedreft_lib import run\nfrom tests.test_environment import digest, small\n"
+        f"torch.set_num_threads({threads})\n"
+        "print(digest(run(small(mixing='adaptive', rounds=2), progress=False).states))"
+    )
+    root = Path(__file__).parents[1]
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
+    done = run(config, progress=False)
+    assert other.stdout.strip() == digest(done.states)
+    assert done.manifest["threads"] == threads and done.manifest["deterministic"] == "yes"
+
+
+def test_the_commit_says_whether_the_working_tree_was_changed(tmp_path):
+    def git(*arguments):
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    assert commit(tmp_path) == ""
+    git("init")
+    (tmp_path / "a").write_text("1")
+    git("add", "a")
+    git("commit", "-m", "a")
+    clean = commit(tmp_path)
+    assert len(clean) == 12
+    (tmp_path / "a").write_text("2")
+    assert commit(tmp_path) == f"{clean}-dirty"
+
+
+def test_what_differs_is_named_and_what_is_not_known_is_not_made_up():
+    here = environment()
+    assert differences(here) == []
+    versions = {**here["versions"], "torch": "0.1"}
+    other = {**here, "code": "another", "commit": "abc", "python": "2.7", "versions": versions}
+    code, *rest = differences(other)
+    assert code == "other library code (commit abc)"
+    assert sorted(text.split(" (")[0] for text in rest) == ["python 2.7", "torch 0.1"]
+    assert differences({"code": here["code"]}) == []
+
+
+def test_a_gpu_is_not_promised_to_repeat_itself():
+    assert environment("cuda")["deterministic"] == "as far as torch allows"
