@@ -66,24 +66,29 @@ def write(folder: Path, saved: Saved) -> None:
         path.unlink()
 
 
-def newest(folder: Path) -> Saved | None:
+def newest(folder: Path, config: RunConfig | None = None) -> Saved | None:
     """The newest whole round of a run's folder; None where there is none at all, so far.
 
-    Damaged ones are passed over, with a DamageWarning. Raises FedReFTError where only damaged ones are left.
+    Damaged ones are passed over, with a DamageWarning, and so are those of another config than the one given, as long
+    as one of that config is left. Raises FedReFTError where only damaged ones are left.
     """
-    damage = []
+    passed, foreign = [], None
     for path in _newest_first(folder):
         try:
             saved = read(path)
         except FedReFTError as error:
-            damage.append(str(error))
+            passed.append(str(error))
             continue
-        if damage:
-            warnings.warn(f"{'; '.join(damage)}: round {saved.manifest['round']} is used", DamageWarning, stacklevel=2)
+        if config is not None and saved.config != config:
+            passed.append(f"{path} belongs to another run")
+            foreign = foreign or saved
+            continue
+        if passed:
+            warnings.warn(f"{'; '.join(passed)}: round {saved.manifest['round']} is used", DamageWarning, stacklevel=2)
         return saved
-    if damage:
-        raise FedReFTError(f"{'; '.join(damage)}: no whole round is left in {folder}, delete it and run again")
-    return None
+    if passed and foreign is None:
+        raise FedReFTError(f"{'; '.join(passed)}: no whole round is left in {folder}, delete it and run again")
+    return foreign
 
 
 def read(path: Path) -> Saved:

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -120,7 +120,7 @@ class Store:
     def _found(self) -> Saved | None:
         """The last whole round; None where there is none, with a warning where that is for damage."""
         try:
-            saved = _saved(self.folder)
+            saved = _saved(self.folder, self.config)
         except FedReFTError as error:
             warnings.warn(f"{error}; this run starts again", DamageWarning, stacklevel=5)
             return None
@@ -240,7 +240,7 @@ def load_run(folder: str | Path) -> Run:
 def read_run(folder: str | Path) -> Run:
     """`load_run` without a look at where the run was made."""
     folder = Path(folder)
-    saved = _saved(folder)
+    saved = _saved(folder, _config(folder))
     if saved is None:
         raise FedReFTError(f"there is no run in {folder}: it has no checkpoint")
     return _as_run(saved, folder)
@@ -263,17 +263,30 @@ def _warn_of_elsewhere(found: Sequence[Run | Saved], folder: str | Path) -> None
         warnings.warn(f"{folder} was made with {'; '.join(elsewhere)}", ElsewhereWarning, stacklevel=3)
 
 
-def _saved(folder: Path) -> Saved | None:
+def _saved(folder: Path, config: RunConfig | None) -> Saved | None:
     """The newest whole round; of its manifest the copy counts, where that is whole and speaks of this round."""
-    saved = checkpoints.newest(folder)
-    try:
-        copy = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # gone or damaged
-        return saved
+    saved = checkpoints.newest(folder, config)
+    copy = _json(folder / "manifest.json")
     if saved is None or not isinstance(copy, dict) or NEEDED - set(copy):
         return saved
     speaks_of_it = all(copy[key] == saved.manifest[key] for key in ("checkpoint", "spec"))
     return replace(saved, manifest=copy) if speaks_of_it else saved
+
+
+def _config(folder: Path) -> RunConfig | None:
+    """What config.json says; None where it is gone or damaged."""
+    try:
+        return RunConfig(**_json(folder / "config.json"))
+    except (TypeError, ConfigError):
+        return None
+
+
+def _json(path: Path) -> Any:
+    """What is in a file; None where it is gone or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def results_of(runs: list[Run]) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 import os
 import pickle
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,6 +65,19 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on_to_the_same_bi
     with pytest.warns(DamageWarning):
         same(finish(config, tmp_path), whole)
     same(load_run(tmp_path), whole)
+
+
+def test_a_checkpoint_of_another_run_is_named_and_not_used(tmp_path):
+    config = small(rounds=3)
+    whole = finish(config)
+    stopped(config, tmp_path / "a", after=1)
+    finish(config.but(seed=1), tmp_path / "b")
+    name = "checkpoints/round_0003.safetensors"
+    shutil.copy(tmp_path / "b" / name, tmp_path / "a" / name)
+    with pytest.warns(DamageWarning, match="round_0003.safetensors belongs to another run: round 1 is used"):
+        assert load_run(tmp_path / "a").config == config
+    with pytest.warns(DamageWarning, match="belongs to another run"):
+        same(finish(config, tmp_path / "a"), whole)
 
 
 def test_with_no_whole_checkpoint_left_a_run_is_refused_in_a_sentence_and_starts_again(tmp_path):
