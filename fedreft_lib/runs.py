@@ -103,14 +103,16 @@ class Store:
         if self.folder is None:
             yield
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / ".lock", blocking=False)
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout:
             raise FedReFTError(
                 f"{self.folder} is in use by another process: wait until that has ended, or choose another folder"
             ) from None
+        except OSError as error:
+            raise FedReFTError(f"{self.folder} cannot be written to ({error}): choose another folder") from None
         try:
             self.saved = self._found()
             yield

@@ -119,6 +119,13 @@ def test_a_second_process_in_the_folder_is_refused(tmp_path):
     finish(config, tmp_path)
 
 
+def test_a_folder_that_cannot_be_made_is_refused_in_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(FedReFTError, match="cannot be written to .*choose another folder") as error:
+        finish(small(rounds=1), tmp_path / "file")
+    assert "\n" not in str(error.value)
+
+
 def limit_files_to(size):
     """A disk as full as a process can make it for itself: no file may grow beyond `size` bytes."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that the write fails, as on a full disk

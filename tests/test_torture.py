@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.torture import checkpoint_damage, files, parameters, training_kills
+from tests.torture import checkpoint_damage, files, full_disk, parameters, training_kills
 
 GOOD = ("survived", "refused", "usable", "read", "repaired")
 
@@ -15,3 +15,10 @@ GOOD = ("survived", "refused", "usable", "read", "repaired")
 def test_everything_that_is_tried_survives_or_is_refused_in_a_sentence(tried, n, tmp_path):
     counts = tried(n, 1234, tmp_path)
     assert counts["tried"] == n == sum(counts.get(end, 0) for end in GOOD), counts
+
+
+def test_a_full_disk_loses_nothing(tmp_path):
+    counts = full_disk.tried(3, 1234, tmp_path)
+    if not counts["tried"]:
+        pytest.skip("needs the right to mount a small disk")
+    assert counts["tried"] == counts["survived"] == 3 and counts["of them full"] > 0
