@@ -163,7 +163,9 @@ def _scatter(ax: Axes, points: pd.DataFrame, x: str, untrained: float) -> None:
             ax.update_datalim([(row.place, edge)])
         moved = offset_copy(ax.transData, ax.figure, x=row.aside, units="points")
         style = {"fmt": markers[row.label], "color": row.colour, "capsize": 3, "transform": moved}
-        ax.errorbar(row.place, row.mean, row.std, label="_" if row.named else row.label, **style)
+        bar = ax.errorbar(row.place, row.mean, row.std, label="_" if row.named else row.label, **style)
+        for line in (*bar.lines[1], *bar.lines[2]):  # faint, or the bars of many methods hide the markers
+            line.set_alpha(0.3)
 
 
 def _logarithmic(ax: Axes, values: pd.Series) -> None:
