@@ -138,7 +138,7 @@ def keep(folder: Path, runs: Sequence[Run], results: pd.DataFrame) -> dict[str, 
         write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.3f"))
     made = {
         name: sorted({json.dumps(run.manifest.get(name), sort_keys=True) for run in runs})
-        for name in ("code", "python", "versions", "device", "threads", "dtype")
+        for name in ("code", "commit", "python", "versions", "device", "threads", "dtype")
     }
     facts = {name: [json.loads(value) for value in values] for name, values in made.items()}
     counted = Counter(run.config.experiment.partition(":")[0] for run in runs)
