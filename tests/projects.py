@@ -23,6 +23,15 @@ def write_parameters(root: Path, name: str, text: str, profile: str = "quick") -
     path.write_text(text, encoding="utf-8")
 
 
+def write_project(root: Path) -> Path:
+    """Two notebooks with parameters in the profile quick, and one without; returns the project's folder."""
+    for name in ("00_tour", "01_aside", "02_commonsense"):
+        write_notebook(root, name)
+    write_parameters(root, "00_tour", "")
+    write_parameters(root, "02_commonsense", "mixing: 0.5\nseeds: [1, 2]\n")
+    return root
+
+
 def told(path: Path, number: int) -> str:
     """What the code cell with this number printed, in an executed notebook."""
     cells = nbformat.read(path, as_version=4).cells

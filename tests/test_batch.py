@@ -17,7 +17,7 @@ from fedreft_lib import RunConfig, load_runs, results_of, run, stamps
 from fedreft_lib.batch import NotebookError, reproduce, set_aside
 from fedreft_lib.errors import FedReFTError
 from fedreft_lib.runs import RESULTS
-from tests.projects import told, write_notebook, write_parameters
+from tests.projects import told, write_notebook, write_parameters, write_project
 from tests.torture.batch_kills import PROCESSES
 
 JOBS = ("00_tour", "01_aside", "02_commonsense")
@@ -29,12 +29,7 @@ TINY = RunConfig(
 
 @pytest.fixture
 def project(tmp_path):
-    """Two notebooks with parameters in the profile quick, and one without."""
-    for name in ("00_tour", "01_aside", "02_commonsense"):
-        write_notebook(tmp_path, name)
-    write_parameters(tmp_path, "00_tour", "")
-    write_parameters(tmp_path, "02_commonsense", "mixing: 0.5\nseeds: [1, 2]\n")
-    return tmp_path
+    return write_project(tmp_path)
 
 
 # --- execution --------------------------------------------------------------------------------------------------------

@@ -5,17 +5,12 @@ import pytest
 from fedreft_lib.batch import reproduce
 from fedreft_lib.errors import ConfigError
 from fedreft_lib.plan import plan
-from tests.projects import write_notebook, write_parameters
+from tests.projects import write_notebook, write_parameters, write_project
 
 
 @pytest.fixture
 def project(tmp_path):
-    """Two notebooks with parameters in the profile quick, and one without."""
-    for name in ("00_tour", "01_aside", "02_commonsense"):
-        write_notebook(tmp_path, name)
-    write_parameters(tmp_path, "00_tour", "")
-    write_parameters(tmp_path, "02_commonsense", "mixing: 0.5\nseeds: [1, 2]\n")
-    return tmp_path
+    return write_project(tmp_path)
 
 
 def test_plan_has_the_notebooks_of_the_profile_in_order_with_their_parameters(project):

@@ -2,9 +2,7 @@
 
 import pytest
 
-from tests.torture import checkpoint_damage, files, full_disk, parameters, training_kills
-
-GOOD = ("survived", "refused", "usable", "read", "repaired")
+from tests.torture import GOOD, checkpoint_damage, files, full_disk, parameters, training_kills
 
 
 @pytest.mark.parametrize(

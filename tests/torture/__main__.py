@@ -1,6 +1,6 @@
 """All of the torture, as a table of what was tried, what survived and what was lost: `make torture`.
 
-    python -m tests.torture [SHARE [SEED]]      SHARE 0.1 tries a tenth of everything
+python -m tests.torture [SHARE [SEED]]      SHARE 0.1 tries a tenth of everything
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 from fedreft_lib import poison
-from tests.torture import batch_kills, checkpoint_damage, files, full_disk, parameters, training_kills
+from tests.torture import GOOD, batch_kills, checkpoint_damage, files, full_disk, parameters, training_kills
 
 
 def bad_updates(n: int, seed: int, folder: Path) -> dict[str, int]:
@@ -30,7 +30,6 @@ PARTS = {
     "damaged data files": (files.tried, 300),
     "parameter files and values": (parameters.tried, 600),
 }
-GOOD = ("survived", "refused", "usable", "read", "repaired")  # how a trial may end; whatever else is counted is a loss
 
 
 def main(share: float = 1.0, seed: int = 0) -> int:

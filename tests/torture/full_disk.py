@@ -16,6 +16,7 @@ import torch
 
 from fedreft_lib import load_run, run
 from fedreft_lib.errors import FedReFTError
+from tests.torture import equal
 from tests.torture.training_kills import CONFIGS
 
 
@@ -72,9 +73,7 @@ def _outcome(config, place: Path, whole) -> tuple[str, bool]:
         return "lost", True
     subprocess.run(["mount", "-o", "remount,size=100m", place], check=True)
     again = run(config, place / "run", progress=False)
-    plain = [each.history.drop(columns="seconds") for each in (again, whole)]
-    same = torch.equal(again.states, whole.states) and plain[0].equals(plain[1])
-    return "survived" if same else "other bits", was_full
+    return "survived" if equal(again, whole) else "other bits", was_full
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import torch
 
 from fedreft_lib import RunConfig, load_run, run, runs
 from fedreft_lib.errors import FedReFTError
+from tests.torture import equal
 
 # fedadam keeps a state on the server, late a client's update; both must come back, too.
 CONFIGS = [
@@ -96,10 +97,7 @@ def _outcome(config: RunConfig, place: Path, said: list, whole: runs.Run) -> str
     except FedReFTError:
         return "torn"
     again = run(config, place, progress=False)
-    plain = [each.history.drop(columns="seconds") for each in (again, whole)]
-    same = torch.equal(again.states, whole.states) and plain[0].equals(plain[1])
-    same = same and torch.equal(again.mixing_matrices, whole.mixing_matrices)
-    return "survived" if same and not list(place.rglob("*.tmp")) else "other bits"
+    return "survived" if equal(again, whole) and not list(place.rglob("*.tmp")) else "other bits"
 
 
 if __name__ == "__main__":
