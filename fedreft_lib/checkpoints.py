@@ -9,6 +9,7 @@ import io
 import json
 import warnings
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -44,6 +45,11 @@ class Saved:
     def spec(self) -> Spec:
         return Spec.of({name: tuple(shape) for name, shape in self.manifest["spec"]})
 
+    @cached_property  # it goes into the checkpoint and, for the reader, beside it
+    def csv(self) -> str:
+        """The history as text; `_history_from` gives it back to the bit."""
+        return self.history.to_csv(index=False, na_rep="nan")
+
 
 def name_of(t: int) -> str:
     return f"round_{t:04d}.safetensors"
@@ -57,7 +63,7 @@ def write(folder: Path, saved: Saved) -> None:
     if t == 0:  # a run that starts again is not to be taken for the one that was there
         for path in _newest_first(folder):
             path.unlink()
-    text = csv_of(saved.history).encode()
+    text = saved.csv.encode()
     tensors = {"X": saved.X, "M": saved.M, "history": torch.frombuffer(bytearray(text), dtype=torch.uint8)}
     tensors |= {SERVER + name: tensor for name, tensor in saved.memory.items()}
     notes = {"config": saved.config.model_dump_json(), "manifest": json.dumps(saved.manifest)}
@@ -98,7 +104,7 @@ def read(path: Path) -> Saved:
         config, manifest = RunConfig(**json.loads(notes["config"])), json.loads(notes["manifest"])
         X, M, text = tensors.pop("X"), tensors.pop("M"), bytes(tensors.pop("history").numpy())
         memory = {name.removeprefix(SERVER): tensor for name, tensor in tensors.items()}
-        saved = Saved(config, manifest, history_from(io.BytesIO(text)), X, M, memory)
+        saved = Saved(config, manifest, _history_from(text), X, M, memory)
         fits = not (NEEDED - set(manifest)) and X.ndim == 2 and X.shape[1] == saved.spec.size
     except (KeyError, TypeError, ValueError):  # whole, but of another version or another program
         fits = False
@@ -118,14 +124,9 @@ def history_of(rows: list[dict]) -> pd.DataFrame:
     return table.astype({"round": int, "value": float, "uplink_bytes": int, "downlink_bytes": int, "seconds": float})
 
 
-def csv_of(history: pd.DataFrame) -> str:
-    return history.to_csv(index=False, na_rep="nan")
-
-
-def history_from(file: "io.IOBase | Path") -> pd.DataFrame:
-    """What `csv_of` wrote, to the bit."""
+def _history_from(csv: bytes) -> pd.DataFrame:
     exactly = {"value": float, "seconds": float}  # Python's own reading gives back the bits that were written
-    return history_of(pd.read_csv(file, keep_default_na=False, converters=exactly).to_dict("records"))
+    return history_of(pd.read_csv(io.BytesIO(csv), keep_default_na=False, converters=exactly).to_dict("records"))
 
 
 def _newest_first(folder: Path) -> list[Path]:

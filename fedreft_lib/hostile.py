@@ -22,11 +22,16 @@ if TYPE_CHECKING:
     from .config import RunConfig
     from .partition import ClientData
 
+def _astray(step: Tensor, scale: float, generator: torch.Generator) -> Tensor:
+    drawn = torch.randn(step.shape, generator=generator)
+    return scale * step.norm() * (drawn / drawn.norm())
+
+
 # Each takes the step (P,) that the client made, `scale`, and a generator: its own, or the colluders' common one.
 ATTACKS: dict[str, Callable[[Tensor, float, torch.Generator], Tensor]] = {
     "sign_flip": lambda step, scale, own: -scale * step,
-    "noise": lambda step, scale, own: scale * step.norm() * _direction(step, own),
-    "collude": lambda step, scale, shared: scale * step.norm() * _direction(step, shared),
+    "noise": _astray,
+    "collude": _astray,
 }
 BAD_UPDATES: dict[str, Callable[[State, float], tuple[State, float]]] = {
     "one_nan": lambda state, n: (_with_first(state, math.nan), n),
@@ -83,11 +88,6 @@ def _wrong(item: Item) -> Item:
     if isinstance(item, Labelled) and item.classes:
         return replace(item, label=(item.label + 1) % item.classes)
     raise ConfigError(f'attack="label_flip" needs choices or classes, and {item.task} has neither: use another attack')
-
-
-def _direction(step: Tensor, generator: torch.Generator) -> Tensor:
-    drawn = torch.randn(step.shape, generator=generator)
-    return drawn / drawn.norm()
 
 
 def _first(state: State, change: Callable[[Tensor], Tensor]) -> State:

@@ -9,7 +9,6 @@ late      it trained on the state of round t, and its update arrives when round 
 joins     it begins with the state that all began with
 """
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,8 +17,6 @@ from .randomness import derive
 
 if TYPE_CHECKING:
     from .config import RunConfig
-
-Events = Sequence[tuple[int, int]]  # (client, round), both from 1
 
 
 def away(config: "RunConfig", t: int) -> dict[int, str]:

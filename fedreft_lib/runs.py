@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from . import checkpoints
-from .checkpoints import NEEDED, Saved, csv_of, history_of
+from .checkpoints import NEEDED, Saved, history_of
 from .config import RunConfig
 from .environment import differences, environment
 from .errors import ConfigError, DamageWarning, ElsewhereWarning, FedReFTError
@@ -214,7 +214,7 @@ class Store:
         """config.json, history.csv and manifest.json of a checkpoint, those that are not there as they shall be."""
         copies = {
             "config.json": saved.config.model_dump_json(indent=1),
-            "history.csv": csv_of(saved.history),
+            "history.csv": saved.csv,
             "manifest.json": json.dumps(saved.manifest, indent=1),
         }
         for name, text in copies.items():
