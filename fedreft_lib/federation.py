@@ -163,13 +163,18 @@ def _collect(
 
     held: the rows of those who were late in the round before. Those of this round go to report.memory.
     """
-    spec, sends, away = world.model.spec, _sent_names(world, config), participation.away(config, t)
+    spec, names, away = world.model.spec, _sent_names(world, config), participation.away(config, t)
     arrived: dict[int, Update] = {}
+
+    def uplink(k: int) -> int:
+        return _bytes({name: x for name, x in arrived[k].state.items() if name in names}) if k in arrived else 0
+
     for k, client in enumerate(participants(world, config)):
         examples = len(client.train)
         if k in held:
             arrived[k] = Update(client.name, spec.named(held[k]), examples)
-            report.add(t, client.name, "train", "present", 1.0, note="with its update of the round before")
+            note = "with its update of the round before"
+            report.add(t, client.name, "train", "present", 1.0, note=note, uplink_bytes=uplink(k))
         elif k in away:
             report.add(t, client.name, "train", "present", 0.0, note=away[k])
             continue
@@ -185,8 +190,7 @@ def _collect(
                 del arrived[k]
                 note = "late: its update arrives in the next round" if late else "dropped out: nothing arrives"
                 report.add(t, client.name, "train", "present", 0.0, note=note)
-            sent = _bytes({n: x for n, x in arrived[k].state.items() if n in sends}) if k in arrived else 0
-            report.add(t, client.name, "train", "loss", loss, uplink_bytes=sent, seconds=trained.seconds)
+            report.add(t, client.name, "train", "loss", loss, uplink_bytes=uplink(k), seconds=trained.seconds)
     return arrived
 
 

@@ -62,6 +62,7 @@ def test_a_late_update_counts_in_the_next_round_in_place_of_training():
     X = start(world, config)
     first, report = federated_round(world, config, X, 1)
     assert torch.equal(first[1], X[1]) and report.M[:, 1].tolist() == [0, 1, 0, 0]
+    assert rows_of(report, "loss")[2]["uplink_bytes"] == 0
     second, report = federated_round(world, config, first, 2, memory=report.memory)
     learned = {k: trained(config, first, 2, k) for k in (0, 2, 3)}
     learned[1] = trained(config, X, 1, 1)  # of the round before, from the state of the round before
@@ -69,6 +70,7 @@ def test_a_late_update_counts_in_the_next_round_in_place_of_training():
         others = torch.stack([row for j, row in learned.items() if j != k]).mean(0)
         torch.testing.assert_close(second[k], 0.5 * own + 0.5 * others)
     assert 2 not in rows_of(report, "loss") and rows_of(report, "admitted")[2]["value"] == 1
+    assert rows_of(report, "present")[2]["uplink_bytes"] == 4 * X.shape[1]  # what arrives is counted when it does
     assert not report.memory
 
 
