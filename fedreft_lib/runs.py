@@ -24,10 +24,10 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from . import checkpoints
+from . import checkpoints, hidden_cache
 from .checkpoints import NEEDED, Saved, history_of
 from .config import RunConfig
-from .environment import differences, environment
+from .environment import BITS, differences, environment
 from .errors import ConfigError, DamageWarning, ElsewhereWarning, FedReFTError
 from .interventions import State
 from .metrics import PRIMARY
@@ -45,10 +45,6 @@ RESULTS = (
     "layers", "clients", "rounds", "seed", "round", "client", "split", "metric", "value", "trainable_params",
     "head_params", "uplink_bytes", "downlink_bytes", "seconds",
 )  # fmt: skip
-
-
-# What a repetition's bits depend on besides what makes a run start again.
-BITS = ("device", "threads", "versions", "machine")
 
 
 @dataclass(frozen=True)
@@ -160,6 +156,7 @@ class Store:
             "backbone": backbone.fingerprint,
             "data": data_fingerprint(world.questions),
             "dtype": str(backbone.dtype),
+            "cache": hidden_cache.offer(world.model),
             "seed": self.config.seed,
             "trainable_params": sum(sizes[name] for name in trained),
             "head_params": sum(sizes[name] for name in world.model.head_names),

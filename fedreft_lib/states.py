@@ -57,17 +57,21 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, notes: dict[str, str] |
     """Write a safetensors file so that `path` is at any moment either the old file or the whole new one.
 
     notes: texts that go with the tensors. A hash of both is kept in the file, so that damage is noticed on reading.
-    Raises OSError, and leaves no temporary file, where it cannot be written.
+    Raises OSError, and leaves no temporary file, where it cannot be written. One process at a time may write `path`.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    notes = notes or {}
     temporary = path.with_name(path.name + ".tmp")
-    try:
-        save_file(tensors, temporary, {**notes, HASH: _hash_of(tensors, notes)})
-    except SafetensorError as error:  # a full disk, most often
-        temporary.unlink(missing_ok=True)
-        raise OSError(str(error)) from None
+    write_tensors(tensors, temporary, notes or {})
     replace_durably(temporary, path)
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path, notes: dict[str, str]) -> None:
+    """What `load_tensors` reads, as a plain new file. Raises OSError, and leaves none, where it cannot be written."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(tensors, path, {**notes, HASH: hash_of(tensors, notes)})
+    except (SafetensorError, OSError) as error:  # a full disk, most often
+        path.unlink(missing_ok=True)
+        raise OSError(str(error)) from None
 
 
 def replace_durably(temporary: Path, path: Path) -> None:
@@ -107,12 +111,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except Exception as error:  # safetensors raises its own, OSError or ValueError, depending on the damage
         reason = " ".join(str(error).split())
         raise FedReFTError(f"{path} cannot be read as safetensors ({reason})") from None
-    if notes.pop(HASH, None) != _hash_of(tensors, notes):
+    if notes.pop(HASH, None) != hash_of(tensors, notes):
         raise FedReFTError(f"{path} is not as it was written (its hash is another)")
     return tensors, notes
 
 
-def _hash_of(tensors: dict[str, Tensor], notes: dict[str, str]) -> str:
+def hash_of(tensors: dict[str, Tensor], notes: dict[str, str]) -> str:
     """A hash of names, types, shapes and values, and of the notes."""
     digest = hashlib.sha256(json.dumps(notes, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):

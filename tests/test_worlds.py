@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedreft_lib import RunConfig, evaluate, run, worlds
+from fedreft_lib import RunConfig, evaluate, hidden_cache, run, worlds
 from fedreft_lib.errors import ConfigError, DataError
 from fedreft_lib.tasks import Question, render
 from fedreft_lib.worlds import WORLD_FIELDS, open_world
@@ -97,13 +97,16 @@ def test_hidden_states_are_cached_where_the_first_site_is_above_the_first_block(
     assert not any(cached(open_world(small(layers="0-2"))))
 
 
-def test_what_does_not_fit_is_not_cached_and_the_results_are_those_of_the_whole_model(monkeypatch):
+def test_what_does_not_fit_is_not_cached_and_the_results_are_those_of_the_whole_model(monkeypatch, tmp_path):
     config = small(layers="2-3")
     full = open_world(config)
     size = sum(h.numel() * h.element_size() for h in full.clients[0].train.hidden)
     worlds._build.cache_clear()
-    monkeypatch.setattr(worlds, "CACHE_LIMIT", size)
-    part = open_world(config)
+    monkeypatch.setenv("FEDREFT_HIDDEN_STATES", str(tmp_path))
+    monkeypatch.setattr(hidden_cache, "DISK_LIMIT", 0)
+    monkeypatch.setattr(hidden_cache, "MEMORY_LIMIT", size)
+    with pytest.warns(UserWarning, match="they stay in memory"):
+        part = open_world(config)
     assert cached(part) == [True] + 11 * [False]
     state = full.model.start("random", 1)
     for a, b in zip(full.clients, part.clients, strict=True):

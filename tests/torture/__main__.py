@@ -37,6 +37,7 @@ def main(share: float = 1.0, seed: int = 0) -> int:
     for name, (tried, n) in PARTS.items():
         begun = time.monotonic()
         with tempfile.TemporaryDirectory() as scratch:
+            os.environ["FEDREFT_HIDDEN_STATES"] = str(Path(scratch) / "hidden_states")  # not the user's
             counts = tried(max(1, round(n * share)), seed, Path(scratch))
         lost += counts["tried"] - sum(counts.get(key, 0) for key in GOOD)
         failed = counts.pop("failed", {})  # of some parts: what went wrong, by trial
