@@ -104,7 +104,8 @@ def test_doctor_tells_each_problem_with_what_to_do(empty_cache, project, monkeyp
     assert problems[-1].startswith("! profile quick: params/quick/02_commonsense.yaml: mixing: ")
 
 
-def test_doctor_is_content_where_all_is_there(project, monkeypatch, capsys):
+def test_doctor_is_content_where_all_is_there(project, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("FEDREFT_HIDDEN_STATES", str(tmp_path / "kept"))
     monkeypatch.setattr("fedreft_lib.assets.find", lambda name: Path(name))
     monkeypatch.setattr(command_line, "_memory", lambda: 16.0)
     monkeypatch.setattr(command_line, "_free", lambda folder: 50.0)
@@ -112,6 +113,7 @@ def test_doctor_is_content_where_all_is_there(project, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "profile quick: 2 notebooks, parameters valid" in out
     assert "device " in out
+    assert "0.00 of at most 8 GiB of hidden states in " in out
     assert out.endswith("all is fine\n")
 
 
