@@ -150,7 +150,7 @@ class Store:
         _warn_of_elsewhere([saved], self.folder)
         return _as_run(saved, self.folder)
 
-    def describe(self, world: "World", trained: tuple[str, ...]) -> None:
+    def describe(self, world: "World", trained: tuple[str, ...], engine: str) -> None:
         """Note what the run depends on besides its config; `trained` names the tensors that a client trains."""
         backbone = world.model.backbone
         self.spec = world.model.spec
@@ -161,6 +161,7 @@ class Store:
             "data": data_fingerprint(world.questions),
             "dtype": str(backbone.dtype),
             "seed": self.config.seed,
+            "engine": engine,
             "trainable_params": sum(sizes[name] for name in trained),
             "head_params": sum(sizes[name] for name in world.model.head_names),
             "spec": [[name, list(shape)] for name, shape in self.spec.shapes],

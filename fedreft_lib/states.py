@@ -112,6 +112,14 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, notes
 
 
+def digest(tensors: State) -> str:
+    """A hash of names and values."""
+    found = hashlib.sha256()
+    for name, tensor in tensors.items():
+        found.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
 def _hash_of(tensors: dict[str, Tensor], notes: dict[str, str]) -> str:
     """A hash of names, types, shapes and values, and of the notes."""
     digest = hashlib.sha256(json.dumps(notes, sort_keys=True).encode())

@@ -17,6 +17,7 @@ from .backbone import Backbone
 from .batches import Batch, Sequence, by_length, collate
 from .heads import Head
 from .interventions import State
+from .owners import Lines
 from .states import Spec
 
 BLOCKS_RETURN_TUPLES = tuple(map(int, transformers.__version__.split(".")[:2])) < (4, 54)
@@ -26,6 +27,9 @@ STARTS_ANYWHERE = ("llama", "mistral", "qwen2", "qwen3")
 
 class SteeredModel:
     """One backbone, one adapter, a classification head where the task has one; any number of states.
+
+    A batch is steered by one state, or each of its rows by its own: batch.owners then says which, and the tensors of
+    `state` are those of K states, (K, ...).
 
     >>> from fedreft_lib import AtSites, LoReFT, Sites, load_backbone
     >>> backbone = load_backbone("tiny-llama")
@@ -62,7 +66,11 @@ class SteeredModel:
 
     def class_logits(self, batch: Batch, state: State, dropout: float = 0.0) -> Tensor:
         """The head's outputs (B, outputs), read off the first token."""
-        return self.head.logits(self.hidden_states(batch, state, dropout)[:, 0], self._moved(state), dropout)
+        first, state = self.hidden_states(batch, state, dropout)[:, 0], self._moved(state)
+        if batch.owners is None:
+            return self.head.logits(first, state, dropout)
+        lines = Lines(batch.owners, len(state["head.D"]))
+        return lines.taken_back(self.head.logits(lines.lined_up(first), state, dropout))
 
     def answer_logprobs(self, batch: Batch, state: State | None, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
         """Log-probability (M,) of every answer token of the batch, and the number (M,) of the answer it belongs to.
