@@ -4,10 +4,14 @@
     cohort        several clients' batches as one (cohort.train_together): equal but for rounding
 
 The choice follows from the config, the data and the kind of device, never from a clock, so that a run has the same bits
-whenever it is run again or goes on. Measured by tests/benchmarks/cohort.py: a CPU is busy with two texts of 60 tokens,
-so a cohort is faster there with batches of one (1.3 times, SmolLM2-135M, four clients, one thread) and no longer with
-batches of two (0.94); where the clients' texts differ in length, padding costs more than is won (0.6).
-The figures of a GPU are guesses: none has been measured.
+whenever it is run again or goes on. Measured by tests/benchmarks/cohort.py on one CPU thread, which two texts of 60
+tokens keep busy. How many times as fast a cohort is:
+
+    SmolLM2-135M, layers 20-29, four clients, like lengths       1.26 with batches of one, 0.94 of two, 0.92 of four
+    the same where clients' texts differ in length (padding)     0.57 with batches of one, 0.38 of four
+    MiniLM, texts of 25 tokens, three clients                    1.39 with batches of one, 1.18 of two, 1.02 of 16
+
+No GPU has been measured; there the figures below keep a cohort to the 32 rows that a batch of the paper's profile has.
 """
 
 from typing import TYPE_CHECKING
@@ -19,8 +23,8 @@ from .config import RunConfig
 if TYPE_CHECKING:
     from .training import Participant
 
-LARGEST_BATCH = {"cpu": 1, "cuda": 32}  # a client's rows, up to which cohorts are faster
-ROWS = {"cpu": 16, "cuda": 128}  # in one pass at most, for its memory
+LARGEST_BATCH = {"cpu": 1, "cuda": 16}  # a client's rows, up to which cohorts are faster
+ROWS = {"cpu": 16, "cuda": 32}  # in one pass at most, for its memory
 ALIKE = 0.75  # "auto" joins clients whose texts are on average at least so long as the cohort's longest
 
 
@@ -41,6 +45,8 @@ def rows_in_a_pass(config: RunConfig, device: torch.device) -> int:
 
 def cohorts(clients: "dict[int, Participant]", config: RunConfig, device: torch.device) -> list[list[int]]:
     """The clients, by number, in the groups that train together; all of a group take as many steps."""
+    if engine_of(config, device) == "one_by_one":
+        return [[k] for k in clients]
     most = rows_in_a_pass(config, device) // config.batch_size
     found: list[list[int]] = []
     for k in sorted(clients, key=lambda k: _order(clients[k]), reverse=True):

@@ -1,7 +1,7 @@
 """The first part of a round: who trains locally, on what, in which phases, and who with whom in one pass."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -52,7 +52,7 @@ def train_clients(
     world: World,
     config: RunConfig,
     X: Tensor,
-    who: Iterable[int],
+    who: Sequence[int],
     t: int,
     on_step: Callable[[], object] = lambda: None,
 ) -> dict[int, Trained]:
@@ -75,7 +75,7 @@ def train_clients(
             key = ("train", names, digest({"X": X[group]}), tuple(phases), strategy.proximal(config), training)
             found = world.remembered(key, compute)
         trained |= dict(zip(group, found, strict=True))
-    return trained
+    return {k: trained[k] for k in who}
 
 
 def _trained(
