@@ -30,6 +30,8 @@ Blocks = Sequence[nn.Module] | Mapping[int, nn.Module]
 class AtSites:
     """Interventions of one kind and rank at sites of a residual stream of width d."""
 
+    every_token = False  # of a text that is generated: the prompt alone is steered
+
     kind: Kind | Branches
     sites: Sites
     rank: int
@@ -67,6 +69,8 @@ class InLinears:
 
     Names of the state's tensors begin with the target's: "q_proj.A".
     """
+
+    every_token = True
 
     kind: Kind | Branches
     layers: tuple[int, ...]
