@@ -20,6 +20,7 @@ from .branches import Branches, Kind
 from .errors import ConfigError, did_you_mean
 from .interventions import State
 from .lora import ALIASES
+from .owners import Lines
 from .sites import Sites, intervene, unstacked
 
 Blocks = Sequence[nn.Module] | Mapping[int, nn.Module]
@@ -28,6 +29,8 @@ Blocks = Sequence[nn.Module] | Mapping[int, nn.Module]
 @dataclass(frozen=True)
 class AtSites:
     """Interventions of one kind and rank at sites of a residual stream of width d."""
+
+    every_token = False  # of a text that is generated: the prompt alone is steered
 
     kind: Kind | Branches
     sites: Sites
@@ -55,7 +58,8 @@ class AtSites:
     def attached(self, blocks: Blocks, state: State, batch: Batch, dropout: float = 0.0) -> Iterator[None]:
         """Within this context the next forward pass over `batch` is steered; generation goes on unsteered."""
         positions = self.sites.positions(batch.prompt_lengths, batch.starts, tuple(batch.ids.shape))
-        with intervene(blocks, self.kind, state, self.sites, positions, share=batch.share, dropout=dropout):
+        rows = {"share": batch.share, "owners": batch.owners}
+        with intervene(blocks, self.kind, state, self.sites, positions, **rows, dropout=dropout):
             yield
 
 
@@ -65,6 +69,8 @@ class InLinears:
 
     Names of the state's tensors begin with the target's: "q_proj.A".
     """
+
+    every_token = True
 
     kind: Kind | Branches
     layers: tuple[int, ...]
@@ -117,24 +123,38 @@ class InLinears:
     def attached(self, blocks: Blocks, state: State, batch: Batch, dropout: float = 0.0) -> Iterator[None]:
         """Within this context every forward pass has the additions; dropout is on their input, as in peft."""
         share = None if batch.share is None else batch.share[:, None, None]
+        lines = None if batch.owners is None else Lines(batch.owners, len(next(iter(state.values()))))
         handles = []
         try:
             for target in self.dims:
                 own = {n.removeprefix(f"{target}."): t for n, t in state.items() if n.startswith(f"{target}.")}
-                for module, phi in zip(self.modules(blocks, target), unstacked(own), strict=True):
+                places = unstacked(own, 0 if lines is None else 1)
+                for module, phi in zip(self.modules(blocks, target), places, strict=True):
                     phi = phi if share is None else {**phi, "share": share}
-                    handles.append(module.register_forward_hook(self._hook(phi, dropout)))
+                    handles.append(module.register_forward_hook(self._hook(phi, lines, dropout)))
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _hook(self, phi: State, dropout: float):
+    def _hook(self, phi: State, lines: Lines | None, dropout: float):
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             x = nn.functional.dropout(args[0].to(torch.float32), dropout, training=dropout > 0)
-            return output + self.kind.delta(x, phi).to(output.dtype)
+            added = self.kind.delta(x, phi) if lines is None else self._delta_of_each(x, phi, lines)
+            return output + added.to(output.dtype)
 
         return hook
+
+    def _delta_of_each(self, x: Tensor, phi: State, lines: Lines) -> Tensor:
+        """(B, T, d_out) for x (B, T, d_in), each row under its own state."""
+        tokens = x.shape[1]
+
+        def of_states(rows: Tensor) -> Tensor:  # (B, T, ...) -> (K, m T, ...)
+            return lines.lined_up(rows).flatten(1, 2)
+
+        if "share" in phi:
+            phi = {**phi, "share": of_states(phi["share"].expand(-1, tokens, 1))}
+        return lines.taken_back(self.kind.delta(of_states(x), phi).unflatten(1, (-1, tokens)))
 
 
 Adapter = AtSites | InLinears

@@ -57,6 +57,7 @@ class Batch:
     segments: Tensor | None = None  # (B, T), of encoders that tell the two texts of a pair apart
     hidden: Tensor | None = None
     share: Tensor | None = None  # (B,), see branches.Blend
+    owners: Tensor | None = None  # (B,), each row's state where there are several, see owners.py
 
     def attention(self, dtype: torch.dtype) -> Tensor:
         """The mask that the model wants: (B, T), or (B, 1, T, T) to add to scores where a row has several answers."""

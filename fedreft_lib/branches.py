@@ -119,5 +119,5 @@ class Stacked(Branches):
             return sum((x @ A.mT) @ B.mT for A, B in slots) + self.kind.delta(x, fresh)
         y = x
         for (A, B), c in zip(slots, phi["stack.c"].unbind(-2), strict=True):
-            y = y + (y @ A.mT) @ B.mT + c
+            y = y + (y @ A.mT) @ B.mT + c.unsqueeze(-2)
         return (y - x) + self.kind.delta(y, fresh)

@@ -112,6 +112,9 @@ class RunConfig(BaseModel):
     lr: float = param(2e-3, "AdamW; ReFT's commonsense runs use 9e-4 with many more steps", gt=0, le=1)
     schedule: Literal["linear", "constant"] = param("linear", "of lr within a round, as where a trainer is made anew")
     warmup: float = param(0.1, "share of a round's steps in which lr rises; ReFT: 0.1", ge=0, lt=1)
+    engine: Literal["auto", "one_by_one", "cohort"] = param(
+        "auto", "whether clients train one after another or several in one pass; equal but for rounding, see engine.py"
+    )
     weight_decay: float = param(0.0, "AdamW's, on the tensors in `decayed`; ReFT: 0", ge=0, le=1)
     decayed: Strings = param(("W", "b"), "R is refused: see the error")
     clip: float = param(1.0, "largest gradient norm of a step", gt=0)
@@ -236,6 +239,11 @@ class RunConfig(BaseModel):
             raise ValueError(f'intervention {self.intervention} has no identity start: use init="random"')
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise ValueError(f'device must be "auto", "cpu", "mps" or "cuda" (or "cuda:1"), got {self.device!r}')
+        if self.engine == "cohort" and self.dropout:
+            raise ValueError(
+                'engine="cohort" draws no dropout, since each client has draws of its own: use engine="one_by_one" or '
+                f"dropout=0, got dropout={self.dropout}"
+            )
         self._check_participation()
         if len(self.mixing_range) != 2:
             raise ValueError(f"mixing_range must be two shares, first and last, got {list(self.mixing_range)}")

@@ -6,7 +6,6 @@ same bits, and runs that begin alike share the work of their beginning.
 """
 
 import functools
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,30 +18,20 @@ from . import evaluate, hostile, mixing, participation, runs
 from .admission import Update, refusal, refusals
 from .aggregation import Aggregate, mixing_matrix
 from .config import RunConfig
+from .engine import engine_of
 from .errors import FedReFTError
 from .gauge import align
 from .interventions import State
-from .local import Trained, train
 from .randomness import derive
 from .robust import norm_clipped
 from .rotation import orthonormality_error, retract
 from .runs import Run
-from .schedule import steps_per_round
-from .states import Spec
+from .states import Spec, hash_of
 from .steering import SteeredModel
 from .strategies import STRATEGIES
-from .strategies.base import Phase, Sent, alike
-from .worlds import Answers, Client, Encoded, Labels, World, open_world, partition_of
-
-# What local training does not depend on, so that runs which differ in these alone share their first round.
-AFTER_TRAINING = {
-    "method", "aggregation", "mixing", "mixing_range", "mixing_grid", "retraction", "sharing", "head", "align",
-    "rounds", "eval_every", "experiment", "scoring", "test_size", "union_size", "max_new_tokens", "init",
-    "held_out_size", "server_lr", "server_beta1", "server_beta2", "server_tau", "dpa_weighting", "dpa_w_max",
-    "sampled", "joins", "leaves", "drops", "late", "hostile", "attack", "attack_scale", "norm_limit", "norm_clip",
-    "min_clients", "byzantine",
-}  # fmt: skip
-
+from .strategies.base import Sent, alike
+from .training import participants, train_clients
+from .worlds import Client, Encoded, Labels, World, open_world, partition_of
 
 LATE = "late."  # before the place of a client whose update arrives in the next round, in the server's memory
 
@@ -57,25 +46,6 @@ class Report:
 
     def add(self, round: int, client: str, split: str, metric: str, value: float, **more: float | str) -> None:
         self.rows.append({"round": round, "client": client, "split": split, "metric": metric, "value": value, **more})
-
-
-@dataclass(frozen=True)
-class Participant:
-    """Who trains: a client, or the centralised learner with everybody's data."""
-
-    name: str
-    train: Answers | Labels
-    held_out: Answers | Labels
-    steps: int
-
-
-def participants(world: World, config: RunConfig) -> list[Participant]:
-    """The clients; for a strategy that pools data, one learner that takes as many steps as they all together."""
-    each = [Participant(c.name, c.train, c.held_out, steps_per_round(len(c.train), config)) for c in world.clients]
-    if not STRATEGIES[config.method].pools_data:
-        return each
-    joined = type(each[0].train).join([p.train for p in each])
-    return [Participant("all", joined, each[0].held_out, sum(p.steps for p in each))]
 
 
 def start(world: World, config: RunConfig) -> Tensor:
@@ -169,7 +139,9 @@ def _collect(
     def uplink(k: int) -> int:
         return _bytes({name: x for name, x in arrived[k].state.items() if name in names}) if k in arrived else 0
 
-    for k, client in enumerate(participants(world, config)):
+    clients = participants(world, config)
+    trained = train_clients(world, config, X, [k for k in range(len(clients)) if k not in {*held, *away}], t, on_step)
+    for k, client in enumerate(clients):
         examples = len(client.train)
         if k in held:
             arrived[k] = Update(client.name, spec.named(held[k]), examples)
@@ -179,10 +151,8 @@ def _collect(
             report.add(t, client.name, "train", "present", 0.0, note=away[k])
             continue
         else:
-            trained = trained_by(world, config, X[k], client, t, on_step)
-            before = spec.named(X[k])
-            arrived[k] = hostile.sent_by(config, k, client.name, t, before, trained.state, examples)
-            loss = sum(trained.losses) / len(trained.losses)
+            arrived[k] = hostile.sent_by(config, k, client.name, t, spec.named(X[k]), trained[k].state, examples)
+            loss = sum(trained[k].losses) / len(trained[k].losses)
             late, lost = participation.is_late(config, k, t), participation.drops_out(config, k, t)
             if late and refusal(arrived[k].state, examples, spec) is None:
                 report.memory[f"{LATE}{k}"] = spec.row(arrived[k].state)
@@ -190,7 +160,7 @@ def _collect(
                 del arrived[k]
                 note = "late: its update arrives in the next round" if late else "dropped out: nothing arrives"
                 report.add(t, client.name, "train", "present", 0.0, note=note)
-            report.add(t, client.name, "train", "loss", loss, uplink_bytes=uplink(k), seconds=trained.seconds)
+            report.add(t, client.name, "train", "loss", loss, uplink_bytes=uplink(k), seconds=trained[k].seconds)
     return arrived
 
 
@@ -230,45 +200,6 @@ def _taken_in(world: World, config: RunConfig, state: State, answer: State, lam:
     rest = {name: tensor for name, tensor in answer.items() if name not in apart}
     after = STRATEGIES[config.method].take_in(world.model, state, rest, lam, config, t)
     return {**after, **{name: answer[name] for name in apart}}
-
-
-def trained_by(world: World, config: RunConfig, row: Tensor, client: Participant, t: int, on_step) -> Trained:
-    """Local training of one client; the first round's is remembered, since many methods begin with it."""
-    strategy, names = STRATEGIES[config.method], world.model.adapter_names
-    phases = strategy.phases(names, world.model.adapter.kind, config, t)
-
-    def compute() -> Trained:
-        state, losses, seconds = world.model.spec.named(row), [], 0.0
-        for i, phase in enumerate(phases):
-            part = Trained(state, [], 0.0)
-            steps = client.steps * (i + 1) // len(phases) - client.steps * i // len(phases)
-            if steps:
-                part = _phase(world, config, state, client, phase, steps, (t, i), on_step)
-            state, losses, seconds = part.state, losses + part.losses, seconds + part.seconds
-        return Trained(state, losses, seconds)
-
-    if t > 1:
-        return compute()
-    training = config.model_dump_json(exclude=AFTER_TRAINING)
-    key = ("train", client.name, client.steps, _digest({"X": row}), tuple(phases), strategy.proximal(config), training)
-    return _remembered(world, key, compute)
-
-
-def _phase(world: World, config: RunConfig, state: State, client: Participant, phase: Phase, steps, at, on_step):
-    t, i = at
-    again = (i,) if i else ()  # the first phase's batches are those of a round of one phase
-    return train(
-        world.model,
-        state,
-        client.train,
-        config,
-        steps=steps,
-        seed=derive(config.seed, "batches", t, client.name, *again),
-        trains=(*phase.trains, *world.model.head_names),
-        share=phase.share,
-        proximal=STRATEGIES[config.method].proximal(config),
-        on_step=on_step,
-    )
 
 
 def _lam(
@@ -317,12 +248,12 @@ def evaluate_all(world: World, config: RunConfig, X: Tensor | None, t: int, *, p
             parts.append(("held_out", client.held_out))
         for split, part in parts:
             # The untrained backbone is asked once for all runs; options that are read together round together.
-            key = ("untrained", client.name, split, type(part), config.batch_size, config.max_new_tokens, _digest(head))
-            scores = ask(part) if row is not None else _remembered(world, key, functools.partial(ask, part))
+            key = ("untrained", client.name, split, type(part), config.batch_size, config.max_new_tokens, hash_of(head))
+            scores = ask(part) if row is not None else world.remembered(key, functools.partial(ask, part))
             for task, metric, value in scores:
                 report.add(t, client.name, split, metric, value, task=task)
         if world.union and row is not None:
-            key = (_digest({"X": row}), client.name if own_shares else "")
+            key = (hash_of({"X": row}), client.name if own_shares else "")
             if key not in on_union:
                 on_union[key] = [score for part in world.union for score in ask(part)]
             for _, metric, value in on_union[key]:
@@ -354,7 +285,7 @@ def run(config: RunConfig, folder: str | Path | None = None, resume: bool = True
 def _run(config: RunConfig, store: runs.Store, resume: bool, progress: bool) -> Run:
     """Whatever rounds of the run are missing."""
     world = open_world(config)
-    store.describe(world, trained_names(world.model, config))
+    store.describe(world, trained_names(world.model, config), engine_of(config, world.model.backbone.device))
     begin = start(world, config)
     saved = store.resume(begin) if resume else store.afresh(begin)
     X, memory, done = saved.X, saved.memory, saved.manifest["round"]
@@ -376,16 +307,3 @@ def _run(config: RunConfig, store: runs.Store, resume: bool, progress: bool) -> 
 
 def _bytes(tensors: State) -> int:
     return sum(t.numel() * t.element_size() for t in tensors.values())
-
-
-def _digest(tensors: State) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _remembered(world: World, key: tuple, compute: Callable):
-    if key not in world.memo:
-        world.memo[key] = compute()
-    return world.memo[key]

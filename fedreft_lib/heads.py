@@ -37,7 +37,14 @@ class Head:
         }
 
     def logits(self, h: Tensor, phi: State, dropout: float = 0.0) -> Tensor:
-        """(B, outputs) from the first token's hidden state h (B, d)."""
+        """(B, outputs) from the first token's hidden state h (B, d); of K heads, (K, m, outputs) from h (K, m, d)."""
         drop = nn.Dropout(dropout).train(dropout > 0)
-        dense = torch.tanh(nn.functional.linear(drop(h.to(phi["head.D"].dtype)), phi["head.D"], phi["head.e"]))
-        return nn.functional.linear(drop(dense), phi["head.C"], phi["head.f"])
+        dense = torch.tanh(_linear(drop(h.to(phi["head.D"].dtype)), phi["head.D"], phi["head.e"]))
+        return _linear(drop(dense), phi["head.C"], phi["head.f"])
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """torch's, which knows no batch of weights, and its like for one."""
+    if weight.dim() == 2:
+        return nn.functional.linear(x, weight, bias)
+    return torch.baddbmm(bias.unsqueeze(-2), x, weight.mT)

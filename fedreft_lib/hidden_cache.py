@@ -191,7 +191,7 @@ def _weights(backbone: Backbone) -> list[str]:
     """Hashes of the embeddings and of each block; every value, where the backbone's fingerprint samples."""
     modules: list[nn.Module] = [backbone.model.get_input_embeddings(), *backbone.layers]
     return [
-        " ".join(hash_of({name: tensor.cpu().contiguous()}, {}) for name, tensor in sorted(module.state_dict().items()))
+        " ".join(hash_of({name: tensor.cpu().contiguous()}) for name, tensor in sorted(module.state_dict().items()))
         for module in modules
     ]
 

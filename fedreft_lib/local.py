@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 
 from .config import RunConfig
 from .interventions import State
@@ -40,7 +41,7 @@ class Coordinates:
         *,
         rotated: Sequence[str] = (),
         trains: Sequence[str] | None = None,
-        complement: torch.Tensor | None = None,
+        complement: Tensor | None = None,
     ):
         moving = set(state if trains is None else trains)
         self.rotations = {name: Rotation(state[name], complement) for name in rotated if name in moving}
@@ -90,6 +91,37 @@ def train(
     the state and is refused at admission.
     """
     began = time.perf_counter()
+    plan = batches(len(data), config.batch_size, steps, seed)
+
+    def loss_at(step: int, phi: State) -> Tensor:
+        return data.losses(model, plan[step], phi, share=share, dropout=config.dropout).mean()
+
+    with torch.random.fork_rng(enabled=config.dropout > 0):
+        if config.dropout > 0:
+            torch.manual_seed(seed)  # dropout alone draws from torch's own generator
+        trained, losses = descend(
+            model, state, config, loss_at, steps=steps, trains=trains, proximal=proximal, on_step=on_step
+        )
+    return Trained(trained, [float(loss) for loss in losses], time.perf_counter() - began)
+
+
+def descend(
+    model: SteeredModel,
+    state: State,
+    config: RunConfig,
+    loss_at: Callable[[int, State], Tensor],
+    *,
+    steps: int,
+    trains: Sequence[str] | None,
+    proximal: float,
+    on_step: Callable[[], object],
+    clip: Callable[[list[Tensor], float], object] = nn.utils.clip_grad_norm_,
+) -> tuple[State, list[Tensor]]:
+    """The optimiser's loop: the state after `steps` steps on loss_at(step, state), and the loss of each step.
+
+    cohort.py gives it many states as one, (K, ...), their losses (K,), and a `clip` that knows them apart: all else
+    here works number by number, or is a sum whose gradient is each state's own.
+    """
     origin = {name: tensor.to(model.backbone.device) for name, tensor in state.items()}
     coordinates = Coordinates(origin, rotated=model.adapter.rotated, trains=trains)
     optimiser = torch.optim.AdamW(coordinates.groups(config.weight_decay, config.decayed), lr=config.lr)
@@ -97,22 +129,18 @@ def train(
         optimiser, lambda step: learning_rate(min(step, steps - 1), steps, config.warmup, config.schedule)
     )
     losses = []
-    with torch.random.fork_rng(enabled=config.dropout > 0):
-        if config.dropout > 0:
-            torch.manual_seed(seed)  # dropout alone draws from torch's own generator
-        for indices in batches(len(data), config.batch_size, steps, seed):
-            phi = coordinates.state()
-            loss = data.losses(model, indices, phi, share=share, dropout=config.dropout).mean()
-            objective = loss
-            if proximal:
-                objective = loss + proximal / 2 * sum((phi[n] - origin[n]).square().sum() for n in coordinates.free)
-            optimiser.zero_grad(set_to_none=True)
-            objective.backward()
-            torch.nn.utils.clip_grad_norm_(list(coordinates.free.values()), config.clip)
-            optimiser.step()
-            rate.step()
-            losses.append(float(loss.detach()))
-            on_step()
+    for step in range(steps):
+        phi = coordinates.state()
+        loss = loss_at(step, phi)
+        objective = loss.sum()
+        if proximal:
+            objective = objective + proximal / 2 * sum((phi[n] - origin[n]).square().sum() for n in coordinates.free)
+        optimiser.zero_grad(set_to_none=True)
+        objective.backward()
+        clip(list(coordinates.free.values()), config.clip)
+        optimiser.step()
+        rate.step()
+        losses.append(loss.detach())
+        on_step()
     with torch.no_grad():
-        trained = {name: tensor.detach().to("cpu") for name, tensor in coordinates.state().items()}
-    return Trained(trained, losses, time.perf_counter() - began)
+        return {name: tensor.detach().to("cpu") for name, tensor in coordinates.state().items()}, losses

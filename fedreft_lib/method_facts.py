@@ -14,13 +14,14 @@ from torch import Tensor
 from . import evaluate
 from .branches import Branches, Kind
 from .config import RunConfig
-from .federation import participants, start, trained_by
+from .federation import start
 from .figures import method_labels
 from .interventions import INTERVENTIONS, State
 from .lora import LoRA
 from .runs import Run
 from .strategies import STRATEGIES
 from .tables import summary
+from .training import train_clients
 from .worlds import open_world
 
 # What the sources do not say, beside the schedule, which is ours for every method: (method, over interventions only).
@@ -81,8 +82,7 @@ def learned(config: RunConfig) -> list[State]:
     """What each client holds after its local training of the first round, before anything is averaged."""
     world = open_world(config)
     X = start(world, config)
-    clients = participants(world, config)
-    return [trained_by(world, config, X[k], client, 1, lambda: None).state for k, client in enumerate(clients)]
+    return [trained.state for trained in train_clients(world, config, X, range(len(X)), 1).values()]
 
 
 def start_of(config: RunConfig) -> Tensor:

@@ -146,7 +146,7 @@ class Store:
         _warn_of_elsewhere([saved], self.folder)
         return _as_run(saved, self.folder)
 
-    def describe(self, world: "World", trained: tuple[str, ...]) -> None:
+    def describe(self, world: "World", trained: tuple[str, ...], engine: str) -> None:
         """Note what the run depends on besides its config; `trained` names the tensors that a client trains."""
         backbone = world.model.backbone
         self.spec = world.model.spec
@@ -158,6 +158,7 @@ class Store:
             "dtype": str(backbone.dtype),
             "cache": hidden_cache.offer(world.model),
             "seed": self.config.seed,
+            "engine": engine,
             "trainable_params": sum(sizes[name] for name in trained),
             "head_params": sum(sizes[name] for name in world.model.head_names),
             "spec": [[name, list(shape)] for name, shape in self.spec.shapes],

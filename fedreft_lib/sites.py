@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .errors import ConfigError
 from .interventions import State
+from .owners import Lines
 
 
 def parse_positions(text: str) -> tuple[int, int]:
@@ -109,7 +110,7 @@ class Edits(Protocol):
     """What `intervene` needs of an intervention."""
 
     def edit(self, h: Tensor, phi: State) -> Tensor:
-        """Phi(h) for h (n, d) and the tensors of one site."""
+        """Phi(h) for h (n, d) and the tensors of one site; for h (K, n, d) and those of K states."""
 
 
 @contextmanager
@@ -121,6 +122,7 @@ def intervene(
     positions: Positions,
     *,
     share: Tensor | None = None,
+    owners: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Iterator[None]:
     """Within this context, the next forward pass over the batch of `positions` is steered by `state`.
@@ -129,11 +131,18 @@ def intervene(
     that follow are left alone. `layers` are the model's transformer blocks, numbered as in `sites`.
 
     share (B,): for interventions of two branches, each row's share of the local one, passed on as phi["share"].
+    owners (B,): each row's state, where the tensors of `state` are those of K states, (K, S, ...).
     dropout: on the edited hidden states, as in pyreft; for training only.
     """
-    per_site = unstacked(state)
+    per_site = unstacked(state, 0 if owners is None else 1)
+    rows = {group: index // positions.shape[1] for group, index in positions.indices.items()}
+    if owners is not None:
+        states = len(next(iter(state.values())))
+        lines = {group: Lines(owners[row], states) for group, row in rows.items()}
     if share is not None:
-        shares = {group: share[index // positions.shape[1], None] for group, index in positions.indices.items()}
+        shares = {group: share[row, None] for group, row in rows.items()}
+        if owners is not None:
+            shares = {group: lines[group].lined_up(each) for group, each in shares.items()}
 
     def hook_for(layer: int):
         acted = False
@@ -152,7 +161,11 @@ def intervene(
                 phi = per_site[sites.index(layer, group)]
                 if share is not None:
                     phi = {**phi, "share": shares[group]}
-                edited.append(intervention.edit(flat[index], phi))
+                if owners is None:
+                    edited.append(intervention.edit(flat[index], phi))
+                else:
+                    each = intervention.edit(lines[group].lined_up(flat[index]), phi)  # (K, m, d)
+                    edited.append(lines[group].taken_back(each))
             written = nn.functional.dropout(torch.cat(edited), dropout, training=dropout > 0)
             flat = flat.index_copy(0, torch.cat(list(positions.indices.values())), written)
             h = flat.view_as(h)
@@ -170,7 +183,8 @@ def intervene(
             handle.remove()
 
 
-def unstacked(state: State) -> list[State]:
-    """The tensors of each place: (S, ...) -> S times (...)."""
+def unstacked(state: State, dim: int = 0) -> list[State]:
+    """The tensors of each place: (S, ...) -> S times (...); with dim=1, (K, S, ...) -> S times (K, ...)."""
     # One differentiable take-apart of the stacked tensors: S selects would each build a gradient of full size.
-    return [dict(zip(state, parts, strict=True)) for parts in zip(*(t.unbind(0) for t in state.values()), strict=True)]
+    parts = zip(*(tensor.unbind(dim) for tensor in state.values()), strict=True)
+    return [dict(zip(state, each, strict=True)) for each in parts]

@@ -116,9 +116,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, notes
 
 
-def hash_of(tensors: dict[str, Tensor], notes: dict[str, str]) -> str:
+def hash_of(tensors: dict[str, Tensor], notes: dict[str, str] | None = None) -> str:
     """A hash of names, types, shapes and values, and of the notes."""
-    digest = hashlib.sha256(json.dumps(notes, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(notes or {}, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy())

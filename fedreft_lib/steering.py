@@ -5,18 +5,20 @@ The backbone is shared by all clients; a client is nothing but the state that is
 
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from .adapters import Adapter
 from .backbone import Backbone
 from .batches import Batch, Sequence, by_length, collate
 from .heads import Head
 from .interventions import State
+from .owners import Lines
 from .states import Spec
 
 BLOCKS_RETURN_TUPLES = tuple(map(int, transformers.__version__.split(".")[:2])) < (4, 54)
@@ -26,6 +28,9 @@ STARTS_ANYWHERE = ("llama", "mistral", "qwen2", "qwen3")
 
 class SteeredModel:
     """One backbone, one adapter, a classification head where the task has one; any number of states.
+
+    A batch is steered by one state, or each of its rows by its own: batch.owners then says which, and the tensors of
+    `state` are those of K states, (K, ...).
 
     >>> from fedreft_lib import AtSites, LoReFT, Sites, load_backbone
     >>> backbone = load_backbone("tiny-llama")
@@ -62,7 +67,11 @@ class SteeredModel:
 
     def class_logits(self, batch: Batch, state: State, dropout: float = 0.0) -> Tensor:
         """The head's outputs (B, outputs), read off the first token."""
-        return self.head.logits(self.hidden_states(batch, state, dropout)[:, 0], self._moved(state), dropout)
+        first, state = self.hidden_states(batch, state, dropout)[:, 0], self._moved(state)
+        if batch.owners is None:
+            return self.head.logits(first, state, dropout)
+        lines = Lines(batch.owners, len(state["head.D"]))
+        return lines.taken_back(self.head.logits(lines.lined_up(first), state, dropout))
 
     def answer_logprobs(self, batch: Batch, state: State | None, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
         """Log-probability (M,) of every answer token of the batch, and the number (M,) of the answer it belongs to.
@@ -76,32 +85,48 @@ class SteeredModel:
 
     @torch.no_grad()
     def generate(
-        self, prompts: Many[Sequence], state: State | None, max_new_tokens: int, *, share: Tensor | None = None
+        self,
+        prompts: Many[Sequence],
+        state: State | None,
+        max_new_tokens: int,
+        *,
+        share: Tensor | None = None,
+        owners: Tensor | None = None,
     ) -> list[str]:
-        """Greedy continuations, read with a key-value cache, each until the end token.
+        """Greedy continuations, read with a key-value cache, each until the end token; finished rows are dropped.
 
-        Interventions steer the prompt alone; additions in linear modules act on every token.
+        Interventions steer the prompt alone; additions in linear modules act on every token. owners (B,): each prompt's
+        state, where `state` holds several (K, ...): a token costs about the same for many rows as for a few.
         """
         model, tokenizer = self.backbone.model, self.backbone.tokenizer
-        batch = replace(self.batch(prompts, side="left"), share=share)
-        mask, tokens, cache = batch.mask, batch.ids, None
-        running = torch.ones(len(prompts), dtype=torch.bool, device=tokens.device)
+        batch = replace(self.batch(prompts, side="left"), share=share, owners=owners)
+        mask, tokens, cache = batch.mask, batch.ids, DynamicCache()
         produced: list[list[int]] = [[] for _ in prompts]
-        with self._steered(self.backbone.layers, batch, state):
-            for _ in range(max_new_tokens):
-                place = (mask.cumsum(1) - 1).clamp_min(0)[:, -tokens.shape[1] :]
+        running, state = list(range(len(prompts))), state and self._moved(state)
+        for step in range(max_new_tokens):
+            steered = self._steered(self.backbone.layers, batch, state)
+            place = (mask.cumsum(1) - 1).clamp_min(0)[:, -tokens.shape[1] :]
+            with steered if step == 0 or self.adapter.every_token else nullcontext():
                 out = model.base_model(
                     input_ids=tokens, attention_mask=mask, position_ids=place, past_key_values=cache, use_cache=True
                 )
-                cache = out.past_key_values
-                chosen = model.get_output_embeddings()(out.last_hidden_state[:, -1]).argmax(-1)  # (B,)
-                running = running & (chosen != tokenizer.eos_token_id)
-                if not bool(running.any()):
+            chosen = model.get_output_embeddings()(out.last_hidden_state[:, -1]).argmax(-1)  # (B,)
+            on = (chosen != tokenizer.eos_token_id).nonzero()[:, 0]  # the rows that go on
+            if len(on) < len(running):
+                running = [running[row] for row in on.tolist()]
+                if not running:
                     break
-                for row in running.nonzero()[:, 0].tolist():
-                    produced[row].append(int(chosen[row]))
-                tokens = chosen.unsqueeze(1)
-                mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
+                chosen, mask = chosen[on], mask[on]
+                cache.batch_select_indices(on)
+                batch = replace(
+                    batch,
+                    share=None if batch.share is None else batch.share[on],
+                    owners=None if batch.owners is None else batch.owners[on],
+                )
+            for row, token in zip(running, chosen.tolist(), strict=True):
+                produced[row].append(token)
+            tokens = chosen.unsqueeze(1)
+            mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
         return [tokenizer.decode(ids, skip_special_tokens=True) for ids in produced]
 
     @property

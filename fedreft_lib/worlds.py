@@ -9,9 +9,10 @@ computed once (see hidden_cache); all such runs read them. What each kind of ite
 """
 
 import functools
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, fields, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from .architectures import ARCHITECTURES, kind_of, memory_estimate, skeleton
 from .backbone import Backbone, choose_device, choose_dtype, find_layers, load_backbone
 from .batches import Batch, Sequence, encode, encode_pair
 from .config import RunConfig
+from .engine import rows_in_a_pass
 from .errors import ConfigError, DataError
 from .heads import Head
 from .hidden_cache import HiddenCache
@@ -47,11 +49,20 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.sequences)
 
-    def batch(self, model: SteeredModel, indices: Many[int], share: float | Tensor | None = None) -> Batch:
-        """share: of the local branch, one for all rows or one for each item of the whole (see branches.Blend)."""
+    def batch(
+        self,
+        model: SteeredModel,
+        indices: Many[int],
+        share: float | Tensor | None = None,
+        owners: Tensor | None = None,
+    ) -> Batch:
+        """share: of the local branch, one for all rows or one for each item of the whole (see branches.Blend).
+
+        owners: of each row, where rows have states of their own.
+        """
         hidden = None if self.hidden is None else [self.hidden[i] for i in indices]
         batch = model.batch([self.sequences[i] for i in indices], hidden=hidden)
-        return replace(batch, share=rows_share(share, indices, batch.ids.device))
+        return replace(batch, share=rows_share(share, indices, batch.ids.device), owners=owners)
 
     def subset(self, indices: Many[int]) -> Self:
         """The items at `indices`, with what is cached of them."""
@@ -77,9 +88,15 @@ def rows_share(share: float | Tensor | None, indices: Many[int], device: torch.d
 class Answers(Encoded):
     """Prompts with their right answers, to train on or to take a loss of."""
 
-    def losses(self, model: SteeredModel, indices: Many[int], state: State | None, *, share=None, dropout=0.0):
+    def losses(
+        self, model: SteeredModel, indices: Many[int], state: State | None, *, share=None, owners=None, dropout=0.0
+    ):
         """Negative log-likelihood (M,) of each answer token of these items (nats)."""
-        return -model.answer_logprobs(self.batch(model, indices, share), state, dropout)[0]
+        return -model.answer_logprobs(self.batch(model, indices, share, owners), state, dropout)[0]
+
+    def losses_in(self, i: int) -> int:
+        """How many of `losses` are item i's."""
+        return len(self.sequences[i].ids) - self.sequences[i].prompt_length
 
 
 @dataclass(frozen=True)
@@ -111,9 +128,9 @@ class Labels(Encoded):
     classes: list[int]  # 0: a regression
     tasks: list[str]
 
-    def losses(self, model: SteeredModel, indices: Many[int], state: State, *, share=None, dropout=0.0):
+    def losses(self, model: SteeredModel, indices: Many[int], state: State, *, share=None, owners=None, dropout=0.0):
         """Cross-entropy, or squared error, (B,) of each of these items."""
-        outputs = model.class_logits(self.batch(model, indices, share), state, dropout)
+        outputs = model.class_logits(self.batch(model, indices, share, owners), state, dropout)
         classes = torch.tensor([self.classes[i] for i in indices], device=outputs.device)
         labels = torch.tensor([float(self.labels[i]) for i in indices], device=outputs.device)
         # A task of fewer classes than the head has outputs (MNLI beside RTE) knows only its own.
@@ -121,6 +138,10 @@ class Labels(Encoded):
         masked = outputs.masked_fill(~own, float("-inf"))
         entropy = nn.functional.cross_entropy(masked, torch.where(classes > 0, labels, 0).long(), reduction="none")
         return torch.where(classes > 0, entropy, (outputs[:, 0] - labels).square())
+
+    def losses_in(self, i: int) -> int:
+        """How many of `losses` are item i's."""
+        return 1
 
 
 @dataclass(frozen=True)
@@ -141,8 +162,13 @@ class World:
     clients: list[Client]
     union: tuple[Options | Texts | Labels, ...]
     questions: list[ClientData]
-    # Results of pure functions of this world that several of its runs ask for; see federation.py.
     memo: dict = field(default_factory=dict, repr=False, compare=False)
+
+    def remembered(self, key: tuple, compute: Callable[[], Any]) -> Any:
+        """The result of a pure function of this world that several of its runs ask for."""
+        if key not in self.memo:
+            self.memo[key] = compute()
+        return self.memo[key]
 
 
 # What the data of a world depends on; its adapter depends on the intervention and the method besides.
@@ -193,8 +219,9 @@ def planned(config: RunConfig, classes: int = 2) -> SteeredModel:
 
 def needs(config: RunConfig) -> str:
     """How much memory a run on a hub backbone takes, as a sentence; an upper bound, before anything is loaded."""
-    model, dtype = planned(config), choose_dtype(config.dtype, choose_device(config.device))
-    tokens = config.batch_size * config.max_length
+    device = choose_device(config.device)
+    model, dtype = planned(config), choose_dtype(config.dtype, device)
+    tokens = min(rows_in_a_pass(config, device), config.clients * config.batch_size) * config.max_length
     return str(
         memory_estimate(model.backbone.model, dtype, trainable=model.spec.size, clients=config.clients, tokens=tokens)
     )

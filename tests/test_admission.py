@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from fedreft_lib import federation, load_run, run, worlds
+from fedreft_lib import federation, load_run, run, training, worlds
 from fedreft_lib.admission import Update, refusal, refusals
 from fedreft_lib.errors import FedReFTError
 from fedreft_lib.states import Spec
@@ -82,7 +82,7 @@ def test_what_is_admitted_can_be_used():
 
 def spoiled_training(monkeypatch, spoilers):
     """spoilers {(round, place of the client): a function of its update}; the rest trains as always."""
-    honest, place = federation.train, {"calls": 0}
+    honest, place = training.train, {"calls": 0}
 
     def train(world_model, state, data, config, **more):
         trained = honest(world_model, state, data, config, **more)
@@ -93,7 +93,7 @@ def spoiled_training(monkeypatch, spoilers):
             spoilers[t + 1, k](update)
         return dataclasses.replace(trained, state=update)
 
-    monkeypatch.setattr(federation, "train", train)
+    monkeypatch.setattr(training, "train", train)
 
 
 @pytest.fixture(autouse=True)

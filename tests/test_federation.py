@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from fedreft_lib import evaluate, federation, run, runs, worlds
+from fedreft_lib import evaluate, run, runs, training, worlds
 from fedreft_lib.federation import federated_round, start
 from fedreft_lib.interventions import INTERVENTIONS
 from fedreft_lib.local import train
@@ -143,7 +143,7 @@ def test_a_run_that_was_stopped_within_a_round_is_too(monkeypatch, tmp_path):
 
     open_world(config).memo.clear()
     with monkeypatch.context() as patched, pytest.raises(StoppedError):
-        patched.setattr(federation, "train", stop_in_round_2)
+        patched.setattr(training, "train", stop_in_round_2)
         finish(config, tmp_path)
     same(finish(config, tmp_path), whole)
 

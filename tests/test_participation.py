@@ -5,8 +5,9 @@ import torch
 
 from fedreft_lib import load_run, run
 from fedreft_lib.errors import ConfigError, FedReFTError
-from fedreft_lib.federation import federated_round, participants, start, trained_by
+from fedreft_lib.federation import federated_round, start
 from fedreft_lib.participation import away
+from fedreft_lib.training import train_clients
 from fedreft_lib.worlds import open_world
 from tests.test_federation import StoppedError, same, stop_after
 from tests.test_worlds import small
@@ -21,7 +22,7 @@ def finish(config, folder=None):
 def trained(config, X, t, k):
     """What client k (from 0) learns in round t from row k of X."""
     world = open_world(config)
-    return world.model.spec.row(trained_by(world, config, X[k], participants(world, config)[k], t, lambda: None).state)
+    return world.model.spec.row(train_clients(world, config, X, [k], t)[k].state)
 
 
 def rows_of(report, metric):

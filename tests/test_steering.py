@@ -6,9 +6,12 @@ import pytest
 import torch
 import transformers
 
+from fedreft_lib.adapters import InLinears
 from fedreft_lib.backbone import find_layers
 from fedreft_lib.batches import Sequence
 from fedreft_lib.interventions import INTERVENTIONS, LoReFT
+from fedreft_lib.lora import LoRA
+from fedreft_lib.steering import SteeredModel
 from tests.models import random_backbone, random_state, steered
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
@@ -244,6 +247,33 @@ def test_unsteered_generation_is_hugging_faces(talkative):
     )  # fmt: skip
     expected = tokenizer.batch_decode(theirs[:, batch.ids.shape[1] :], skip_special_tokens=True)
     assert model.generate(PROMPTS, None, 12) == expected
+
+
+def low_rank(backbone):
+    return SteeredModel(backbone, InLinears.of(backbone, LoRA(3.0), (0, 2), 2, ("q_proj", "down_proj")))
+
+
+@pytest.mark.parametrize("build", [lambda backbone: steered(backbone, LoReFT), low_rank], ids=["sites", "linears"])
+def test_rows_of_several_states_are_generated_as_each_state_generates_them(talkative, build):
+    model = build(talkative)
+    states, owners = [random_state(model, seed) for seed in (1, 2, 3)], [2, 0, 2, 2, 0, 1]
+    prompts = [*PROMPTS, PROMPTS[0]]
+    stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+    found = model.generate(prompts, stacked, 12, owners=torch.tensor(owners))
+    assert found == [model.generate([p], states[k], 12)[0] for p, k in zip(prompts, owners, strict=True)]
+    assert found[0] != found[-1]
+
+
+def test_texts_that_have_ended_are_read_no_further(talkative, monkeypatch):
+    model = low_rank(talkative)
+    state, rows = random_state(model), []
+    alone = [model.generate([prompt], state, 12)[0] for prompt in PROMPTS]
+    handle = talkative.layers[0].register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
+    try:
+        assert model.generate(PROMPTS, state, 12) == alone
+    finally:
+        handle.remove()
+    assert rows[0] == len(PROMPTS) and rows == sorted(rows, reverse=True) and rows[-1] < rows[0]
 
 
 def test_generation_is_steered_and_stops_at_the_given_length(talkative):

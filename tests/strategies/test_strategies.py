@@ -6,10 +6,11 @@ import typing
 import pytest
 import torch
 
-from fedreft_lib import RunConfig, federation, run, worlds
-from fedreft_lib.federation import federated_round, participants, start
+from fedreft_lib import RunConfig, run, training, worlds
+from fedreft_lib.federation import federated_round, start
 from fedreft_lib.local import train
 from fedreft_lib.strategies import STRATEGIES
+from fedreft_lib.training import participants
 from fedreft_lib.worlds import open_world
 from tests.test_worlds import small
 
@@ -128,7 +129,7 @@ def test_centralised_takes_as_many_steps_as_all_clients_together_on_everybodys_d
         seen.append((len(trained.losses), len(data)))
         return trained
 
-    monkeypatch.setattr(federation, "train", counted)
+    monkeypatch.setattr(training, "train", counted)
     worlds._build.cache_clear()  # or the first round is remembered, and no step is taken
     finish(config.but(method="local"))
     each = list(seen)

@@ -1,0 +1,78 @@
+"""Local training of many clients in one pass: one forward and one backward for all their batches.
+
+Each row of the batch is steered by its own client's state. The frozen model treats rows apart, the objective is the
+sum of the clients' mean losses, AdamW works number by number and gradients are clipped client by client: so each client
+takes the steps that it takes alone. What differs is rounding, since products have other shapes: some 1e-7 of a state
+after a round in float32. A number whose gradient is zero but for rounding is the exception, in any two ways to add up:
+AdamW's first steps are as long as the learning rate whatever the gradient is.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .config import RunConfig
+from .interventions import State
+from .local import Trained, descend
+from .schedule import batches
+from .steering import SteeredModel
+from .worlds import Answers, Labels
+
+
+def train_together(
+    model: SteeredModel,
+    states: Sequence[State],
+    datas: Sequence[Answers | Labels],
+    config: RunConfig,
+    *,
+    steps: int,
+    seeds: Sequence[int],
+    trains: Sequence[str] | None = None,
+    share: float | None = None,
+    proximal: float = 0.0,
+    on_step: Callable[[], object] = lambda: None,
+) -> list[Trained]:
+    """`local.train` for each client's state, data and seed; without dropout, whose draws would be others.
+
+    A client's time is its part of the whole, all parts being equal.
+    """
+    began = time.perf_counter()
+    data = type(datas[0]).join(datas)
+    plans, first = [], 0
+    for own, seed in zip(datas, seeds, strict=True):
+        chosen = batches(len(own), config.batch_size, steps, seed)
+        plans.append([[first + i for i in indices] for indices in chosen])
+        first += len(own)
+
+    def loss_at(step: int, phi: State) -> Tensor:
+        parts = [plan[step] for plan in plans]
+        owners = torch.tensor([k for k, part in enumerate(parts) for _ in part], device=model.backbone.device)
+        losses = data.losses(model, [i for part in parts for i in part], phi, share=share, owners=owners)
+        sizes = [sum(map(data.losses_in, part)) for part in parts]
+        return torch.stack([own.mean() for own in losses.split(sizes)])  # (K,)
+
+    def everybodys_step() -> None:
+        for _ in states:
+            on_step()
+
+    stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+    trained, losses = descend(
+        model, stacked, config, loss_at, steps=steps, trains=trains, proximal=proximal, on_step=everybodys_step,
+        clip=clip_each,
+    )  # fmt: skip
+    each = torch.stack(losses, 1).tolist()
+    seconds = (time.perf_counter() - began) / len(states)
+    return [
+        Trained({name: tensor[k].clone() for name, tensor in trained.items()}, each[k], seconds)
+        for k in range(len(states))
+    ]
+
+
+def clip_each(tensors: Sequence[Tensor], largest: float) -> None:
+    """`clip_grad_norm_` for each k apart, over the k-th slices of the gradients of tensors (K, ...)."""
+    norms = torch.stack([tensor.grad.flatten(1).norm(dim=1) for tensor in tensors]).norm(dim=0)  # (K,)
+    factor = (largest / (norms + 1e-6)).clamp(max=1.0)
+    for tensor in tensors:
+        tensor.grad *= factor.view(-1, *[1] * (tensor.dim() - 1))

@@ -1,0 +1,31 @@
+"""Rows of several states in one batch: lined up state by state, so that one product serves all states, and back.
+
+    rows (n, ...)  -- lined_up -->  lines (K, m, ...)  -- each line under its own state -->  -- taken_back -->  rows
+
+A line is as long as the longest. What is left of it is zeros and not another's row: its gradient is zero, and zero
+times another client's NaN would be NaN.
+"""
+
+import torch
+from torch import Tensor
+
+
+class Lines:
+    """owners (n,): for each row the number of its state, in any order. states: K; some may own no row."""
+
+    def __init__(self, owners: Tensor, states: int):
+        sizes = owners.bincount(minlength=states)
+        order = owners.argsort(stable=True)
+        first = sizes.cumsum(0) - sizes  # of each state's rows, in that order
+        within = torch.arange(len(owners), device=owners.device) - first[owners[order]]
+        self.shape = (states, int(sizes.max()) if len(owners) else 0)
+        self.place = torch.empty_like(owners).index_copy(0, order, owners[order] * self.shape[1] + within)  # (n,)
+
+    def lined_up(self, rows: Tensor) -> Tensor:
+        """(n, ...) -> (K, m, ...)"""
+        lines = rows.new_zeros(self.shape[0] * self.shape[1], *rows.shape[1:])
+        return lines.index_copy(0, self.place, rows).unflatten(0, self.shape)
+
+    def taken_back(self, lines: Tensor) -> Tensor:
+        """(K, m, ...) -> (n, ...)"""
+        return lines.flatten(0, 1).index_select(0, self.place)
