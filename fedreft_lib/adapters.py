@@ -58,6 +58,8 @@ class AtSites:
     def attached(self, blocks: Blocks, state: State, batch: Batch, dropout: float = 0.0) -> Iterator[None]:
         """Within this context the next forward pass over `batch` is steered; generation goes on unsteered."""
         positions = self.sites.positions(batch.prompt_lengths, batch.starts, tuple(batch.ids.shape))
+        if batch.packed:
+            positions = positions.among(batch.index)
         rows = {"share": batch.share, "owners": batch.owners}
         with intervene(blocks, self.kind, state, self.sites, positions, **rows, dropout=dropout):
             yield
@@ -122,8 +124,9 @@ class InLinears:
     @contextmanager
     def attached(self, blocks: Blocks, state: State, batch: Batch, dropout: float = 0.0) -> Iterator[None]:
         """Within this context every forward pass has the additions; dropout is on their input, as in peft."""
-        share = None if batch.share is None else batch.share[:, None, None]
-        lines = None if batch.owners is None else Lines(batch.owners, len(next(iter(state.values()))))
+        of_row = batch.rows if batch.packed else slice(None)  # a packed batch's tokens are rows of one token
+        share = None if batch.share is None else batch.share[of_row][:, None, None]
+        lines = None if batch.owners is None else Lines(batch.owners[of_row], len(next(iter(state.values()))))
         handles = []
         try:
             for target in self.dims:
@@ -131,16 +134,18 @@ class InLinears:
                 places = unstacked(own, 0 if lines is None else 1)
                 for module, phi in zip(self.modules(blocks, target), places, strict=True):
                     phi = phi if share is None else {**phi, "share": share}
-                    handles.append(module.register_forward_hook(self._hook(phi, lines, dropout)))
+                    handles.append(module.register_forward_hook(self._hook(phi, lines, batch.packed, dropout)))
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _hook(self, phi: State, lines: Lines | None, dropout: float):
+    def _hook(self, phi: State, lines: Lines | None, packed: bool, dropout: float):
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             x = nn.functional.dropout(args[0].to(torch.float32), dropout, training=dropout > 0)
+            x = x.transpose(0, 1) if packed else x
             added = self.kind.delta(x, phi) if lines is None else self._delta_of_each(x, phi, lines)
+            added = added.transpose(0, 1) if packed else added
             return output + added.to(output.dtype)
 
         return hook

@@ -39,6 +39,7 @@ from transformers.utils import logging
 
 from .architectures import ARCHITECTURES, count_parameters, empty_model, fit, kind_of
 from .assets import ASSETS, backbone_folder
+from .attention import install
 from .errors import ConfigError, FedReFTError, did_you_mean
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -124,6 +125,7 @@ def load_backbone(name: str, dtype: str | torch.dtype = "auto", device: str | to
     model.eval().requires_grad_(False)
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # hidden states are all that is read, and many checkpoints (RoBERTa) have none
+    install(model)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token  # LLaMA-2 as pyreft does; LLaMA-3
     if tokenizer.pad_token is None:

@@ -11,6 +11,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.utils import rnn
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded sequences. `hidden` (B, T, d) stands in for the ids where states below the first site are cached."""
+    """Sequences in a padded grid. `hidden`, (B, T, d) or (1, N, d), stands in for the ids where states are cached."""
 
     ids: Tensor  # (B, T)
     mask: Tensor  # (B, T), 1 at tokens
@@ -58,19 +59,52 @@ class Batch:
     hidden: Tensor | None = None
     share: Tensor | None = None  # (B,), see branches.Blend
     owners: Tensor | None = None  # (B,), each row's state where there are several, see owners.py
+    packed: bool = False  # the model reads all tokens as one row (1, N) without padding, see attention.py
+
+    @cached_property
+    def index(self) -> Tensor:
+        """Flat places (N,) of the tokens in (B, T)."""
+        return self.mask.flatten().nonzero()[:, 0]
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """The row (N,) of each token."""
+        return self.index // self.ids.shape[1]
+
+    def as_read(self, table: Tensor) -> Tensor:
+        """What the model is given of a table (B, T): all of it, or (1, N) of a packed batch."""
+        return table.flatten()[self.index].unsqueeze(0) if self.packed else table
+
+    def as_grid(self, hidden: Tensor) -> Tensor:
+        """(B, T, d) of what the model gives, (1, N, d) for a packed batch."""
+        if not self.packed:
+            return hidden
+        grid = hidden.new_zeros(self.ids.numel(), hidden.shape[2])
+        return grid.index_copy(0, self.index, hidden[0]).view(*self.ids.shape, -1)
+
+    @cached_property
+    def branching(self) -> bool:
+        """Whether a row has several answers, which do not see each other."""
+        return int(self.branches.max()) > 0
 
     def attention(self, dtype: torch.dtype) -> Tensor:
-        """The mask that the model wants: (B, T), or (B, 1, T, T) to add to scores where a row has several answers."""
-        if int(self.branches.max()) < 1:
+        """What a decoder's tokens see: the mask (B, T), or (B or 1, 1, T, T) to add to scores where that is not all."""
+        if not self.branching and not self.packed:
             return self.mask
         order = torch.arange(self.ids.shape[1], device=self.ids.device)
-        seen = self.branches[:, None, :]  # of the token that is looked at
-        own = self.branches[:, :, None]
-        allowed = ((seen == -1) | (seen == own)) & self.mask[:, None, :].bool() & (order[None, :] <= order[:, None])
-        allowed |= torch.eye(len(order), dtype=torch.bool, device=order.device)  # padding sees itself, or softmax fails
-        return torch.zeros(allowed.shape, dtype=dtype, device=order.device).masked_fill(
-            ~allowed, torch.finfo(dtype).min
-        )[:, None]
+        allowed = (order[None, :] <= order[:, None])[None]  # (1, T, T); padding is at the end, where no token sees it
+        if self.branching:
+            seen = self.branches[:, None, :]  # of the token that is looked at
+            own = self.branches[:, :, None]
+            allowed = allowed & ((seen == -1) | (seen == own)) & self.mask[:, None, :].bool()
+            itself = torch.eye(len(order), dtype=torch.bool, device=order.device)
+            allowed |= itself  # padding, too, or its softmax fails
+        return added_to_scores(allowed[:, None], dtype)
+
+
+def added_to_scores(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a token may look, and the lowest number elsewhere."""
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)
 
 
 def encode(tokenizer, prompt: str, answers: Many[str], *, max_length: int, end: bool = False) -> Sequence:
@@ -102,6 +136,7 @@ def collate(
     *,
     side: str = "right",
     hidden: Many[Tensor] | None = None,
+    packed: bool = False,
 ) -> Batch:
     """Pad to the longest. side="left" is for generation. hidden: for each sequence its cached (T_i, d).
 
@@ -124,7 +159,8 @@ def collate(
         answers += len(sequence.answer_lengths)
     stacked = None
     if hidden is not None:
-        stacked = torch.nn.utils.rnn.pad_sequence(list(hidden), batch_first=True).to(device)
+        together = torch.cat(list(hidden))[None] if packed else rnn.pad_sequence(list(hidden), batch_first=True)
+        stacked = together.to(device)
     return Batch(
         ids=padded([s.ids for s in sequences], pad_id),
         mask=padded([[1] * len(s.ids) for s in sequences], 0),
@@ -135,6 +171,7 @@ def collate(
         targets=torch.tensor(targets, dtype=torch.long, device=device).reshape(-1, 4),
         segments=padded([s.segments for s in sequences], 0) if any(s.segments for s in sequences) else None,
         hidden=stacked,
+        packed=packed,
     )
 
 

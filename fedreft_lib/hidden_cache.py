@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import batches, steering
+from . import attention, batches, steering
 from .assets import cache_dir
 from .backbone import Backbone
 from .batches import Sequence
@@ -175,7 +175,7 @@ def key_of(model: SteeredModel, sequences: Many[Sequence]) -> str:
 @functools.cache  # of what this process runs
 def _sources() -> str:
     """The code that computes, with its batch size."""
-    return hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in (batches, steering))).hexdigest()
+    return hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in (attention, batches, steering))).hexdigest()
 
 
 def _processor(device: torch.device) -> str:

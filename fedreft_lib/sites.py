@@ -89,7 +89,8 @@ class Sites:
         }
         if self.groups == ("tied",):
             indices = {"tied": torch.cat([indices["prefix"], indices["suffix"]])}
-        return Positions(tuple(shape), {group: indices[group] for group in self.groups})
+        indices = {group: indices[group] for group in self.groups}
+        return Positions(tuple(shape), indices, {group: index // shape[1] for group, index in indices.items()})
 
 
 def _runs(first: Tensor, count: Tensor, most: int) -> Tensor:
@@ -100,10 +101,16 @@ def _runs(first: Tensor, count: Tensor, most: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Positions:
-    """Positions of one batch: for each group, flat indices into its (B * T) tokens."""
+    """Positions of one batch: for each group, flat indices into its (B * T) tokens, and the row of each."""
 
     shape: tuple[int, int]
     indices: dict[str, Tensor]
+    rows: dict[str, Tensor]
+
+    def among(self, tokens: Tensor) -> "Positions":
+        """The same positions in a packed batch, which has the tokens (N,) alone, by their flat indices."""
+        indices = {group: torch.searchsorted(tokens, index) for group, index in self.indices.items()}
+        return Positions((1, len(tokens)), indices, self.rows)
 
 
 class Edits(Protocol):
@@ -135,12 +142,11 @@ def intervene(
     dropout: on the edited hidden states, as in pyreft; for training only.
     """
     per_site = unstacked(state, 0 if owners is None else 1)
-    rows = {group: index // positions.shape[1] for group, index in positions.indices.items()}
     if owners is not None:
         states = len(next(iter(state.values())))
-        lines = {group: Lines(owners[row], states) for group, row in rows.items()}
+        lines = {group: Lines(owners[row], states) for group, row in positions.rows.items()}
     if share is not None:
-        shares = {group: share[row, None] for group, row in rows.items()}
+        shares = {group: share[row, None] for group, row in positions.rows.items()}
         if owners is not None:
             shares = {group: lines[group].lined_up(each) for group, each in shares.items()}
 

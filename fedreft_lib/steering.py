@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from .adapters import Adapter
+from .attention import Packing, packs
 from .backbone import Backbone
-from .batches import Batch, Sequence, by_length, collate
+from .batches import Batch, Sequence, added_to_scores, by_length, collate
 from .heads import Head
 from .interventions import State
 from .owners import Lines
@@ -58,12 +59,15 @@ class SteeredModel:
         return {**self.adapter.start(init, generator), **(self.head.start(generator) if self.head else {})}
 
     def batch(self, sequences: Many[Sequence], *, side: str = "right", hidden: Many[Tensor] | None = None) -> Batch:
-        return collate(sequences, self.backbone.tokenizer.pad_token_id, self.backbone.device, side=side, hidden=hidden)
+        """The sequences as one batch; packed where the model can read that, for generation (side="left") padded."""
+        packed = side == "right" and packs(self.backbone.model, max(len(s.ids) for s in sequences))
+        pad, device = self.backbone.tokenizer.pad_token_id, self.backbone.device
+        return collate(sequences, pad, device, side=side, hidden=hidden, packed=packed)
 
     def hidden_states(self, batch: Batch, state: State | None, dropout: float = 0.0) -> Tensor:
         """Last hidden states (B, T, d), steered by `state`; by nothing where it is None."""
         with self._blocks(batch) as (layers, inputs), self._steered(layers, batch, state, dropout):
-            return self.backbone.model.base_model(**inputs, **self._reading(batch)).last_hidden_state
+            return batch.as_grid(self.backbone.model.base_model(**inputs, **self._reading(batch)).last_hidden_state)
 
     def class_logits(self, batch: Batch, state: State, dropout: float = 0.0) -> Tensor:
         """The head's outputs (B, outputs), read off the first token."""
@@ -151,9 +155,9 @@ class SteeredModel:
             with self._replaced(list(self.backbone.layers[: last + 1])):
                 for indices in by_length(sequences, batch_size):
                     batch = self.batch([sequences[i] for i in indices])
-                    self.backbone.model.base_model(input_ids=batch.ids, **self._reading(batch))
+                    self.backbone.model.base_model(input_ids=batch.as_read(batch.ids), **self._reading(batch))
                     output = caught.pop()
-                    hidden = output[0] if isinstance(output, tuple) else output
+                    hidden = batch.as_grid(output[0] if isinstance(output, tuple) else output)
                     found |= {i: hidden[row, : len(sequences[i].ids)].clone() for row, i in enumerate(indices)}
         finally:
             handle.remove()
@@ -161,14 +165,20 @@ class SteeredModel:
 
     def _reading(self, batch: Batch) -> dict:
         """How the model is to read a batch: what each token sees and where it stands."""
-        if self.backbone.kind == "encoder":  # reads prompts alone, and numbers positions itself (RoBERTa from 2)
-            types = getattr(self.backbone.model.config, "type_vocab_size", 1) > 1 and batch.segments is not None
-            return {"attention_mask": batch.mask, **({"token_type_ids": batch.segments} if types else {})}
-        return {
-            "attention_mask": batch.attention(self.backbone.dtype),
-            "position_ids": batch.places,
-            "use_cache": False,
-        }
+        config, packed = self.backbone.model.config, {}
+        if batch.packed:
+            causal = self.backbone.kind == "causal" and not batch.branching
+            packed = {"packing": Packing(batch.index, tuple(batch.ids.shape), causal)}
+        if self.backbone.kind == "causal":
+            places, seen = batch.as_read(batch.places), batch.attention(self.backbone.dtype)
+            return {"attention_mask": seen, "position_ids": places, "use_cache": False, **packed}
+        types = getattr(config, "type_vocab_size", 1) > 1 and batch.segments is not None
+        packed |= {"token_type_ids": batch.as_read(batch.segments)} if types else {}
+        if not batch.packed:  # it numbers positions itself
+            return {"attention_mask": batch.mask, **packed}
+        first = config.pad_token_id + 1 if config.model_type == "roberta" else 0
+        seen = added_to_scores(batch.mask.bool()[:, None, None], self.backbone.dtype)
+        return {"attention_mask": seen, "position_ids": batch.as_read(batch.places) + first, **packed}
 
     @contextmanager
     def _steered(self, layers, batch: Batch, state: State | None, dropout: float = 0.0) -> Iterator[None]:
@@ -186,7 +196,7 @@ class SteeredModel:
     def _blocks(self, batch: Batch) -> Iterator[tuple]:
         """(blocks by number, inputs): the whole model on ids, or the part above the cached states on those."""
         if batch.hidden is None:
-            yield self.backbone.layers, {"input_ids": batch.ids}
+            yield self.backbone.layers, {"input_ids": batch.as_read(batch.ids)}
             return
         first = self.adapter.below
         stand_in = _PassOn()

@@ -1,0 +1,111 @@
+"""Attention without padding around it: a batch is one row of tokens, and only attention lays it out as a grid.
+
+Sequences of a batch differ in length, and a padded batch computes its padding, too: a third to a half of all tokens in
+the benchmarks' questions. Everything but attention works on each token alone. So a *packed* batch has the tokens of all
+B sequences one after another, (1, N, d), and the function below, which transformers calls in every block, puts
+queries, keys and values into the grid (B, T) and takes the results out of it again.
+
+On a CPU in bfloat16 torch's fused attention spends several times its forward pass in its backward pass; up to
+`EXPLICIT` tokens the textbook form is faster in both. Its probabilities are rounded to bfloat16, as in the fused one.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+try:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+except ImportError:  # before 4.50 a model's attention could not be given from outside: batches are padded there
+    AttentionInterface = None
+
+NAME = "fedreft"
+# Models that hand what they do not know, such as `packing`, on to their attention.
+PACKABLE = ("llama", "mistral", "qwen2", "qwen3", "bert", "roberta")
+EXPLICIT = 256  # tokens; the probabilities that are kept for the backward pass grow with the square
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the N tokens of a packed batch stand in the grid (B, T) of its sequences."""
+
+    index: Tensor  # (N,), flat
+    shape: tuple[int, int]  # B, T
+    causal: bool  # each token sees those before it in its sequence, and nothing else is to be said
+
+    def grid(self, x: Tensor) -> Tensor:
+        """(1, h, N, n) -> (B, h, T, n), zero where there is no token."""
+        B, T = self.shape
+        h, n = x.shape[1], x.shape[3]
+        return x.new_zeros(B * T, h, n).index_copy(0, self.index, x[0].transpose(0, 1)).view(B, T, h, n).transpose(1, 2)
+
+    def row(self, x: Tensor) -> Tensor:
+        """(B, h, T, n) -> (1, N, h, n)."""
+        return x.transpose(1, 2).flatten(0, 1)[self.index].unsqueeze(0)
+
+
+def install(model: nn.Module) -> None:
+    """Let the model read packed batches beside padded ones, where it and its library can."""
+    if AttentionInterface is not None and model.config.model_type in PACKABLE:
+        AttentionInterface.register(NAME, attention)
+        AttentionMaskInterface.register(NAME, sdpa_mask)
+        model.set_attn_implementation(NAME)
+
+
+def packs(model: nn.Module, longest: int) -> bool:
+    """Whether the model reads packed batches of sequences of at most `longest` tokens."""
+    window = getattr(model.config, "sliding_window", None)  # the masks here know of none
+    return model.config._attn_implementation == NAME and (not window or longest <= window)
+
+
+def attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
+    scaling: float | None = None, packing: Packing | None = None, **more,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """What transformers calls: (1, h, N, n) of a packed batch -> (1, N, h, n); a padded batch goes to its own function.
+
+    attention_mask: for a packed batch the grid's, (B or 1, 1, T or 1, T), added to the scores.
+    """
+    if packing is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)
+    query, key, value = (packing.grid(x) for x in (query, key, value))
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and packing.shape[1] <= EXPLICIT:
+        out = Explicit.apply(query, key, value, attention_mask, scaling or query.shape[-1] ** -0.5)
+    else:
+        out = nn.functional.scaled_dot_product_attention(
+            query, key, value, None if packing.causal else attention_mask, is_causal=packing.causal, scale=scaling,
+            enable_gqa=key.shape[1] != query.shape[1],
+        )  # fmt: skip
+    return packing.row(out), None
+
+
+class Explicit(torch.autograd.Function):
+    """softmax(scale Q K^T + mask) V in products and one softmax; scores and their gradients are float32.
+
+    Q (B, h, T, n); K and V (B, g, T, n), each for h / g heads.
+    """
+
+    @staticmethod
+    def forward(ctx, Q: Tensor, K: Tensor, V: Tensor, mask: Tensor, scale: float) -> Tensor:
+        B, h, T, n = Q.shape
+        grouped = Q.reshape(B, K.shape[1], -1, n)  # (B, g, h/g T, n): the heads that share K are rows of one product
+        scores = (grouped @ K.mT).float().mul_(scale).view(B, h, T, T)
+        P = scores.add_(mask).softmax(-1).to(Q.dtype)
+        O = (P.view(B, K.shape[1], -1, T) @ V).view(B, h, T, n)  # noqa: E741 (its usual name)
+        ctx.save_for_backward(grouped, K, V, P, O)
+        ctx.scale = scale
+        return O
+
+    @staticmethod
+    def backward(ctx, dO: Tensor) -> tuple:
+        Q, K, V, P, O = ctx.saved_tensors  # noqa: E741
+        B, h, T, n = O.shape
+        g = K.shape[1]
+        across = (dO.float() * O.float()).sum(-1, keepdim=True)  # (B, h, T, 1): sum_j P_ij dP_ij
+        dO = dO.reshape(B, g, -1, n)
+        dV = P.view(B, g, -1, T).mT @ dO
+        dS = (dO @ V.mT).float().view(B, h, T, T).sub_(across).mul_(P).mul_(ctx.scale).to(Q.dtype).view(B, g, -1, T)
+        return (dS @ K).view(B, h, T, n), dS.mT @ Q, dV, None, None
+
