@@ -147,7 +147,7 @@ def test_rows_are_lined_up_by_owner_with_zeros_behind_and_taken_back():
     assert Lines(owners[:0], 2).lined_up(rows[:0]).shape == (2, 0, 2)
 
 
-def test_rows_of_several_states_in_any_order_are_those_of_each_state(monkeypatch):
+def test_rows_of_several_states_in_any_order_are_those_of_each_state():
     for kind in ("llama", "roberta"):
         model = steered(random_backbone(kind), INTERVENTIONS["loreft"])
         states = [random_state(model, seed) for seed in (1, 2, 3)]
