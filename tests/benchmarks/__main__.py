@@ -33,7 +33,7 @@ def bench(names: list[str], repeats: int, size: Size, folder: Path) -> pd.DataFr
     """Measures the topics, prints each row as it comes, and writes table and picture after each contest."""
     here, rows = machine.described(), []
     print(machine.warning(here))
-    print(f"{'':62} {'ours':>9} {'theirs':>9}     ours / theirs (quartiles)  target")
+    print(f"{'':80} {'ours':>9} {'theirs':>9}      ours / theirs (quartiles)       target")
     for name in names:
         began = time.perf_counter()
         for contest in TOPICS[name](size):
@@ -50,9 +50,9 @@ def bench(names: list[str], repeats: int, size: Size, folder: Path) -> pd.DataFr
 
 def line(row: dict) -> str:
     """A row of the printed table."""
-    aim = "" if row["target"] is None else f"{row['target']:.3g} {row['met']}"
-    spread = f"{row['ratio']:8.3g} ({row['low']:.3g} to {row['high']:.3g})"
-    return f"{row['name']:62} {row['ours']:9.4g} {row['baseline']:9.4g} {row['unit']:3} {spread:27}  {aim}"
+    aim = "" if row["target"] is None else f"{row['target']:.4g} {row['met']}"
+    spread = f"{row['ratio']:9.4g} ({row['low']:.4g} to {row['high']:.4g})"
+    return f"{row['name']:80} {row['ours']:9.4g} {row['baseline']:9.4g} {row['unit']:3} {spread:30}  {aim}"
 
 
 def written(rows: pd.DataFrame, folder: Path) -> None:

@@ -78,7 +78,7 @@ def measured(contest: Contest, repeats: int) -> list[dict]:
         ratios = [a / b for a, b in zip(ours, each, strict=True)]
         low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive") if turns > 1 else ratios * 3
         row = {
-            "name": f"{contest.name}: ours / {rival.name}",
+            "name": f"{contest.name}, against {rival.name}",
             "ours": statistics.median(ours),
             "baseline": statistics.median(each),
             "ratio": ratio,

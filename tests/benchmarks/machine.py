@@ -18,7 +18,7 @@ def warning(here: dict) -> str:
     """A sentence about the load, which says so where it spoils the figures."""
     said = f"load average {here['load']:.2f} on {os.cpu_count()} cores, {here['threads']} threads"
     if here["load"] > BUSY * os.cpu_count():
-        return f"{said}: THE MACHINE IS BUSY. Seconds are wrong, and ratios are to be read with their spread."
+        return f"{said}; THE MACHINE WAS BUSY: seconds are wrong, read ratios with their spread"
     return said
 
 

@@ -6,12 +6,13 @@ that is divided by the number of steps between: what is compared is a step in th
 
 import copy
 import tempfile
+import warnings
 from collections.abc import Iterator
 
 import torch
 import torch.distributed.tensor  # noqa: F401 (peft takes it for granted, and older transformers do not import it)
 from peft import LoraConfig, get_peft_model
-from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
+from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from fedreft_lib.adapters import InLinears
 from fedreft_lib.interventions import State
@@ -65,7 +66,9 @@ class Peft:
 
     def __init__(self, lora: SteeredModel, sequences: list, steps: int):
         config = LoraConfig(r=CONFIG.rank, lora_alpha=CONFIG.lora_alpha, target_modules=list(CONFIG.targets))
-        self.model = get_peft_model(copy.deepcopy(lora.backbone.model), config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks for a property whose name is on its way out
+            self.model = get_peft_model(copy.deepcopy(lora.backbone.model), config)
         self.steps = steps
         self.texts = [
             {"input_ids": list(s.ids), "labels": [-100] * s.prompt_length + list(s.ids[s.prompt_length :])}
@@ -96,6 +99,7 @@ class Peft:
                 dataloader_pin_memory=False,
             )
             trainer = Trainer(self.model, arguments, self.collate, self.texts, callbacks=[Watch()])
+            trainer.remove_callback(PrinterCallback)
             trainer.train()
         return marks.per_step
 

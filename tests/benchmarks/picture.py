@@ -4,6 +4,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fedreft_lib.figures import BLACK, BLUE, GREY, RED, YELLOW, panel_row, titled
+from tests.benchmarks import machine
 
 # By shape and by colour, so that either alone tells them apart.
 MARKS = {"yes": ("o", BLUE), "no": ("X", RED), "unclear": ("D", YELLOW), "": ("s", GREY)}
@@ -15,20 +16,20 @@ def ratios(rows: pd.DataFrame) -> Figure:
     fig, (ax,) = panel_row(1, width=9.5, height=0.8 + 0.32 * len(rows))
     for met, own in rows.reset_index(drop=True).groupby("met"):
         shape, colour = MARKS[met]
-        spread = [own["ratio"] - own["low"], own["high"] - own["ratio"]]
+        spread = [(own["ratio"] - own["low"]).to_numpy(), (own["high"] - own["ratio"]).to_numpy()]
         style = {"fmt": shape, "color": colour, "markeredgecolor": BLACK, "markeredgewidth": 0.6, "markersize": 8}
         ax.errorbar(own["ratio"], own.index, xerr=spread, ecolor=BLACK, capsize=3, label=SAID[met], **style)
         for place, ratio in own["ratio"].items():
-            ax.annotate(f"{ratio:.3g}", (ratio, place), (0, 7), textcoords="offset points", ha="center", fontsize=8)
+            ax.annotate(f"{ratio:.3g}", (ratio, place), (0, 8), textcoords="offset points", ha="center", fontsize=8)
     aimed = rows.reset_index(drop=True)["target"].dropna()
-    ax.plot(aimed, aimed.index, "|", color=BLACK, markersize=18, markeredgewidth=2, label="target: this or less")
+    ax.plot(aimed, aimed.index, "|", color=BLACK, markersize=14, markeredgewidth=2, label="target: this or less")
     ax.axvline(1, color=GREY, linestyle="--", linewidth=1.2, label="as much as the other")
     ax.set_xscale("log")
     ax.margins(x=0.08)
     ax.set_yticks(range(len(rows)), rows["name"])
     ax.set(xlabel="ours / theirs, log scale (left is better)", ylim=(len(rows) - 0.4, -0.9))
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    first = rows.iloc[0]
-    about = f"{first['machine']}, {first['threads']} threads, load {first['load']} at the start, torch {first['torch']}"
+    here = dict(rows.iloc[0])
     title = "What our work costs, as a multiple of what it is compared with"
-    return titled(fig, title, f"dots: medians; bars: quartiles; {about}")
+    about = f"marks: medians; bars: quartiles; {here['machine']}, torch {here['torch']}; {machine.warning(here)}"
+    return titled(fig, title, about)

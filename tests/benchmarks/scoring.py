@@ -53,8 +53,8 @@ def contest(size: Size, dtype: str) -> Contest:
         away = float(((together - each) / each).abs().max())
         if model.backbone.dtype == torch.float32:
             assert differ == 0 and away < 1e-4, f"{differ} choices differ, log-probabilities by {away:.1e}"
-        tokens = [sum(len(s.ids) for s in sequences) for sequences in (data.sequences, apart)]
-        read = f"{tokens[0]} tokens in place of {tokens[1]}"
+        tokens = [padded(sequences, rows) for sequences in (data.sequences, apart)]
+        read = f"{tokens[0]} tokens with their padding in place of {tokens[1]}"
         return f"{differ} of {len(data)} choices differ, log-probabilities by {away:.0e}; {read}"
 
     rivals = (Rival("every pair", timed(theirs), target=1 / 2),)
@@ -66,6 +66,12 @@ def pairs(sequence: Sequence) -> list[Sequence]:
     prompt = sequence.ids[: sequence.prompt_length]
     options = torch.tensor(sequence.ids[sequence.prompt_length :]).split(sequence.answer_lengths)
     return [Sequence((*prompt, *option.tolist()), len(prompt), (len(option),)) for option in options]
+
+
+def padded(sequences: Many[Sequence], rows: int) -> int:
+    """How many tokens the model reads, padding included."""
+    batches = ([len(sequences[i].ids) for i in indices] for indices in by_length(sequences, rows))
+    return sum(len(lengths) * max(lengths) for lengths in batches)
 
 
 @torch.no_grad()
