@@ -1,5 +1,6 @@
 """The ratios as a picture: a dot for each, with its spread and its target."""
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -16,7 +17,7 @@ def ratios(rows: pd.DataFrame) -> Figure:
     fig, (ax,) = panel_row(1, width=9.5, height=0.8 + 0.32 * len(rows))
     for met, own in rows.reset_index(drop=True).groupby("met"):
         shape, colour = MARKS[met]
-        spread = [(own["ratio"] - own["low"]).to_numpy(), (own["high"] - own["ratio"]).to_numpy()]
+        spread = np.stack([own["ratio"] - own["low"], own["high"] - own["ratio"]])
         style = {"fmt": shape, "color": colour, "markeredgecolor": BLACK, "markeredgewidth": 0.6, "markersize": 8}
         ax.errorbar(own["ratio"], own.index, xerr=spread, ecolor=BLACK, capsize=3, label=SAID[met], **style)
         for place, ratio in own["ratio"].items():
