@@ -21,7 +21,7 @@ METHODS = ("local", "fedavg", "fedreft")
 def contests(size: Size) -> Iterator[Contest]:
     config = RunConfig(
         backbone=size.backbone, source=size.source, dtype=size.dtypes[0], device="cpu", layers=size.top, setup="mixed",
-        clients=2, train_size=16, held_out_size=1, test_size=size.questions, rounds=2,
+        clients=2, train_size=16, held_out_size=1, test_size=size.questions // 2, rounds=2,
     )  # fmt: skip
 
     def runs(limit: int) -> list[Run]:

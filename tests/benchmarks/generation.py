@@ -19,8 +19,8 @@ from tests.benchmarks.sizes import Size
 
 
 def contests(size: Size) -> Iterator[Contest]:
-    model, data, config = questions(size, size.dtypes[0])
-    prompts = [bare(sequence) for sequence in data.sequences[:: len(data) // config.batch_size or 1]]
+    model, tests, _ = questions(size, size.dtypes[0])
+    prompts = [bare(sequence) for data in tests for sequence in data.sequences[:2]]
     for said, state in (("no state", None), ("a state", model.start("random", 0))):
         yield contest(model, prompts, state, size.new_tokens, f"generation, {size.dtypes[0]}, {said}")
 

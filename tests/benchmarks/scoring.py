@@ -1,6 +1,7 @@
 """Multiple choice: a prompt read once with all its options on top of it, against every (prompt, option) pair.
 
-Real questions of four tasks, as `evaluate.chosen` reads them. Both sides have as many rows in a batch.
+Real questions, one client of one task after another, as a run tests them. Both sides have as many rows in a batch and
+sort them by length: what padding leaves of the saved tokens is in the note.
 """
 
 from collections.abc import Iterator
@@ -24,41 +25,48 @@ def contests(size: Size) -> Iterator[Contest]:
         yield contest(size, dtype)
 
 
-def questions(size: Size, dtype: str) -> tuple[SteeredModel, Options, RunConfig]:
-    """The test questions of four clients as one, and the model that reads them."""
+def questions(size: Size, dtype: str) -> tuple[SteeredModel, list[Options], RunConfig]:
+    """The test questions of four clients, each with a task of its own, and the model that reads them."""
     config = RunConfig(
         backbone=size.backbone, source=size.source, dtype=dtype, device="cpu", clients=4, train_size=1,
         held_out_size=1, test_size=size.questions, scoring="likelihood",
     )  # fmt: skip
     world = open_world(config)
-    data = Options.join([part for client in world.clients for part in client.test])
-    return world.model, replace(data, hidden=None), config
+    return world.model, [replace(part, hidden=None) for client in world.clients for part in client.test], config
 
 
 def contest(size: Size, dtype: str) -> Contest:
-    model, data, config = questions(size, dtype)
+    model, tests, config = questions(size, dtype)
     state, rows = model.start("random", 0), 2 * config.batch_size
-    apart = [pair for sequence in data.sequences for pair in pairs(sequence)]
-    counts = [len(sequence.answer_lengths) for sequence in data.sequences]
+    together = [data.sequences for data in tests]
+    apart = [[pair for sequence in sequences for pair in pairs(sequence)] for sequences in together]
+    counts = [[len(sequence.answer_lengths) for sequence in sequences] for sequences in together]
+
+    def scored(parts: list[list[Sequence]]) -> list[Tensor]:
+        return [totals(model, state, sequences, rows) for sequences in parts]
 
     def ours() -> Tensor:
-        return evaluate.chosen(model, state, data, config)
+        return torch.cat([evaluate.chosen(model, state, data, config) for data in tests])
 
     def theirs() -> Tensor:
-        return torch.stack([each.argmax() for each in totals(model, state, apart, rows).split(counts)])
+        each = zip(scored(apart), counts, strict=True)
+        return torch.stack([options.argmax() for found, own in each for options in found.split(own)])
 
     def check() -> str:
         differ = int((ours() != theirs()).sum())
-        together, each = (totals(model, state, sequences, rows) for sequences in (data.sequences, apart))
-        away = float(((together - each) / each).abs().max())
+        mine, other = (torch.cat(scored(parts)) for parts in (together, apart))
+        away = float(((mine - other) / other).abs().max())
         if model.backbone.dtype == torch.float32:
             assert differ == 0 and away < 1e-4, f"{differ} choices differ, log-probabilities by {away:.1e}"
-        tokens = [padded(sequences, rows) for sequences in (data.sequences, apart)]
-        read = f"{tokens[0]} tokens with their padding in place of {tokens[1]}"
-        return f"{differ} of {len(data)} choices differ, log-probabilities by {away:.0e}; {read}"
+        bare, full = (
+            [sum(count(sequences) for sequences in parts) for parts in (together, apart)]
+            for count in (unpadded, lambda sequences: padded(sequences, rows))
+        )
+        read = f"{bare[0]} tokens ({full[0]} padded) in place of {bare[1]} ({full[1]})"
+        return f"{differ} choices differ, log-probabilities by {away:.0e}; {read}"
 
-    rivals = (Rival("every pair", timed(theirs), target=1 / 2),)
-    return Contest(f"multiple choice, {dtype}, {len(data)} questions", timed(ours), rivals, check)
+    name = f"multiple choice, {dtype}, {sum(map(len, tests))} questions"
+    return Contest(name, timed(ours), (Rival("every pair", timed(theirs), target=1 / 2),), check, most=3)
 
 
 def pairs(sequence: Sequence) -> list[Sequence]:
@@ -66,6 +74,10 @@ def pairs(sequence: Sequence) -> list[Sequence]:
     prompt = sequence.ids[: sequence.prompt_length]
     options = torch.tensor(sequence.ids[sequence.prompt_length :]).split(sequence.answer_lengths)
     return [Sequence((*prompt, *option.tolist()), len(prompt), (len(option),)) for option in options]
+
+
+def unpadded(sequences: Many[Sequence]) -> int:
+    return sum(len(sequence.ids) for sequence in sequences)
 
 
 def padded(sequences: Many[Sequence], rows: int) -> int:
