@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from fedreft_lib.figures import BLACK, BLUE, GREY, RED, YELLOW, panel_row, titled
 from tests.benchmarks import machine
@@ -26,11 +27,12 @@ def ratios(rows: pd.DataFrame) -> Figure:
     ax.plot(aimed, aimed.index, "|", color=BLACK, markersize=14, markeredgewidth=2, label="target: this or less")
     ax.axvline(1, color=GREY, linestyle="--", linewidth=1.2, label="as much as the other")
     ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.margins(x=0.08)
     ax.set_yticks(range(len(rows)), rows["name"])
     ax.set(xlabel="ours / theirs, log scale (left is better)", ylim=(len(rows) - 0.4, -0.9))
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    here = dict(rows.iloc[0])
     title = "What our work costs, as a multiple of what it is compared with"
-    about = f"marks: medians; bars: quartiles; {here['machine']}, torch {here['torch']}; {machine.warning(here)}"
-    return titled(fig, title, about)
+    return titled(fig, title, f"marks: medians; bars: quartiles; {machine.warning(dict(rows.iloc[0]))}")
