@@ -12,7 +12,7 @@ hash = $(shell cat $(1) pyproject.toml | cksum | cut -d ' ' -f 1)
 LOCKED := .venv/installed-$(call hash,requirements.lock)
 PINNED := .venv-pyreft/installed-$(call hash,environment.yml)
 
-.PHONY: help setup reproduce test torture lab lint lock setup-pyreft test-pyreft clean
+.PHONY: help setup reproduce test torture bench lab lint lock setup-pyreft test-pyreft clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -28,6 +28,9 @@ test: lint  ## lint and run the tests
 
 torture: $(LOCKED)  ## kill, damage and poison everything some hundreds of times (a quarter of an hour)
 	@.venv/bin/python -m tests.torture
+
+bench: $(LOCKED)  ## measure our speed as ratios to that of others (a quarter of an hour, on a quiet machine)
+	@.venv/bin/python -m tests.benchmarks
 
 lab: $(LOCKED)  ## open the notebooks in JupyterLab
 	@.venv/bin/jupyter lab notebooks

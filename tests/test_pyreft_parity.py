@@ -14,10 +14,10 @@ from tests.models import random_backbone, random_state, steered
 D = 32
 
 
-def pyreft_intervention(intervention, phi, d=D):
-    """pyreft's module of one site with our tensors in it; its orthogonal R stays parametrised."""
+def pyreft_intervention(intervention, phi, d=D, dtype=torch.float32):
+    """pyreft's module of one site with our tensors in it; its orthogonal R stays parametrised, and float32."""
     made = getattr(pyreft, intervention.pyreft_class)(
-        embed_dim=d, low_rank_dimension=phi["R"].shape[0], dtype=torch.float32, add_bias=False
+        embed_dim=d, low_rank_dimension=phi["R"].shape[0], dtype=dtype, add_bias=False
     )
     with torch.no_grad():
         if intervention.orthonormal:
@@ -36,7 +36,12 @@ def wrapped(model, state):
     """pyreft's model over the same backbone with the same parameters; ours is left without pyvene's hooks."""
     sites = model.adapter.sites
     made = [
-        pyreft_intervention(model.adapter.kind, {n: t[s] for n, t in state.items()}, model.backbone.hidden_size)
+        pyreft_intervention(
+            model.adapter.kind,
+            {n: t[s] for n, t in state.items()},
+            model.backbone.hidden_size,
+            model.backbone.dtype,
+        )
         for s in range(len(sites))
     ]
     encoder = model.backbone.kind == "encoder"  # pyvene does not know BERT's blocks by name: ReFT names the module

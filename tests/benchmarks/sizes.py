@@ -1,0 +1,47 @@
+"""How large the benchmarks are: FULL for `make bench`, TINY for the tests, which only see that everything runs."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Size:
+    backbone: str
+    source: str  # of questions
+    dtypes: tuple[str, ...]  # the first is the one for what is measured in one precision only
+    lengths: tuple[int, ...]  # tokens of a training prompt
+    steps: int  # of peft's and our training, of which the first is not timed
+    questions: int  # to score, for each of four clients
+    new_tokens: int
+    clients: int  # of the aggregation
+    parameters: int  # of each of them
+    top: str  # layers with sites, for the runs with cached hidden states
+    sweeps: dict[str, tuple[int, ...]]  # what time is taken against
+
+
+FULL = Size(
+    backbone="smollm2-135m-instruct",
+    source="packaged",
+    dtypes=("bfloat16", "float32"),
+    lengths=(64, 160),
+    steps=4,
+    questions=32,
+    new_tokens=24,
+    clients=100,
+    parameters=2_752_960,  # LoReFT of rank 8 at every layer of LLaMA-3.2-3B
+    top="20-29",
+    # FedReFT begins at two clients: one alone has no others.
+    sweeps={"clients": (2, 4, 16, 64), "rounds": (2, 4, 8, 16), "examples": (8, 16, 32, 64), "length": (32, 128, 512)},
+)
+TINY = Size(
+    backbone="tiny-llama",
+    source="synthetic",
+    dtypes=("float32",),
+    lengths=(24,),
+    steps=3,
+    questions=2,
+    new_tokens=3,
+    clients=5,
+    parameters=1000,
+    top="2-3",
+    sweeps={"clients": (2, 3), "rounds": (1, 2), "examples": (4, 8), "length": (24, 48)},
+)

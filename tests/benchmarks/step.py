@@ -1,0 +1,131 @@
+"""One training step against its floor, against a forward pass and against pyreft's model.
+
+Ours is a step of `local.train` as it is, collation and AdamW included, timed from the end of one step to the end of the
+next. The rivals get a batch that is already there:
+
+    floor     forward and backward of the frozen backbone down to the embedding, loss at the answers' tokens only; no
+              state, no optimiser. (A step of ours ends above block 0, so it is spared that block's backward.)
+    forward   the same without gradients
+    pyreft    `pyreft.get_reft_model` with the same sites and state, its own forward with unit_locations, the loss by
+              labels as its trainer takes it, clipping and the same AdamW
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from fedreft_lib import RunConfig
+from fedreft_lib.adapters import AtSites
+from fedreft_lib.backbone import Backbone
+from fedreft_lib.batches import Batch, Sequence
+from fedreft_lib.interventions import LoReFT, State
+from fedreft_lib.local import train
+from fedreft_lib.sites import Sites
+from fedreft_lib.steering import SteeredModel
+from fedreft_lib.worlds import Answers, shared_backbone
+from tests.benchmarks.contest import Contest, Marks, Rival, Side, timed
+from tests.benchmarks.sizes import Size
+from tests.test_pyreft_parity import locations, wrapped
+
+CONFIG = RunConfig(method="local", batch_size=8, rank=8, positions="f7+l7", layers="all")
+ANSWER = 3  # tokens
+
+
+def contests(size: Size) -> Iterator[Contest]:
+    for dtype in size.dtypes:
+        model = loreft(size, dtype)
+        for length in size.lengths:
+            yield contest(model, examples(model, length), f"step, {dtype}, prompts of {length}")
+
+
+def loreft(size: Size, dtype: str) -> SteeredModel:
+    return loreft_of(shared_backbone(size.backbone, dtype, "cpu"))
+
+
+def loreft_of(backbone: Backbone) -> SteeredModel:
+    """LoReFT at every layer, prefix and suffix of seven positions."""
+    sites = Sites(tuple(range(backbone.n_layers)), prefix=7, suffix=7)
+    return SteeredModel(backbone, AtSites(LoReFT, sites, CONFIG.rank, backbone.hidden_size))
+
+
+def examples(model: SteeredModel, length: int) -> list[Sequence]:
+    """One batch of made-up prompts, `length` tokens on average and none as long as another, with short answers."""
+    generator = torch.Generator().manual_seed(length)
+    lengths = [length - CONFIG.batch_size + 1 + 2 * i for i in range(CONFIG.batch_size)]
+    made = [torch.randint(5, len(model.backbone.tokenizer), (n + ANSWER,), generator=generator) for n in lengths]
+    return [Sequence(tuple(ids.tolist()), n, (ANSWER,)) for ids, n in zip(made, lengths, strict=True)]
+
+
+def our_training(
+    model: SteeredModel, sequences: list[Sequence], state: State, config: RunConfig = CONFIG, steps: int = 2
+) -> Side:
+    """Seconds of a step of `local.train`."""
+
+    def side() -> float:
+        marks = Marks()
+        train(model, state, Answers(sequences, None), config, steps=steps, seed=0, on_step=marks)
+        return marks.per_step
+
+    return side
+
+
+def contest(model: SteeredModel, sequences: list[Sequence], name: str) -> Contest:
+    state, batch, exact = model.start("random", 0), model.batch(sequences), model.backbone.dtype == torch.float32
+    pyrefts = pyrefts_step(model, state, batch)
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return -model.answer_logprobs(batch, None)[0].mean()
+
+    def check() -> str:
+        ours = train(model, state, Answers(sequences, None), CONFIG, steps=2, seed=0).losses[0]
+        theirs, bottom, bare = float(pyrefts()), float(floor(model, batch)), float(forward())
+        if exact:
+            assert abs(ours - theirs) < 1e-3, f"our loss is {ours}, pyreft's {theirs}"
+            assert abs(bottom - bare) < 1e-3, f"the floor's loss is {bottom}, that of a forward pass {bare}"
+        return f"loss {ours:.4f}, pyreft's {theirs:.4f}"
+
+    return Contest(
+        name,
+        our_training(model, sequences, state),
+        (
+            Rival("floor", timed(lambda: floor(model, batch)), target=1.05, floor=True),
+            Rival("forward", timed(forward), target=None if exact else 2.2),
+            Rival("pyreft", timed(pyrefts), target=1 / 1.6 if exact else 1 / 2),
+        ),
+        check,
+    )
+
+
+def floor(model: SteeredModel, batch: Batch) -> Tensor:
+    """The least that a step could do: its loss, after the backward pass."""
+    backbone = model.backbone.model
+    embedded = backbone.get_input_embeddings()(batch.ids).detach().requires_grad_()
+    hidden = backbone.base_model(
+        inputs_embeds=embedded, attention_mask=batch.mask, position_ids=batch.places, use_cache=False
+    ).last_hidden_state
+    row, source, column, _ = batch.targets.unbind(1)
+    logits = backbone.get_output_embeddings()(hidden[row, source])
+    loss = nn.functional.cross_entropy(logits.float(), batch.ids[row, column])
+    loss.backward()
+    return loss.detach()
+
+
+def pyrefts_step(model: SteeredModel, state: State, batch: Batch) -> Callable[[], Tensor]:
+    """A step of pyreft's model from `state`; it gives its loss."""
+    reference, labels = wrapped(model, state), torch.where(batch.branches >= 0, batch.ids, -100)
+    moving = [p for module in reference.interventions.values() for p in module.parameters()]
+    optimiser = torch.optim.AdamW(moving, lr=CONFIG.lr, weight_decay=CONFIG.weight_decay)
+    places = {"sources->base": (None, locations(model, batch))}
+
+    def step() -> Tensor:
+        inputs = {"input_ids": batch.ids, "attention_mask": batch.mask}
+        loss = reference(inputs, unit_locations=places, labels=labels)[1].loss
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(moving, CONFIG.clip)
+        optimiser.step()
+        return loss.detach()
+
+    return step

@@ -1,0 +1,60 @@
+"""The short form of `make bench`: every benchmark runs, and its two sides compute the same. No time is asserted."""
+
+import pytest
+
+from tests.benchmarks import __main__ as command
+from tests.benchmarks.contest import Contest, Rival, Skipped, measured
+from tests.benchmarks.sizes import TINY
+
+
+@pytest.mark.parametrize("topic", command.TOPICS)
+def test_every_benchmark_runs_and_its_sides_agree(topic):
+    reasons, rows = [], []
+    for contest in command.TOPICS[topic](TINY):
+        if isinstance(contest, Skipped):
+            reasons.append(f"{contest.name}: {contest.reason}")
+        else:
+            rows += measured(contest, 1)
+    if not rows:
+        pytest.skip("; ".join(reasons))
+    assert all(row["low"] == row["ratio"] == row["high"] and row["repeats"] == 1 for row in rows)
+
+
+def sided(ours, theirs, target):
+    """A contest whose sides take what the lists say, one entry a turn."""
+    ours, theirs = iter(ours), iter(theirs)
+    rival = Rival("theirs", lambda: next(theirs), target)
+    return Contest("a contest", lambda: next(ours), (rival,), lambda: "checked")
+
+
+def test_a_ratio_is_taken_within_each_turn_so_a_disturbance_of_both_sides_changes_nothing():
+    (row,) = measured(sided([1, 10, 100, 2, 5], [2, 20, 200, 4, 10], 0.6), 5)
+    assert (row["low"], row["ratio"], row["high"], row["met"]) == (0.5, 0.5, 0.5, "yes")
+    assert (row["ours"], row["baseline"], row["note"]) == (5, 10, "checked")
+
+
+@pytest.mark.parametrize(("target", "met"), [(4.0, "yes"), (1.0, "no"), (3.0, "unclear"), (None, "")])
+def test_a_target_is_met_or_missed_only_where_the_whole_spread_says_so(target, met):
+    (row,) = measured(sided([1, 2, 3, 4, 5], [1, 1, 1, 1, 1], target), 5)
+    assert (row["low"], row["ratio"], row["high"]) == (2, 3, 4)
+    assert row["met"] == met
+
+
+def test_what_is_measured_is_printed_written_and_drawn(tmp_path, monkeypatch, capsys):
+    turns = {"a": sided([1, 2], [1, 1], 1.5), "b": Skipped("something", "it is not here")}
+    monkeypatch.setattr(command, "TOPICS", {name: lambda size, each=each: [each] for name, each in turns.items()})
+    monkeypatch.setattr(command.machine, "BUSY", -1.0)
+    rows = command.bench(["a", "b"], 2, TINY, tmp_path)
+    said = capsys.readouterr().out
+    assert "THE MACHINE WAS BUSY" in said and "something: skipped, it is not here" in said
+    assert "a contest, against theirs" in said
+    assert list(rows.columns) == command.COLUMNS and len(rows) == 1
+    assert (tmp_path / "bench.csv").read_text().startswith(",".join(command.COLUMNS))
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_benchmark_that_does_not_exist_is_refused_in_a_sentence(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["bench", "stepp"])
+    with pytest.raises(SystemExit):
+        command.main()
+    assert "there is no benchmark 'stepp': choose out of step, peft" in capsys.readouterr().err
