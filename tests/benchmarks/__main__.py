@@ -14,13 +14,25 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pandas as pd
 
-from tests.benchmarks import aggregation, cache, federation, generation, machine, peft, picture, scoring, slopes, step
+from tests.benchmarks import (
+    aggregation,
+    cache,
+    cohort,
+    federation,
+    generation,
+    machine,
+    peft,
+    picture,
+    scoring,
+    slopes,
+    step,
+)
 from tests.benchmarks.contest import Skipped, measured
 from tests.benchmarks.sizes import FULL, Size
 
 TOPICS = {
     module.__name__.rsplit(".", 1)[-1]: module.contests
-    for module in (step, peft, scoring, generation, aggregation, federation, cache, slopes)
+    for module in (step, peft, scoring, generation, aggregation, federation, cache, cohort, slopes)
 }
 COLUMNS = [
     "name", "ours", "baseline", "ratio", "low", "high", "target", "met", "unit", "repeats", "machine", "torch",

@@ -52,7 +52,5 @@ def transformers_generate(model: SteeredModel, prompts: list, state: State | Non
     )
     steered = model.adapter.attached(model.backbone.layers, state, batch) if state else nullcontext()
     with steered:
-        out = model.backbone.model.generate(
-            input_ids=batch.ids, attention_mask=batch.mask, generation_config=greedy
-        )
+        out = model.backbone.model.generate(input_ids=batch.ids, attention_mask=batch.mask, generation_config=greedy)
     return tokenizer.batch_decode(out[:, batch.ids.shape[1] :], skip_special_tokens=True)

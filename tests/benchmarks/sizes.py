@@ -14,7 +14,8 @@ class Size:
     new_tokens: int
     clients: int  # of the aggregation
     parameters: int  # of each of them
-    top: str  # layers with sites, for the runs with cached hidden states
+    tops: tuple[str, ...]  # layers with sites, for runs with kept hidden states
+    batches: tuple[int, ...]  # rows of a client's batch, for cohorts
     sweeps: dict[str, tuple[int, ...]]  # what time is taken against
 
 
@@ -28,7 +29,8 @@ FULL = Size(
     new_tokens=24,
     clients=100,
     parameters=2_752_960,  # LoReFT of rank 8 at every layer of LLaMA-3.2-3B
-    top="20-29",
+    tops=("20-29", "25-29"),
+    batches=(1, 2, 8),
     # FedReFT begins at two clients: one alone has no others.
     sweeps={"clients": (2, 4, 16, 64), "rounds": (2, 4, 8, 16), "examples": (8, 16, 32, 64), "length": (32, 128, 512)},
 )
@@ -42,6 +44,7 @@ TINY = Size(
     new_tokens=3,
     clients=5,
     parameters=1000,
-    top="2-3",
+    tops=("2-3",),
+    batches=(2,),
     sweeps={"clients": (2, 3), "rounds": (1, 2), "examples": (4, 8), "length": (24, 48)},
 )
