@@ -132,7 +132,7 @@ def own_share(run: Run, k: int, target: str) -> Tensor:
     finally:
         for handle in handles:
             handle.remove()
-    routes, tokens = state[f"{target}.route"], batch.mask.bool().cpu()
+    routes, tokens = state[f"{target}.route"], batch.as_read(batch.mask).bool().cpu()
     shares = [torch.softmax(x @ route.mT, -1)[..., 1] for x, route in zip(caught, routes, strict=True)]
     return torch.stack([share[tokens].mean() for share in shares])
 
