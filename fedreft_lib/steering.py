@@ -176,9 +176,12 @@ class SteeredModel:
         packed |= {"token_type_ids": batch.as_read(batch.segments)} if types else {}
         if not batch.packed:  # it numbers positions itself
             return {"attention_mask": batch.mask, **packed}
-        first = config.pad_token_id + 1 if config.model_type == "roberta" else 0
+        places = batch.places
+        if config.model_type == "roberta":  # which counts from pad_token_id + 1, and does not count a "<pad>" in a text
+            counted = batch.ids != config.pad_token_id
+            places = counted.cumsum(1) * counted + config.pad_token_id
         seen = added_to_scores(batch.mask.bool()[:, None, None], self.backbone.dtype)
-        return {"attention_mask": seen, "position_ids": batch.as_read(batch.places) + first, **packed}
+        return {"attention_mask": seen, "position_ids": batch.as_read(places), **packed}
 
     @contextmanager
     def _steered(self, layers, batch: Batch, state: State | None, dropout: float = 0.0) -> Iterator[None]:

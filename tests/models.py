@@ -11,6 +11,7 @@ from transformers import (
 )
 
 from fedreft_lib.adapters import AtSites
+from fedreft_lib.attention import install
 from fedreft_lib.backbone import Backbone, find_layers, load_backbone
 from fedreft_lib.sites import Sites
 from fedreft_lib.steering import SteeredModel
@@ -38,6 +39,7 @@ def random_backbone(kind="llama", *, d=32, layers=3, seed=0):
         pad_token_id=tokenizer.pad_token_id,
     )
     model = model_class(config).eval().requires_grad_(False)
+    install(model)
     return Backbone("random", model, tokenizer, "causal" if kind == "llama" else "encoder", find_layers(model), "0")
 
 
