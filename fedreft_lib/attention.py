@@ -45,7 +45,7 @@ class Packing:
 
     def row(self, x: Tensor) -> Tensor:
         """(B, T, h, n) -> (1, N, h, n)."""
-        return x.flatten(0, 1)[self.index].unsqueeze(0)
+        return x.flatten(0, 1).index_select(0, self.index).unsqueeze(0)
 
 
 def install(model: nn.Module) -> None:

@@ -168,9 +168,9 @@ def intervene(
                 if share is not None:
                     phi = {**phi, "share": shares[group]}
                 if owners is None:
-                    edited.append(intervention.edit(flat[index], phi))
+                    edited.append(intervention.edit(flat.index_select(0, index), phi))
                 else:
-                    each = intervention.edit(lines[group].lined_up(flat[index]), phi)  # (K, m, d)
+                    each = intervention.edit(lines[group].lined_up(flat.index_select(0, index)), phi)  # (K, m, d)
                     edited.append(lines[group].taken_back(each))
             written = nn.functional.dropout(torch.cat(edited), dropout, training=dropout > 0)
             flat = flat.index_copy(0, torch.cat(list(positions.indices.values())), written)
