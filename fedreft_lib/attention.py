@@ -2,8 +2,8 @@
 
 Sequences of a batch differ in length, and a padded batch computes its padding, too: a third to a half of all tokens in
 the benchmarks' questions. Everything but attention works on each token alone. So a *packed* batch has the tokens of all
-B sequences one after another, (1, N, d), and the function below, which transformers calls in every block, puts
-queries, keys and values into the grid (B, T) and takes the results out of it again.
+sequences one after another, the longest first, (1, N, d), and the function below, which transformers calls in every
+block, puts queries, keys and values into grids (B, T) of like sequences and takes the results out again.
 
 On a CPU in bfloat16 torch's fused attention spends several times its forward pass in its backward pass; up to
 `EXPLICIT` tokens the textbook form is faster in both. Each product is rounded to bfloat16, the scores too, which the
@@ -29,23 +29,64 @@ PACKABLE = ("llama", "mistral", "qwen2", "qwen3", "bert", "roberta")
 EXPLICIT = 256  # tokens; the probabilities that are kept for the backward pass grow with the square
 
 
+GRID = 2**13  # cells B T^2 of scores that cost as much as a grid of its own does besides
+
+
 @dataclass(frozen=True)
-class Packing:
-    """Where the N tokens of a packed batch stand in the grid (B, T) of its sequences."""
+class Grid:
+    """Some sequences of a packed batch, in which they attend: tokens first, ..., last - 1 of its row."""
 
-    index: Tensor  # (N,), flat
+    first: int
+    last: int
+    index: Tensor  # (n,), where these tokens stand in (B, T), flat
     shape: tuple[int, int]  # B, T
-    causal: bool  # each token sees those before it in its sequence, and nothing else is to be said
+    mask: Tensor  # (B or 1, 1, T or 1, T), added to the scores
 
-    def grid(self, x: Tensor) -> Tensor:
+    def laid_out(self, x: Tensor) -> Tensor:
         """(1, h, N, n) -> (B, h, T, n), zero where there is no token."""
         B, T = self.shape
         h, n = x.shape[1], x.shape[3]
-        return x.new_zeros(B * T, h, n).index_copy(0, self.index, x[0].transpose(0, 1)).view(B, T, h, n).transpose(1, 2)
+        own = x[0].transpose(0, 1)[self.first : self.last]
+        return x.new_zeros(B * T, h, n).index_copy(0, self.index, own).view(B, T, h, n).transpose(1, 2)
 
-    def row(self, x: Tensor) -> Tensor:
-        """(B, T, h, n) -> (1, N, h, n)."""
-        return x.flatten(0, 1).index_select(0, self.index).unsqueeze(0)
+    def tokens(self, x: Tensor) -> Tensor:
+        """(B, T, h, n) -> (tokens, h, n)."""
+        return x.flatten(0, 1).index_select(0, self.index)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the sequences of a packed batch attend."""
+
+    grids: tuple[Grid, ...]
+    causal: bool  # each token sees those before it in its sequence, and nothing else is to be said
+
+    @classmethod
+    def of(cls, order: Tensor, lengths: list[int], mask: Tensor, causal: bool) -> "Packing":
+        """order (B,): the rows in the order of the batch, by lengths that fall; mask of the rows, as in `Grid`."""
+        grids, first = [], 0
+        for start, stop in split(lengths):
+            own, T = torch.tensor(lengths[start:stop], device=mask.device), lengths[start]
+            index = (torch.arange(T, device=mask.device) < own[:, None]).flatten().nonzero()[:, 0]
+            rows = mask[order[start:stop]] if len(mask) > 1 else mask
+            rows = rows[:, :, : T if mask.shape[2] > 1 else 1, :T]
+            grids.append(Grid(first, first + len(index), index, (stop - start, T), rows))
+            first += len(index)
+        return cls(tuple(grids), causal)
+
+
+def split(lengths: list[int]) -> list[tuple[int, int]]:
+    """Falling lengths into runs [start, stop), so that the cells of their grids, and GRID for each, are fewest."""
+    best, starts = [0], [0]  # for the first i lengths: the least cost, and where the last run starts
+    for i in range(1, len(lengths) + 1):
+        costs = [best[j] + (i - j) * lengths[j] ** 2 + GRID for j in range(i)]
+        best.append(min(costs))
+        starts.append(costs.index(best[i]))
+    runs, stop = [], len(lengths)
+    while stop:
+        runs.append((starts[stop], stop))
+        stop = starts[stop]
+    return runs[::-1]
 
 
 def install(model: nn.Module) -> None:
@@ -71,19 +112,23 @@ def attention(
 ) -> tuple[Tensor, None]:  # fmt: skip
     """What transformers calls: (1, h, N, n) of a packed batch -> (1, N, h, n); a padded batch goes to its own function.
 
-    attention_mask: for a packed batch the grid's, (B or 1, 1, T or 1, T), added to the scores.
+    A packed batch brings its masks along, and attention_mask is there only because transformers would make one.
     """
     if packing is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)
-    query, key, value = (packing.grid(x) for x in (query, key, value))
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and packing.shape[1] <= EXPLICIT:
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        out = Explicit.apply(query, key, value, attention_mask, scale).transpose(1, 2)
-    else:
-        mask = None if packing.causal else attention_mask  # where there is none, faster kernels are taken
-        more["is_causal"] = packing.causal
-        out, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **more)
-    return packing.row(out), None
+    out = []
+    for grid in packing.grids:
+        Q, K, V = (grid.laid_out(x) for x in (query, key, value))
+        if Q.device.type == "cpu" and Q.dtype == torch.bfloat16 and grid.shape[1] <= EXPLICIT:
+            scale = Q.shape[-1] ** -0.5 if scaling is None else scaling
+            found = Explicit.apply(Q, K, V, grid.mask, scale).transpose(1, 2)
+        else:
+            mask = None if packing.causal else grid.mask  # where there is none, faster kernels are taken
+            found, _ = sdpa_attention_forward(
+                module, Q, K, V, mask, scaling=scaling, **{**more, "is_causal": packing.causal}
+            )
+        out.append(grid.tokens(found))
+    return torch.cat(out).unsqueeze(0), None
 
 
 class Explicit(torch.autograd.Function):

@@ -59,12 +59,17 @@ class Batch:
     hidden: Tensor | None = None
     share: Tensor | None = None  # (B,), see branches.Blend
     owners: Tensor | None = None  # (B,), each row's state where there are several, see owners.py
-    packed: bool = False  # the model reads all tokens as one row (1, N) without padding, see attention.py
+    order: Tensor | None = None  # (B,), by falling length: the model reads all tokens as one row, see attention.py
+
+    @property
+    def packed(self) -> bool:
+        return self.order is not None
 
     @cached_property
     def index(self) -> Tensor:
-        """Flat places (N,) of the tokens in (B, T)."""
-        return self.mask.flatten().nonzero()[:, 0]
+        """Flat places (N,) in (B, T) of a packed batch's tokens."""
+        T = self.ids.shape[1]
+        return (self.order[:, None] * T + torch.arange(T, device=self.ids.device))[self.mask[self.order].bool()]
 
     @cached_property
     def rows(self) -> Tensor:
@@ -158,8 +163,9 @@ def collate(
             targets.append((row, start + source, start + column, answers + sequence.branches[column]))
         answers += len(sequence.answer_lengths)
     stacked = None
+    order = by_length(sequences, len(sequences))[0] if packed else None
     if hidden is not None:
-        together = torch.cat(list(hidden))[None] if packed else rnn.pad_sequence(list(hidden), batch_first=True)
+        together = torch.cat([hidden[i] for i in order])[None] if packed else rnn.pad_sequence(hidden, batch_first=True)
         stacked = together.to(device)
     return Batch(
         ids=padded([s.ids for s in sequences], pad_id),
@@ -171,7 +177,7 @@ def collate(
         targets=torch.tensor(targets, dtype=torch.long, device=device).reshape(-1, 4),
         segments=padded([s.segments for s in sequences], 0) if any(s.segments for s in sequences) else None,
         hidden=stacked,
-        packed=packed,
+        order=torch.tensor(order, device=device) if packed else None,
     )
 
 

@@ -8,6 +8,7 @@ The model itself is not changed: `intervene` puts plain forward hooks on the tra
 pass and takes them away again.
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -109,7 +110,9 @@ class Positions:
 
     def among(self, tokens: Tensor) -> "Positions":
         """The same positions in a packed batch, which has the tokens (N,) alone, by their flat indices."""
-        indices = {group: torch.searchsorted(tokens, index) for group, index in self.indices.items()}
+        number = torch.zeros(math.prod(self.shape), dtype=torch.long, device=tokens.device)
+        number[tokens] = torch.arange(len(tokens), device=tokens.device)
+        indices = {group: number[index] for group, index in self.indices.items()}
         return Positions((1, len(tokens)), indices, self.rows)
 
 

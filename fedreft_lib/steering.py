@@ -165,23 +165,29 @@ class SteeredModel:
 
     def _reading(self, batch: Batch) -> dict:
         """How the model is to read a batch: what each token sees and where it stands."""
-        config, packed = self.backbone.model.config, {}
-        if batch.packed:
-            causal = self.backbone.kind == "causal" and not batch.branching
-            packed = {"packing": Packing(batch.index, tuple(batch.ids.shape), causal)}
+        config = self.backbone.model.config
         if self.backbone.kind == "causal":
-            places, seen = batch.as_read(batch.places), batch.attention(self.backbone.dtype)
-            return {"attention_mask": seen, "position_ids": places, "use_cache": False, **packed}
+            seen, places = batch.attention(self.backbone.dtype), batch.places
+            reading = {"attention_mask": seen, "position_ids": batch.as_read(places), "use_cache": False}
+            return {**reading, **self._packing(batch, seen, causal=not batch.branching)}
         types = getattr(config, "type_vocab_size", 1) > 1 and batch.segments is not None
-        packed |= {"token_type_ids": batch.as_read(batch.segments)} if types else {}
+        segments = {"token_type_ids": batch.as_read(batch.segments)} if types else {}
         if not batch.packed:  # it numbers positions itself
-            return {"attention_mask": batch.mask, **packed}
+            return {"attention_mask": batch.mask, **segments}
         places = batch.places
         if config.model_type == "roberta":  # which counts from pad_token_id + 1, and does not count a "<pad>" in a text
             counted = batch.ids != config.pad_token_id
             places = counted.cumsum(1) * counted + config.pad_token_id
         seen = added_to_scores(batch.mask.bool()[:, None, None], self.backbone.dtype)
-        return {"attention_mask": seen, "position_ids": batch.as_read(places), **packed}
+        reading = {"attention_mask": seen, "position_ids": batch.as_read(places), **segments}
+        return {**reading, **self._packing(batch, seen, causal=False)}
+
+    @staticmethod
+    def _packing(batch: Batch, seen: Tensor, causal: bool) -> dict:
+        if not batch.packed:
+            return {}
+        lengths = batch.mask.sum(1)[batch.order].tolist()
+        return {"packing": Packing.of(batch.order, lengths, seen, causal)}
 
     @contextmanager
     def _steered(self, layers, batch: Batch, state: State | None, dropout: float = 0.0) -> Iterator[None]:

@@ -1,8 +1,10 @@
 """Batches without padding give what padded ones give, and the textbook attention what exact arithmetic gives."""
 
+import itertools
 import subprocess
 import sys
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -23,6 +25,12 @@ from tests.test_steering import forked_sequences, other_backbone, reference_logp
 
 packing = pytest.mark.skipif(not GIVEN, reason="this transformers takes no attention from outside: all is padded")
 ULP = 2**-8  # of bfloat16, relative
+
+
+@pytest.fixture(autouse=True)
+def grids_of_like_sequences(monkeypatch):
+    """Sequences as short as these would otherwise share one grid."""
+    monkeypatch.setattr(attention, "GRID", 0)
 
 
 def error(found, exact):
@@ -327,7 +335,8 @@ def test_short_texts_in_bfloat16_go_to_the_textbook_attention(dtype, longest, mo
     monkeypatch.setattr(Explicit, "apply", lambda *args: calls.append(args) or original(*args))
     model = steered(build("tiny-llama", getattr(torch, dtype)), LoReFT)
     model.hidden_states(model.batch(some_sequences(((16, 0), (3, 0)))), None)
-    assert len(calls) == (4 if (dtype, longest) == ("bfloat16", 16) else 0)
+    longest_each = [call[0].shape[2] for call in calls]  # two grids in each of four blocks
+    assert longest_each == 4 * [T for T in (16, 3) if dtype == "bfloat16" and T <= longest]
 
 
 @packing
@@ -341,11 +350,26 @@ def test_the_scale_is_the_one_that_is_given(dtype, scaling):
     QKV, _, mask = inputs(1, 4, 2, 6, 16, "causal", dtype)
     module = nn.Module()
     module.num_key_value_groups = 2
-    grid = Packing(torch.arange(6), (1, 6), causal=True)
+    grid = Packing.of(torch.tensor([0]), [6], mask, causal=True)
     found, _ = attention.attention(module, *QKV, mask, scaling=scaling, packing=grid)
     K, V = (x.double().repeat_interleave(2, dim=1) for x in QKV[1:])
     wanted = ((0.25 if scaling is None else scaling) * QKV[0].double() @ K.mT + mask.double()).softmax(-1) @ V
     assert error(found, wanted.transpose(1, 2)) < (1e-6 if dtype == torch.float32 else 2 * ULP)
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=7), st.sampled_from([0, 100, 2**13]))
+def test_lengths_are_split_into_grids_at_the_least_cost(lengths, cost):
+    lengths = sorted(lengths, reverse=True)
+
+    def total(runs):
+        return sum((stop - start) * lengths[start] ** 2 + cost for start, stop in runs)
+
+    with mock.patch.object(attention, "GRID", cost):
+        runs = attention.split(lengths)
+    inner = range(1, len(lengths))
+    every = [[0, *cuts, len(lengths)] for n in range(len(lengths)) for cuts in itertools.combinations(inner, n)]
+    assert [i for start, stop in runs for i in range(start, stop)] == list(range(len(lengths)))
+    assert total(runs) == min(total(itertools.pairwise(bounds)) for bounds in every)
 
 
 # ---- a row and its companions ---------------------------------------------------------------------------------------
