@@ -3,38 +3,36 @@
     one_by_one    each client alone (local.train): the plain loop
     cohort        several clients' batches as one (cohort.train_together): equal but for rounding
 
-The choice follows from the config, the data and the kind of device, never from a clock, so that a run has the same bits
-whenever it is run again or goes on. Measured by tests/benchmarks/cohort.py on one CPU thread, which two texts of 60
-tokens keep busy. How many times as fast a cohort is:
+The choice follows from the config and the kind of device, never from a clock, so that a run has the same bits whenever
+it is run again or goes on. Measured by `python -m tests.benchmarks cohort`: SmolLM2-135M in bfloat16, layers 20-29,
+four clients with texts of unlike lengths, one CPU thread. Seconds of a cohort over those of one after another:
 
-    SmolLM2-135M, layers 20-29, four clients, like lengths       1.26 with batches of one, 0.94 of two, 0.92 of four
-    the same with eight clients; in bfloat16; in all layers      1.35; 1.27; 1.08 with batches of one
-    four tasks of unlike lengths, up to 64 tokens; up to 256     1.17; 0.57 with batches of one (padding)
-    MiniLM, texts of 25 tokens, three clients                    1.39 with batches of one, 1.18 of two, 1.02 of 16
+    batches of one 0.67, of two 0.73, of eight 0.94
 
-No GPU has been measured; there the figures below keep a cohort to the 32 rows that a batch of the paper's profile has.
+Where batches are padded (see attention.py) unlike lengths cost more than one pass saves, and "auto" is one_by_one. No
+GPU has been measured; there the figures below keep a cohort to the 32 rows that a batch of the paper's profile has.
 """
 
 from typing import TYPE_CHECKING
 
 import torch
 
+from .attention import GIVEN
 from .config import RunConfig
 
 if TYPE_CHECKING:
     from .training import Participant
 
-LARGEST_BATCH = {"cpu": 1, "cuda": 16}  # a client's rows, up to which cohorts are faster
+LARGEST_BATCH = {"cpu": 4, "cuda": 16}  # a client's rows, up to which cohorts are faster
 ROWS = {"cpu": 16, "cuda": 32}  # in one pass at most, for its memory
-ALIKE = 0.75  # "auto" joins clients whose texts are on average at least so long as the cohort's longest
 
 
 def engine_of(config: RunConfig, device: torch.device) -> str:
     """The engine that "auto" stands for. Dropout is drawn client by client, so it has no cohorts."""
     if config.engine != "auto":
         return config.engine
-    together = config.batch_size <= LARGEST_BATCH.get(device.type, LARGEST_BATCH["cpu"]) and not config.dropout
-    return "cohort" if together else "one_by_one"
+    small = config.batch_size <= LARGEST_BATCH.get(device.type, LARGEST_BATCH["cpu"])
+    return "cohort" if GIVEN and small and not config.dropout else "one_by_one"
 
 
 def rows_in_a_pass(config: RunConfig, device: torch.device) -> int:
@@ -50,26 +48,14 @@ def cohorts(clients: "dict[int, Participant]", config: RunConfig, device: torch.
         return [[k] for k in clients]
     most = rows_in_a_pass(config, device) // config.batch_size
     found: list[list[int]] = []
-    for k in sorted(clients, key=lambda k: _order(clients[k]), reverse=True):
-        client, first = clients[k], clients[found[-1][0]] if found else None
-        if first and len(found[-1]) < most and _fit(first, client, config):
+    for k in sorted(clients, key=lambda k: _kind(clients[k]), reverse=True):
+        if found and len(found[-1]) < most and _kind(clients[found[-1][0]]) == _kind(clients[k]):
             found[-1].append(k)
         else:
             found.append([k])
     return found
 
 
-def _fit(first: "Participant", client: "Participant", config: RunConfig) -> bool:
-    # Learning rates follow the steps; and one client without cached states would cost the others theirs.
-    return _order(first)[:2] == _order(client)[:2] and (
-        config.engine == "cohort" or _length(client) >= ALIKE * _length(first)
-    )
-
-
-def _order(client: "Participant") -> tuple[int, bool, float]:
-    return client.steps, client.train.hidden is None, _length(client)
-
-
-def _length(client: "Participant") -> float:
-    """Tokens of a training text on average."""
-    return sum(len(sequence.ids) for sequence in client.train.sequences) / len(client.train)
+def _kind(client: "Participant") -> tuple[int, bool]:
+    """Who go together: learning rates follow the steps, and one without cached states would cost the others theirs."""
+    return client.steps, client.train.hidden is None

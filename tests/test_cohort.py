@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fedreft_lib import RunConfig, run, training
+from fedreft_lib import RunConfig, engine, run, training
 from fedreft_lib.cohort import clip_each, train_together
 from fedreft_lib.engine import ROWS, cohorts, engine_of
 from fedreft_lib.errors import ConfigError
@@ -163,14 +163,15 @@ def test_rows_of_several_states_in_any_order_are_those_of_each_state():
 # ---- which engine ---------------------------------------------------------------------------------------------------
 
 
-def test_auto_follows_from_the_batch_the_dropout_and_the_device():
+def test_auto_follows_from_the_batch_the_dropout_and_the_device(monkeypatch):
+    monkeypatch.setattr(engine, "GIVEN", True)
     gpu = torch.device("cuda:1")
     assert engine_of(RunConfig(batch_size=1), CPU) == "cohort"
     assert engine_of(RunConfig(batch_size=8), CPU) == "one_by_one"
     assert engine_of(RunConfig(batch_size=8), gpu) == "cohort"
     assert engine_of(RunConfig(batch_size=8, dropout=0.1), gpu) == "one_by_one"
-    for engine in ("cohort", "one_by_one"):
-        assert engine_of(RunConfig(batch_size=1, engine=engine), gpu) == engine_of(RunConfig(engine=engine), CPU)
+    for forced in ("cohort", "one_by_one"):
+        assert engine_of(RunConfig(batch_size=1, engine=forced), gpu) == engine_of(RunConfig(engine=forced), CPU)
 
 
 def test_a_cohort_with_dropout_is_refused_in_a_sentence():
@@ -204,10 +205,11 @@ def test_those_go_together_who_take_as_many_steps_and_fit_into_a_pass():
     assert cohorts({}, forced, CPU) == []
 
 
-def test_auto_joins_only_texts_of_like_lengths_and_a_forced_cohort_all():
-    clients = participants(20, 100, 22, 90)
-    assert cohorts(clients, RunConfig(batch_size=1), CPU) == [[1, 3], [2, 0]]
-    assert cohorts(clients, RunConfig(batch_size=1, engine="cohort"), CPU) == [[1, 3, 2, 0]]
+def test_where_batches_are_padded_auto_joins_nobody(monkeypatch):
+    monkeypatch.setattr(engine, "GIVEN", False)
+    clients, config = participants(20, 100, 22, 90), RunConfig(batch_size=1)
+    assert cohorts(clients, config, CPU) == [[0], [1], [2], [3]]
+    assert cohorts(clients, config.but(engine="cohort"), CPU) == [[0, 1, 2, 3]]
 
 
 # ---- in a run -------------------------------------------------------------------------------------------------------
