@@ -266,6 +266,16 @@ def test_a_packed_batch_of_any_decoder_is_the_padded_one(kind, sequences):
 
 
 @packing
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 5e-6), (torch.bfloat16, 8 * ULP)], ids=str)
+@pytest.mark.parametrize("sequences", ["ragged", "several answers", "one with several answers"])
+def test_packed_answers_are_read_as_a_plain_model_reads_each_alone(dtype, bound, sequences):
+    model = steered(build("tiny-llama", dtype), LoReFT)
+    batch = model.batch(SEQUENCES[sequences])
+    found, _ = model.answer_logprobs(batch, None)
+    assert batch.packed and error(found, reference_logprobs(model, SEQUENCES[sequences], None)) < bound
+
+
+@packing
 @pytest.mark.parametrize("owned", [False, True], ids=["one state", "owners"])
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("kind", ENCODERS)
