@@ -46,8 +46,8 @@ def opened(config, sizes=(8, 5, 2, 8, 8, 7, 8)):
 def both(config, t=1, X=None):
     """(N, P) after training in cohorts and one by one; and the losses of each."""
     found = []
-    for engine in ("cohort", "one_by_one"):
-        own = config.but(engine=engine)
+    for which in ("cohort", "one_by_one"):
+        own = config.but(engine=which)
         world = opened(own)
         X = start(world, own) if X is None else X
         trained = train_clients(world, own, X, range(len(X)), t)
