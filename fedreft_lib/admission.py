@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .interventions import State
-from .states import Spec
+from .states import Spec, is_finite
 
 # An example count beyond this many times the cohort's (lower) median is no honest one.
 MOST_EXAMPLES = 1000
@@ -61,7 +61,7 @@ def refusal(update: State, examples: float, spec: Spec) -> str | None:
             return f"{name} is {update[name].dtype} where torch.float32 is expected"
         if tuple(update[name].shape) != shape:
             return f"{name} has the shape {tuple(update[name].shape)} where {shape} is expected"
-        if not bool(update[name].isfinite().all()):
+        if not is_finite(update[name]):
             return f"{name} has values that are not finite"
     if not (math.isfinite(examples) and examples > 0):
         return f"its example count is {examples}"

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from . import robust
+from .states import is_finite
 
 # Weiszfeld converges linearly in general; an iteration costs N^3 operations in Gram space, so a tight tolerance is
 # cheap.
@@ -33,6 +34,7 @@ ROUNDING = 1e-14
 # Points of weight w nearer to z than this times w, in units of how far from the origin z's parts are: a crowd. Around
 # one of its rows it is a crowd no more, since Weiszfeld's weights p_j / |z - x_j| then have parts that are near too.
 CROWD = 0.03
+NUMBERS = 1 << 23  # of a block of columns in float64, 64 MB: bounds the memory of many clients
 ORIGINS = 12  # each new origin resolves seven more digits, and float32 spans 76
 
 
@@ -112,7 +114,7 @@ def mixing_matrix(A: Tensor, mixing: float | Tensor) -> Tensor:
 
 def _checked_weights(X: Tensor, weights: Tensor | None) -> Tensor:
     """Weights (N,) in float64; X must be a finite (N, P) matrix."""
-    if X.ndim != 2 or len(X) == 0 or not bool(X.isfinite().all()):
+    if X.ndim != 2 or len(X) == 0 or not is_finite(X):
         raise ValueError(f"X must be a finite matrix of clients by parameters, got shape {tuple(X.shape)}")
     p = torch.ones(len(X)) if weights is None else torch.as_tensor(weights)
     p = p.to(torch.float64)
@@ -149,13 +151,14 @@ _RULES: dict[str, Callable[[Tensor, Tensor, int], Aggregate]] = {
 KINDS = tuple(_RULES)
 
 
-def _gram(X: Tensor, origin: int | None, columns: int = 1 << 16) -> Tensor:
+def _gram(X: Tensor, origin: int | None) -> Tensor:
     """Gram matrix (N, N) of the rows around their mean, or around one of them, in float64, by blocks of columns."""
     G = torch.zeros(len(X), len(X), dtype=torch.float64)
+    columns = min(1 << 16, max(1, NUMBERS // len(X)))
     for block in X.split(columns, dim=1):
-        block = block.to(torch.float64)
-        block = block - (block.mean(0) if origin is None else block[origin])
-        G += block @ block.mT
+        block = block.to(torch.float64, copy=True)
+        block -= block.mean(0) if origin is None else block[origin].clone()
+        G.addmm_(block, block.mT)
     return G
 
 

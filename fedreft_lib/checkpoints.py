@@ -19,7 +19,7 @@ from torch import Tensor
 from .config import RunConfig
 from .errors import DamageWarning, FedReFTError
 from .interventions import State
-from .states import Spec, load_tensors, save_tensors
+from .states import Spec, is_finite, load_tensors, save_tensors
 
 HISTORY = ("round", "client", "task", "split", "metric", "value", "uplink_bytes", "downlink_bytes", "seconds", "note")
 # What every manifest says.
@@ -110,7 +110,7 @@ def read(path: Path) -> Saved:
         fits = False
     if not fits:
         raise FedReFTError(f"{path} is no checkpoint of this version of the library")
-    if not bool(X.isfinite().all()):
+    if not is_finite(X):
         raise FedReFTError(f"{path} holds states that are not finite")
     return saved
 

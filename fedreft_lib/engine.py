@@ -23,7 +23,7 @@ from .config import RunConfig
 if TYPE_CHECKING:
     from .training import Participant
 
-LARGEST_BATCH = {"cpu": 4, "cuda": 16}  # a client's rows, up to which cohorts are faster
+LARGEST_BATCH = {"cpu": 2, "cuda": 16}  # a client's rows, up to which cohorts are faster
 ROWS = {"cpu": 16, "cuda": 32}  # in one pass at most, for its memory
 
 

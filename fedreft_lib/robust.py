@@ -133,8 +133,9 @@ def norm_clipped(X: Tensor, before: Tensor, weights: Tensor, factor: float) -> T
     pairs = list(zip(X, before, strict=True))
     norms = torch.stack([(x.double() - x0.double()).norm() for x, x0 in pairs])
     limit = factor * norms[weights > 0].median()
-    clipped = X.clone()
-    for k in (norms > limit).nonzero().flatten().tolist():
+    beyond = (norms > limit).nonzero().flatten().tolist()
+    clipped = X.clone() if beyond else X
+    for k in beyond:
         x, x0 = (row.double() for row in pairs[k])
         clipped[k] = (x0 + limit / norms[k] * (x - x0)).to(X.dtype)
     return clipped

@@ -53,6 +53,11 @@ class Spec:
         return {name: part.view(shape) for (name, shape), part in zip(self.shapes, parts, strict=True)}
 
 
+def is_finite(x: Tensor) -> bool:
+    """Whether no number is NaN or infinite; by blocks, since `isfinite` makes copies of a tensor that may be large."""
+    return all(bool(block.isfinite().all()) for block in x.flatten().split(1 << 20))
+
+
 def save_tensors(tensors: dict[str, Tensor], path: Path, notes: dict[str, str] | None = None) -> None:
     """Write a safetensors file so that `path` is at any moment either the old file or the whole new one.
 
