@@ -98,7 +98,7 @@ def test_outputs_and_gradients_are_pefts(name):
 def test_dropout_falls_on_what_pefts_falls_on():
     model = with_lora(random_backbone("llama"))
     state = model.start("random", 1)
-    batch = replace(some_batch(model), packed=False)  # dropout is drawn for padding, too, as in peft
+    batch = replace(some_batch(model), order=None)  # dropout is drawn for padding, too, as in peft
     theirs, _ = pefts(model.backbone, state, dropout=0.4)
     theirs.train()  # a random LLaMA has no other dropout
     torch.manual_seed(5)
