@@ -124,8 +124,10 @@ class InLinears:
     @contextmanager
     def attached(self, blocks: Blocks, state: State, batch: Batch, dropout: float = 0.0) -> Iterator[None]:
         """Within this context every forward pass has the additions; dropout is on their input, as in peft."""
-        of_row = batch.rows if batch.packed else slice(None)  # a packed batch's tokens are rows of one token
+        of_row = batch.rows if batch.packed else slice(None)
         share = None if batch.share is None else batch.share[of_row][:, None, None]
+        if share is not None and batch.packed:
+            share = share.transpose(0, 1)  # (1, N, 1), as its tokens are
         lines = None if batch.owners is None else Lines(batch.owners[of_row], len(next(iter(state.values()))))
         handles = []
         try:
@@ -143,15 +145,16 @@ class InLinears:
     def _hook(self, phi: State, lines: Lines | None, packed: bool, dropout: float):
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             x = nn.functional.dropout(args[0].to(torch.float32), dropout, training=dropout > 0)
-            x = x.transpose(0, 1) if packed else x
-            added = self.kind.delta(x, phi) if lines is None else self._delta_of_each(x, phi, lines)
-            added = added.transpose(0, 1) if packed else added
+            added = self.kind.delta(x, phi) if lines is None else self._delta_of_each(x, phi, lines, packed)
             return output + added.to(output.dtype)
 
         return hook
 
-    def _delta_of_each(self, x: Tensor, phi: State, lines: Lines) -> Tensor:
-        """(B, T, d_out) for x (B, T, d_in), each row under its own state."""
+    def _delta_of_each(self, x: Tensor, phi: State, lines: Lines, packed: bool) -> Tensor:
+        """(B, T, d_out) for x (B, T, d_in), each row under its own state; in a packed batch each token (1, N, ...)."""
+        if packed:  # its tokens are rows of one token
+            phi = {**phi, "share": phi["share"].transpose(0, 1)} if "share" in phi else phi
+            return self._delta_of_each(x.transpose(0, 1), phi, lines, packed=False).transpose(0, 1)
         tokens = x.shape[1]
 
         def of_states(rows: Tensor) -> Tensor:  # (B, T, ...) -> (K, m T, ...)

@@ -100,6 +100,8 @@ def newest(folder: Path, config: RunConfig | None = None) -> Saved | None:
 def read(path: Path) -> Saved:
     """One checkpoint. Raises FedReFTError where it is damaged, or no checkpoint of this version."""
     tensors, notes = load_tensors(path)
+    # Copies begin at a round address, as those of a run that was never stopped do: last bits of products depend on it.
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     try:
         config, manifest = RunConfig(**json.loads(notes["config"])), json.loads(notes["manifest"])
         X, M, text = tensors.pop("X"), tensors.pop("M"), bytes(tensors.pop("history").numpy())
