@@ -26,7 +26,7 @@ reproduce: $(LOCKED)  ## run the ordered notebooks (PROFILE=quick)
 test: lint  ## lint and run the tests
 	@TOKENIZERS_PARALLELISM=false .venv/bin/python -m pytest
 
-torture: $(LOCKED)  ## kill, damage and poison everything some hundreds of times (a quarter of an hour)
+torture: $(LOCKED)  ## kill, damage and poison everything some hundreds of times (half an hour)
 	@.venv/bin/python -m tests.torture
 
 bench: $(LOCKED)  ## measure our speed as ratios to that of others (a quarter of an hour, on a quiet machine)
