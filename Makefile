@@ -39,7 +39,7 @@ lint: $(LOCKED)  ## check the code and the notebooks with ruff
 	@.venv/bin/ruff check .
 
 lock:  ## compile requirements.lock anew (needs uv)
-	@uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --extra dev --upgrade \
+	@uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --extra dev --extra flower --upgrade \
 	  --no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' \
 	  --output-file requirements.lock pyproject.toml
 
