@@ -7,7 +7,8 @@ Both stack the tensors of all their places, so that a state is a handful of tens
 Neither changes the model: `attached` puts forward hooks on it for one pass and takes them away again.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -128,33 +129,48 @@ class InLinears:
         share = None if batch.share is None else batch.share[of_row][:, None, None]
         if share is not None and batch.packed:
             share = share.transpose(0, 1)  # (1, N, 1), as its tokens are
-        lines = None if batch.owners is None else Lines(batch.owners[of_row], len(next(iter(state.values()))))
+        of_each = self._of_each(batch, len(next(iter(state.values()))))
         handles = []
         try:
             for target in self.dims:
                 own = {n.removeprefix(f"{target}."): t for n, t in state.items() if n.startswith(f"{target}.")}
-                places = unstacked(own, 0 if lines is None else 1)
+                places = unstacked(own, 0 if batch.owners is None else 1)
                 for module, phi in zip(self.modules(blocks, target), places, strict=True):
                     phi = phi if share is None else {**phi, "share": share}
-                    handles.append(module.register_forward_hook(self._hook(phi, lines, batch.packed, dropout)))
+                    handles.append(module.register_forward_hook(self._hook(phi, of_each, dropout)))
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _hook(self, phi: State, lines: Lines | None, packed: bool, dropout: float):
+    def _hook(self, phi: State, of_each: Callable[[Tensor, State], Tensor], dropout: float):
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             x = nn.functional.dropout(args[0].to(torch.float32), dropout, training=dropout > 0)
-            added = self.kind.delta(x, phi) if lines is None else self._delta_of_each(x, phi, lines, packed)
-            return output + added.to(output.dtype)
+            return output + of_each(x, phi).to(output.dtype)
 
         return hook
 
-    def _delta_of_each(self, x: Tensor, phi: State, lines: Lines, packed: bool) -> Tensor:
-        """(B, T, d_out) for x (B, T, d_in), each row under its own state; in a packed batch each token (1, N, ...)."""
-        if packed:  # its tokens are rows of one token
-            phi = {**phi, "share": phi["share"].transpose(0, 1)} if "share" in phi else phi
-            return self._delta_of_each(x.transpose(0, 1), phi, lines, packed=False).transpose(0, 1)
+    def _of_each(self, batch: Batch, states: int) -> Callable[[Tensor, State], Tensor]:
+        """(x, phi) -> what is added to x (B, T, d_in), or (1, N, d_in) of a packed batch, each row under its state."""
+        if batch.owners is None:
+            return self.kind.delta
+        if not batch.packed:
+            return functools.partial(self._lined_up, Lines(batch.owners, states))
+        sizes = batch.owners[batch.rows].bincount(minlength=states).tolist()  # an owner's tokens stand together
+        return functools.partial(self._split, sizes)
+
+    def _split(self, sizes: list[int], x: Tensor, phi: State) -> Tensor:
+        """A product for each owner, of its tokens alone: the one that it has when it is alone."""
+        parts = {name: tensor.unbind() for name, tensor in phi.items() if name != "share"}
+        if "share" in phi:
+            parts["share"] = phi["share"].split(sizes, 1)
+        added = [
+            self.kind.delta(own, {name: part[k] for name, part in parts.items()})
+            for k, own in enumerate(x.split(sizes, 1))
+        ]
+        return torch.cat(added, 1)
+
+    def _lined_up(self, lines: Lines, x: Tensor, phi: State) -> Tensor:
         tokens = x.shape[1]
 
         def of_states(rows: Tensor) -> Tensor:  # (B, T, ...) -> (K, m T, ...)

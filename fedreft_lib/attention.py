@@ -11,6 +11,7 @@ fused one keeps in float32: alone it is about half as exact there. In SmolLM2-13
 (log-probabilities and gradients are as far from the float32 model's with either).
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -62,10 +63,16 @@ class Packing:
     causal: bool  # each token sees those before it in its sequence, and nothing else is to be said
 
     @classmethod
-    def of(cls, order: Tensor, lengths: list[int], mask: Tensor, causal: bool) -> "Packing":
-        """order (B,): the rows in the order of the batch, by lengths that fall; mask of the rows, as in `Grid`."""
+    def of(
+        cls, order: Tensor, lengths: list[int], mask: Tensor, causal: bool, owners: list[int] | None = None
+    ) -> "Packing":
+        """order (B,): the rows in the order of the batch, by lengths that fall; mask of the rows, as in `Grid`.
+
+        owners: of the rows in that order, where lengths fall for each owner alone. No grid has rows of two, so each
+        owner's rows attend in the grids, and to the bits, that they have in a batch of their own.
+        """
         grids, first = [], 0
-        for start, stop in split(lengths):
+        for start, stop in _runs(lengths, owners):
             own, T = torch.tensor(lengths[start:stop], device=mask.device), lengths[start]
             index = (torch.arange(T, device=mask.device) < own[:, None]).flatten().nonzero()[:, 0]
             rows = mask[order[start:stop]] if len(mask) > 1 else mask
@@ -73,6 +80,18 @@ class Packing:
             grids.append(Grid(first, first + len(index), index, (stop - start, T), rows))
             first += len(index)
         return cls(tuple(grids), causal)
+
+
+def _runs(lengths: list[int], owners: list[int] | None) -> list[tuple[int, int]]:
+    """`split` of each owner's lengths, which stand together."""
+    if owners is None:
+        return split(lengths)
+    found, start = [], 0
+    for _, group in itertools.groupby(owners):
+        stop = start + len(list(group))
+        found += [(start + a, start + b) for a, b in split(lengths[start:stop])]
+        start = stop
+    return found
 
 
 def split(lengths: list[int]) -> list[tuple[int, int]]:

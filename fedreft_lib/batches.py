@@ -59,7 +59,7 @@ class Batch:
     hidden: Tensor | None = None
     share: Tensor | None = None  # (B,), see branches.Blend
     owners: Tensor | None = None  # (B,), each row's state where there are several, see owners.py
-    order: Tensor | None = None  # (B,), by falling length: the model reads all tokens as one row, see attention.py
+    order: Tensor | None = None  # (B,), the model reads all tokens as one row, in this order, see attention.py
 
     @property
     def packed(self) -> bool:
@@ -142,10 +142,12 @@ def collate(
     side: str = "right",
     hidden: Many[Tensor] | None = None,
     packed: bool = False,
+    owners: Tensor | None = None,
 ) -> Batch:
     """Pad to the longest. side="left" is for generation. hidden: for each sequence its cached (T_i, d).
 
-    Answers are numbered through the batch, in the order of the sequences.
+    Answers are numbered through the batch, in the order of the sequences. A packed batch has the sequences of one owner
+    after those of another, the longest first, so that each owner's tokens stand as they stand in a batch of their own.
     """
     longest = max(len(s.ids) for s in sequences)
     starts = [longest - len(s.ids) if side == "left" else 0 for s in sequences]
@@ -164,6 +166,8 @@ def collate(
         answers += len(sequence.answer_lengths)
     stacked = None
     order = by_length(sequences, len(sequences))[0] if packed else None
+    if packed and owners is not None:
+        order.sort(key=owners.tolist().__getitem__)
     if hidden is not None:
         together = torch.cat([hidden[i] for i in order])[None] if packed else rnn.pad_sequence(hidden, batch_first=True)
         stacked = together.to(device)
@@ -177,6 +181,7 @@ def collate(
         targets=torch.tensor(targets, dtype=torch.long, device=device).reshape(-1, 4),
         segments=padded([s.segments for s in sequences], 0) if any(s.segments for s in sequences) else None,
         hidden=stacked,
+        owners=owners,
         order=torch.tensor(order, device=device) if packed else None,
     )
 

@@ -2,16 +2,21 @@
 
 Each row of the batch is steered by its own client's state. The frozen model treats rows apart, the objective is the
 sum of the clients' mean losses, AdamW works number by number and gradients are clipped client by client: so each client
-takes the steps that it takes alone. What differs is rounding, since products have other shapes: some 1e-7 of a state
-after a round in float32. A number whose gradient is zero but for rounding is the exception, in any two ways to add up:
-AdamW's first steps are as long as the learning rate whatever the gradient is.
+takes the steps that it takes alone.
+
+On a CPU they are the same to the bit, in float32 and bfloat16, where a row of a product does not depend on how many
+other rows there are. MKL and oneDNN keep to that from eight or twelve rows on, and the rest is done here: clients share
+the products with frozen weights, whose rows are tokens, and nothing else. Each attends in grids of its own
+(attention.py), has its own sums over positions (owners.py) and its own norm of the gradient. Products of one or
+two columns (rank 1, FedALT's router) and batches of fewer than twelve tokens are left out: there the two differ in last
+bits, which AdamW can make as large as a step, for a number whose gradient is zero but for rounding.
 """
 
 import time
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import RunConfig
 from .interventions import State
@@ -72,7 +77,8 @@ def train_together(
 
 def clip_each(tensors: Sequence[Tensor], largest: float) -> None:
     """`clip_grad_norm_` for each k apart, over the k-th slices of the gradients of tensors (K, ...)."""
-    norms = torch.stack([tensor.grad.flatten(1).norm(dim=1) for tensor in tensors]).norm(dim=0)  # (K,)
+    each = zip(*(tensor.grad.unbind() for tensor in tensors), strict=True)
+    norms = torch.stack([nn.utils.get_total_norm(own) for own in each])  # (K,)
     factor = (largest / (norms + 1e-6)).clamp(max=1.0)
     for tensor in tensors:
         tensor.grad *= factor.view(-1, *[1] * (tensor.dim() - 1))

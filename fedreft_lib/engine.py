@@ -1,13 +1,15 @@
 """Which clients train together in one pass: the engine.
 
     one_by_one    each client alone (local.train): the plain loop
-    cohort        several clients' batches as one (cohort.train_together): equal but for rounding
+    cohort        several clients' batches as one (cohort.train_together): the same bits, see there for exceptions
 
 The choice follows from the config and the kind of device, never from a clock, so that a run has the same bits whenever
-it is run again or goes on. Measured by `python -m tests.benchmarks cohort`: SmolLM2-135M in bfloat16, layers 20-29,
-four clients with texts of unlike lengths, one CPU thread. Seconds of a cohort over those of one after another:
+it is run again or goes on. Measured by `python -m tests.benchmarks cohort`: SmolLM2-135M, layers 20-29, four clients with
+texts of unlike lengths, two CPU threads. Seconds of a cohort over those of one after another:
 
-    batches of one 0.67, of two 0.73, of eight 0.94
+    batches of    one    two    four   eight
+    bfloat16      0.61   0.71   0.87   0.88
+    float32       0.55   0.71   0.81   1.00
 
 Where batches are padded (see attention.py) unlike lengths cost more than one pass saves, and "auto" is one_by_one. No
 GPU has been measured; there the figures below keep a cohort to the 32 rows that a batch of the paper's profile has.
@@ -23,7 +25,7 @@ from .config import RunConfig
 if TYPE_CHECKING:
     from .training import Participant
 
-LARGEST_BATCH = {"cpu": 2, "cuda": 16}  # a client's rows, up to which cohorts are faster
+LARGEST_BATCH = {"cpu": 4, "cuda": 16}  # a client's rows, up to which cohorts are faster
 ROWS = {"cpu": 16, "cuda": 32}  # in one pass at most, for its memory
 
 

@@ -2,12 +2,14 @@
 
     rows (n, ...)  -- lined_up -->  lines (K, m, ...)  -- each line under its own state -->  -- taken_back -->  rows
 
-A line is as long as the longest. What is left of it is zeros and not another's row: its gradient is zero, and zero
-times another client's NaN would be NaN.
+All lines are as long as the longest, and a multiple of `FULL`. What is left of one is zeros and not another's row: its
+gradient is zero, and zero times another client's NaN would be NaN.
 """
 
 import torch
 from torch import Tensor
+
+FULL = 8  # rows: from here on, in eights, a row of a product has the same bits however many others there are (MKL's do)
 
 
 class Lines:
@@ -18,7 +20,7 @@ class Lines:
         order = owners.argsort(stable=True)
         first = sizes.cumsum(0) - sizes  # of each state's rows, in that order
         within = torch.arange(len(owners), device=owners.device) - first[owners[order]]
-        self.shape = (states, int(sizes.max()) if len(owners) else 0)
+        self.shape = (states, -(-int(sizes.max()) // FULL) * FULL if len(owners) else 0)
         self.place = torch.empty_like(owners).index_copy(0, order, owners[order] * self.shape[1] + within)  # (n,)
 
     def lined_up(self, rows: Tensor) -> Tensor:

@@ -120,7 +120,7 @@ class Edits(Protocol):
     """What `intervene` needs of an intervention."""
 
     def edit(self, h: Tensor, phi: State) -> Tensor:
-        """Phi(h) for h (n, d) and the tensors of one site; for h (K, n, d) and those of K states."""
+        """Phi(h) for h (K, m, d) and the tensors of one site in K states."""
 
 
 @contextmanager
@@ -144,14 +144,13 @@ def intervene(
     owners (B,): each row's state, where the tensors of `state` are those of K states, (K, S, ...).
     dropout: on the edited hidden states, as in pyreft; for training only.
     """
-    per_site = unstacked(state, 0 if owners is None else 1)
-    if owners is not None:
-        states = len(next(iter(state.values())))
-        lines = {group: Lines(owners[row], states) for group, row in positions.rows.items()}
+    if owners is None:  # one state, the first of one
+        state = {name: tensor.unsqueeze(0) for name, tensor in state.items()}
+    per_site, states = unstacked(state, 1), len(next(iter(state.values())))
+    own = {group: torch.zeros_like(row) if owners is None else owners[row] for group, row in positions.rows.items()}
+    lines = {group: Lines(each, states) for group, each in own.items()}
     if share is not None:
-        shares = {group: share[row, None] for group, row in positions.rows.items()}
-        if owners is not None:
-            shares = {group: lines[group].lined_up(each) for group, each in shares.items()}
+        shares = {group: lines[group].lined_up(share[row, None]) for group, row in positions.rows.items()}
 
     def hook_for(layer: int):
         acted = False
@@ -170,11 +169,8 @@ def intervene(
                 phi = per_site[sites.index(layer, group)]
                 if share is not None:
                     phi = {**phi, "share": shares[group]}
-                if owners is None:
-                    edited.append(intervention.edit(flat.index_select(0, index), phi))
-                else:
-                    each = intervention.edit(lines[group].lined_up(flat.index_select(0, index)), phi)  # (K, m, d)
-                    edited.append(lines[group].taken_back(each))
+                each = intervention.edit(lines[group].lined_up(flat.index_select(0, index)), phi)  # (K, m, d)
+                edited.append(lines[group].taken_back(each))
             written = nn.functional.dropout(torch.cat(edited), dropout, training=dropout > 0)
             flat = flat.index_copy(0, torch.cat(list(positions.indices.values())), written)
             h = flat.view_as(h)

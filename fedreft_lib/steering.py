@@ -19,7 +19,7 @@ from .backbone import Backbone
 from .batches import Batch, Sequence, added_to_scores, by_length, collate
 from .heads import Head
 from .interventions import State
-from .owners import Lines
+from .owners import FULL, Lines
 from .states import Spec
 
 BLOCKS_RETURN_TUPLES = tuple(map(int, transformers.__version__.split(".")[:2])) < (4, 54)
@@ -58,11 +58,18 @@ class SteeredModel:
         generator = torch.Generator().manual_seed(seed)
         return {**self.adapter.start(init, generator), **(self.head.start(generator) if self.head else {})}
 
-    def batch(self, sequences: Many[Sequence], *, side: str = "right", hidden: Many[Tensor] | None = None) -> Batch:
+    def batch(
+        self,
+        sequences: Many[Sequence],
+        *,
+        side: str = "right",
+        hidden: Many[Tensor] | None = None,
+        owners: Tensor | None = None,
+    ) -> Batch:
         """The sequences as one batch; packed where the model can read that, for generation (side="left") padded."""
         packed = side == "right" and packs(self.backbone.model, max(len(s.ids) for s in sequences))
         pad, device = self.backbone.tokenizer.pad_token_id, self.backbone.device
-        return collate(sequences, pad, device, side=side, hidden=hidden, packed=packed)
+        return collate(sequences, pad, device, side=side, hidden=hidden, packed=packed, owners=owners)
 
     def hidden_states(self, batch: Batch, state: State | None, dropout: float = 0.0) -> Tensor:
         """Last hidden states (B, T, d), steered by `state`; by nothing where it is None."""
@@ -72,9 +79,11 @@ class SteeredModel:
     def class_logits(self, batch: Batch, state: State, dropout: float = 0.0) -> Tensor:
         """The head's outputs (B, outputs), read off the first token."""
         first, state = self.hidden_states(batch, state, dropout)[:, 0], self._moved(state)
-        if batch.owners is None:
-            return self.head.logits(first, state, dropout)
-        lines = Lines(batch.owners, len(state["head.D"]))
+        owners = batch.owners
+        if owners is None:  # one state, the first of one
+            owners = torch.zeros_like(batch.prompt_lengths)
+            state = {name: state[name].unsqueeze(0) for name in self.head_names}
+        lines = Lines(owners, len(state["head.D"]))
         return lines.taken_back(self.head.logits(lines.lined_up(first), state, dropout))
 
     def answer_logprobs(self, batch: Batch, state: State | None, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -84,7 +93,8 @@ class SteeredModel:
         """
         hidden = self.hidden_states(batch, state, dropout)
         row, source, column, answer = batch.targets.unbind(1)
-        logits = self.backbone.model.get_output_embeddings()(hidden[row, source])  # (M, V)
+        read = nn.functional.pad(batch.targets[:, :2], (0, 0, 0, -len(row) % FULL))  # what is added reads any token
+        logits = self.backbone.model.get_output_embeddings()(hidden[read[:, 0], read[:, 1]])[: len(row)]  # (M, V)
         return -nn.functional.cross_entropy(logits.float(), batch.ids[row, column], reduction="none"), answer
 
     @torch.no_grad()
@@ -103,7 +113,7 @@ class SteeredModel:
         state, where `state` holds several (K, ...): a token costs about the same for many rows as for a few.
         """
         model, tokenizer = self.backbone.model, self.backbone.tokenizer
-        batch = replace(self.batch(prompts, side="left"), share=share, owners=owners)
+        batch = replace(self.batch(prompts, side="left", owners=owners), share=share)
         mask, tokens, cache = batch.mask, batch.ids, DynamicCache()
         produced: list[list[int]] = [[] for _ in prompts]
         running, state = list(range(len(prompts))), state and self._moved(state)
@@ -187,7 +197,8 @@ class SteeredModel:
         if not batch.packed:
             return {}
         lengths = batch.mask.sum(1)[batch.order].tolist()
-        return {"packing": Packing.of(batch.order, lengths, seen, causal)}
+        owners = None if batch.owners is None else batch.owners[batch.order].tolist()
+        return {"packing": Packing.of(batch.order, lengths, seen, causal, owners)}
 
     @contextmanager
     def _steered(self, layers, batch: Batch, state: State | None, dropout: float = 0.0) -> Iterator[None]:

@@ -61,8 +61,8 @@ class Encoded:
         owners: of each row, where rows have states of their own.
         """
         hidden = None if self.hidden is None else [self.hidden[i] for i in indices]
-        batch = model.batch([self.sequences[i] for i in indices], hidden=hidden)
-        return replace(batch, share=rows_share(share, indices, batch.ids.device), owners=owners)
+        batch = model.batch([self.sequences[i] for i in indices], hidden=hidden, owners=owners)
+        return replace(batch, share=rows_share(share, indices, batch.ids.device))
 
     def subset(self, indices: Many[int]) -> Self:
         """The items at `indices`, with what is cached of them."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fedreft_lib import RunConfig, engine, run, training
+from fedreft_lib.attention import packs
 from fedreft_lib.cohort import clip_each, train_together
 from fedreft_lib.engine import ROWS, cohorts, engine_of
 from fedreft_lib.errors import ConfigError
@@ -62,25 +63,33 @@ def apart(states, expected):
 
 
 @pytest.mark.parametrize("fields", ROUNDS, ids=together)
-def test_a_round_in_cohorts_is_the_round_one_by_one_but_for_rounding(fields):
-    config, X = small(**{**ALL, **fields}), None
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_round_in_cohorts_is_the_round_one_by_one(fields, dtype):
+    config, X = small(**{**ALL, **fields}, dtype=dtype), None
+    narrow = fields.get("rank") == 1 or fields.get("method") == "fedalt"  # products of a column or two
+    exact = rows_stand_alone(torch.float32) and rows_stand_alone(getattr(torch, dtype)) and not narrow
     for t in (1, 2):  # some methods train in another way from the second round on
         states, losses, expected, alone = both(config, t, X)
-        assert apart(states, expected) < 1e-5
+        if exact and packs(open_world(config).model.backbone.model, 1):
+            assert torch.equal(states, expected) and losses == alone
+        way = expected - (start(open_world(config), config) if X is None else X)
+        small_part = 1e-5 * expected.norm(dim=1) if dtype == "float32" else 0.15 * way.norm(dim=1)
+        assert ((states - expected).norm(dim=1) < small_part).all()
         for ours, theirs in zip(losses, alone, strict=True):
-            assert ours == pytest.approx(theirs, abs=1e-5)
+            assert ours == pytest.approx(theirs, abs=1e-5 if dtype == "float32" else 0.02)
         X = expected
 
 
-@pytest.mark.parametrize("fields", [{}, LORA, {"layers": "all"}], ids=together)
-def test_in_bfloat16_the_two_differ_by_a_small_part_of_the_way_that_a_client_goes(fields):
-    # Measured: 0.2 to 9 % of the way, 0.04 to 1.9 % of the state, 0.001 to 0.009 in a loss.
-    config = small(**{**ALL, **fields}, dtype="bfloat16")
-    states, losses, expected, alone = both(config)
-    way = expected - start(open_world(config), config)
-    assert float(((states - expected).norm(dim=1) / way.norm(dim=1)).max()) < 0.15
-    for ours, theirs in zip(losses, alone, strict=True):
-        assert ours == pytest.approx(theirs, abs=0.02)
+def rows_stand_alone(dtype):
+    """Whether this machine's products have rows that do not depend on how many other rows there are."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(96, 64, generator=generator).to(dtype)
+    for columns in (weight, weight[:, :8], weight.mT[:, :8]):
+        x = torch.randn(200, columns.shape[1], generator=generator).to(dtype)
+        whole = x @ columns.mT
+        if not all(torch.equal(x[3 : 3 + n].clone() @ columns.mT, whole[3 : 3 + n]) for n in (12, 16, 17, 40, 99, 150)):
+            return False
+    return True
 
 
 def test_a_cohort_of_one_is_the_plain_loop_to_the_bit():
@@ -141,9 +150,9 @@ def test_rows_are_lined_up_by_owner_with_zeros_behind_and_taken_back():
     owners, rows = torch.tensor([2, 0, 2, 2, 3]), torch.arange(1.0, 11.0).view(5, 2)
     lines = Lines(owners, 5)
     table = lines.lined_up(rows)
-    assert table.shape == (5, 3, 2) and torch.equal(lines.taken_back(table), rows)
-    assert torch.equal(table[2], rows[[0, 2, 3]]) and torch.equal(table[3, 0], rows[4])
-    assert not table[1].any() and not table[4].any() and not table[3, 1:].any()
+    assert table.shape == (5, 8, 2) and torch.equal(lines.taken_back(table), rows)
+    assert torch.equal(table[2, :3], rows[[0, 2, 3]]) and torch.equal(table[3, 0], rows[4])
+    assert not table[1].any() and not table[4].any() and not table[2, 3:].any() and not table[3, 1:].any()
     assert Lines(owners[:0], 2).lined_up(rows[:0]).shape == (2, 0, 2)
 
 

@@ -46,7 +46,7 @@ def _contest(size: Size, dtype: str, batch_size: int) -> Contest:
         rows = [[world.model.spec.row(each.state) for each in side] for side in (cohort(), one_by_one())]
         apart = max(float((a - b).norm() / b.norm()) for a, b in zip(*rows, strict=True))
         if world.model.backbone.dtype == torch.float32:
-            assert apart < 1e-4, f"the states differ by {apart:.1e} of their norm"
+            assert apart < 1e-5, f"the states differ by {apart:.1e} of their norm"
         return f"the states differ by {apart:.0e} of their norm"
 
     name = f"{size.steps} steps of 4 clients, batches of {batch_size}, {dtype}, in one pass"

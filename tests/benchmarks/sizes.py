@@ -30,7 +30,7 @@ FULL = Size(
     clients=100,
     parameters=2_752_960,  # LoReFT of rank 8 at every layer of LLaMA-3.2-3B
     tops=("20-29", "25-29"),
-    batches=(1, 2, 8),
+    batches=(1, 2, 4, 8),
     # FedReFT begins at two clients: one alone has no others.
     sweeps={"clients": (2, 4, 16, 64), "rounds": (2, 4, 8, 16), "examples": (8, 16, 32, 64), "length": (32, 128, 512)},
 )
