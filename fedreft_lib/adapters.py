@@ -156,7 +156,10 @@ class InLinears:
             return self.kind.delta
         if not batch.packed:
             return functools.partial(self._lined_up, Lines(batch.owners, states))
-        sizes = batch.owners[batch.rows].bincount(minlength=states).tolist()  # an owner's tokens stand together
+        owners = batch.owners[batch.rows]
+        if bool((owners.diff() < 0).any()):
+            raise ValueError("the owners of a packed batch are to be given when it is made: their tokens stand together")
+        sizes = owners.bincount(minlength=states).tolist()
         return functools.partial(self._split, sizes)
 
     def _split(self, sizes: list[int], x: Tensor, phi: State) -> Tensor:

@@ -4,8 +4,8 @@
     cohort        several clients' batches as one (cohort.train_together): the same bits, see there for exceptions
 
 The choice follows from the config and the kind of device, never from a clock, so that a run has the same bits whenever
-it is run again or goes on. Measured by `python -m tests.benchmarks cohort`: SmolLM2-135M, layers 20-29, four clients with
-texts of unlike lengths, two CPU threads. Seconds of a cohort over those of one after another:
+it is run again or goes on. Measured by `python -m tests.benchmarks cohort`: SmolLM2-135M, layers 20-29, four clients
+with texts of unlike lengths, two CPU threads. Seconds of a cohort over those of one after another:
 
     batches of    one    two    four   eight
     bfloat16      0.61   0.71   0.87   0.88

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,11 +18,13 @@ from tqdm.auto import tqdm
 from . import evaluate, hostile, mixing, participation, runs
 from .admission import Update, refusal, refusals
 from .aggregation import Aggregate, mixing_matrix
+from .client_states import ClientStates
 from .config import RunConfig
 from .engine import engine_of
 from .errors import FedReFTError
 from .gauge import align
 from .interventions import State
+from .listening import Listening
 from .randomness import derive
 from .robust import norm_clipped
 from .rotation import orthonormality_error, retract
@@ -34,15 +37,25 @@ from .training import participants, train_clients
 from .worlds import Client, Encoded, Labels, World, open_world, partition_of
 
 LATE = "late."  # before the place of a client whose update arrives in the next round, in the server's memory
+FOR_ALL = "for all."  # before the names of the newest state that the server holds for all, there too
+
+
+States = TypeVar("States", Tensor, ClientStates)  # X (N, P), at hand or not
 
 
 @dataclass
 class Report:
     """What happened in a round: rows for the history, who listened to whom, and what the server remembers of it."""
 
-    M: Tensor  # (N, N)
+    listening: Listening
+    clients: int
     rows: list[dict] = field(default_factory=list)
     memory: State = field(default_factory=dict)
+
+    @property
+    def M(self) -> Tensor:
+        """(N, N)"""
+        return self.listening.among(self.clients)
 
     def add(self, round: int, client: str, split: str, metric: str, value: float, **more: float | str) -> None:
         self.rows.append({"round": round, "client": client, "split": split, "metric": metric, "value": value, **more})
@@ -50,8 +63,13 @@ class Report:
 
 def start(world: World, config: RunConfig) -> Tensor:
     """X (N, P) before the first round: everybody starts from one state, or averages would mix different gauges."""
+    return enrolled(world, config).all
+
+
+def enrolled(world: World, config: RunConfig) -> ClientStates:
+    """`start` for any number of clients."""
     state = STRATEGIES[config.method].begin(world, config, common_start(world, config))
-    return world.model.spec.row(state).repeat(len(participants(world, config)), 1)
+    return ClientStates(world.model.spec.row(state), len(participants(world, config)))
 
 
 def common_start(world: World, config: RunConfig) -> State:
@@ -69,32 +87,49 @@ def trained_names(model: SteeredModel, config: RunConfig) -> tuple[str, ...]:
 def federated_round(
     world: World,
     config: RunConfig,
-    X: Tensor,
+    X: States,
     t: int,
     on_step: Callable[[], object] = lambda: None,
     *,
     memory: State | None = None,
-) -> tuple[Tensor, Report]:
+) -> tuple[States, Report]:
     """Round t (from 1): local training, admission, aggregation, mixing, retraction. X (N, P) -> X' (N, P).
 
     memory: what the server kept of the rounds before, for methods whose server has a state; `report.memory` is what it
-    keeps of this one.
+    keeps of this one. Of X the rows of those who take part are read, and of X' they are new.
     """
-    spec, strategy, clients = world.model.spec, STRATEGIES[config.method], participants(world, config)
-    held = {int(name.removeprefix(LATE)): row for name, row in (memory or {}).items() if name.startswith(LATE)}
-    report = Report(torch.eye(len(clients)), memory={n: m for n, m in (memory or {}).items() if not n.startswith(LATE)})
+    memory = memory or {}
+    held = {int(name.removeprefix(LATE)): row for name, row in memory.items() if name.startswith(LATE)}
+    away = participation.away(config, t)
+    who = [k for k in range(len(X)) if k in held or k not in away]
+    kept = {name: tensor for name, tensor in memory.items() if not name.startswith(LATE)}
+    report = Report(Listening(tuple(who), torch.eye(len(who))), len(X), memory=kept)
+    rows = _round_of(world, config, X[who], who, t, held, report, on_step)
+    return X.index_copy(0, torch.tensor(who, dtype=torch.long), rows), report
+
+
+def _round_of(
+    world: World, config: RunConfig, X: Tensor, who: list[int], t: int, held: dict[int, Tensor], report: Report, on_step
+) -> Tensor:
+    """The rows (n, P) of those who take part after round t, from their rows before it. `report` is filled in.
+
+    held: the rows of those who were late in the round before, by client. Below here n clients are numbered by their
+    places in `who`.
+    """
+    spec, strategy = world.model.spec, STRATEGIES[config.method]
+    X = _brought_up_to_date(world, config, X, who, t, report)
     before = [spec.named(row) for row in X]
-    arrived = _collect(world, config, X, t, held, report, on_step)
-    learned, weights, reasons = list(before), torch.zeros(len(clients)), []
-    found = refusals(list(arrived.values()), [before[k] for k in arrived], spec, config.norm_limit)
-    for (k, update), reason in zip(arrived.items(), found, strict=True):
+    arrived = _collect(world, config, X, who, t, held, report, on_step)
+    learned, weights, reasons = list(before), torch.zeros(len(who)), []
+    found = refusals(list(arrived.values()), [before[i] for i in arrived], spec, config.norm_limit)
+    for (i, update), reason in zip(arrived.items(), found, strict=True):
         if reason is None:
-            learned[k], weights[k] = update.state, update.examples
+            learned[i], weights[i] = update.state, update.examples
         else:
             reasons.append(f"{update.client} {reason}")
         report.add(t, update.client, "train", "admitted", float(reason is None), note=reason or "")
 
-    after = learned
+    after, answers = learned, []
     if strategy.aggregate:
         if (admitted := int((weights > 0).sum())) < config.min_clients:
             why = f" ({'; '.join(reasons)})" if reasons else ""
@@ -106,61 +141,92 @@ def federated_round(
             reference = common_start(world, config)
             learned = [align(state, reference) for state in learned]
         aggregate, answers = _server(world, config, before, learned, weights, report.memory)
-        lam, losses = _lam(world, config, learned, answers, list(arrived), t)
+        lam, losses = _lam(world, config, learned, answers, {i: who[i] for i in arrived}, t)
         after = list(before)
-        for k in arrived:
-            after[k] = _taken_in(world, config, learned[k], answers[k], float(lam[k]), t)
-        report.M = mixing_matrix(aggregate.A, lam)
-        for k, update in arrived.items():
-            residual = float(aggregate.residual[k])
-            report.add(t, update.client, "server", "residual", residual, downlink_bytes=_bytes(answers[k]))
-            report.add(t, update.client, "held_out", "lam", float(lam[k]))
-            for candidate, loss in losses.get(k, {}).items():
+        for i in arrived:
+            after[i] = _taken_in(world, config, learned[i], answers[i], float(lam[i]), t)
+        report.listening = Listening(tuple(who), mixing_matrix(aggregate.A, lam))
+        for i, update in arrived.items():
+            residual = float(aggregate.residual[i])
+            report.add(t, update.client, "server", "residual", residual, downlink_bytes=_bytes(answers[i]))
+            report.add(t, update.client, "held_out", "lam", float(lam[i]))
+            for candidate, loss in losses.get(i, {}).items():
                 report.add(t, update.client, "held_out", f"loss at lam {candidate:g}", loss)
-    retracted = [_retracted(world, config, state) if k in arrived else state for k, state in enumerate(after)]
+    retracted = [_retracted(world, config, state) if i in arrived else state for i, state in enumerate(after)]
     if world.model.adapter.rotated:
         for metric, states in (("orthonormality_error_before_retraction", after), ("orthonormality_error", retracted)):
-            for k, update in arrived.items():
-                error = max(orthonormality_error(states[k][name]) for name in world.model.adapter.rotated)
+            for i, update in arrived.items():
+                error = max(orthonormality_error(states[i][name]) for name in world.model.adapter.rotated)
                 report.add(t, update.client, "state", metric, error)
-    return torch.stack([spec.row(state) for state in retracted]), report
+    if strategy.one_for_all and arrived and participation.some_miss_rounds(config):
+        first = next(iter(arrived))
+        names = {*answers[first], *_sent_names(world, config)}
+        report.memory |= {f"{FOR_ALL}{name}": retracted[first][name].clone() for name in sorted(names)}
+    return torch.stack([spec.row(state) for state in retracted])
+
+
+def _brought_up_to_date(
+    world: World, config: RunConfig, X: Tensor, who: list[int], t: int, report: Report
+) -> Tensor:
+    """Where the server holds one state for all, each begins with the newest of it. (n, P) -> (n, P)"""
+    clients, rows = participants(world, config), torch.empty_like(X)
+    for i, k in enumerate(who):
+        rows[i] = newest_for(world, X[i], report.memory)
+        if not torch.equal(rows[i], X[i]):
+            sent = _bytes({n: tensor for n, tensor in report.memory.items() if n.startswith(FOR_ALL)})
+            report.add(t, clients[k].name, "server", "brought up to date", 1.0, downlink_bytes=sent)
+    return rows
+
+
+def newest_for(world: World, row: Tensor, memory: State) -> Tensor:
+    """A client's state (P,) with what the server holds for all, where it does."""
+    shared = {n.removeprefix(FOR_ALL): tensor for n, tensor in memory.items() if n.startswith(FOR_ALL)}
+    return world.model.spec.row({**world.model.spec.named(row), **shared}) if shared else row
 
 
 def _collect(
-    world: World, config: RunConfig, X: Tensor, t: int, held: dict[int, Tensor], report: Report, on_step
+    world: World,
+    config: RunConfig,
+    X: Tensor,
+    who: list[int],
+    t: int,
+    held: dict[int, Tensor],
+    report: Report,
+    on_step: Callable[[], object],
 ) -> dict[int, Update]:
-    """What reaches the server in round t, by client; who is away, drops out or is late is noted in the report.
+    """What reaches the server in round t, by place; who is gone, drops out or is late is noted in the report.
 
     held: the rows of those who were late in the round before. Those of this round go to report.memory.
     """
-    spec, names, away = world.model.spec, _sent_names(world, config), participation.away(config, t)
+    spec, names = world.model.spec, _sent_names(world, config)
+    clients = participants(world, config)
+    for k, reason in participation.gone(config, t).items():
+        if k not in who:
+            report.add(t, clients[k].name, "train", "present", 0.0, note=reason)
+    rows = dict(zip(who, X, strict=True))
+    trained = train_clients(world, config, rows, [k for k in who if k not in held], t, on_step)
     arrived: dict[int, Update] = {}
 
-    def uplink(k: int) -> int:
-        return _bytes({name: x for name, x in arrived[k].state.items() if name in names}) if k in arrived else 0
+    def uplink(i: int) -> int:
+        return _bytes({name: x for name, x in arrived[i].state.items() if name in names}) if i in arrived else 0
 
-    clients = participants(world, config)
-    trained = train_clients(world, config, X, [k for k in range(len(clients)) if k not in {*held, *away}], t, on_step)
-    for k, client in enumerate(clients):
-        examples = len(client.train)
+    for i, k in enumerate(who):
+        name, examples = clients[k].name, len(clients[k].train)
         if k in held:
-            arrived[k] = Update(client.name, spec.named(held[k]), examples)
+            arrived[i] = Update(name, spec.named(held[k]), examples)
             note = "with its update of the round before"
-            report.add(t, client.name, "train", "present", 1.0, note=note, uplink_bytes=uplink(k))
-        elif k in away:
-            report.add(t, client.name, "train", "present", 0.0, note=away[k])
+            report.add(t, name, "train", "present", 1.0, note=note, uplink_bytes=uplink(i))
             continue
-        else:
-            arrived[k] = hostile.sent_by(config, k, client.name, t, spec.named(X[k]), trained[k].state, examples)
-            loss = sum(trained[k].losses) / len(trained[k].losses)
-            late, lost = participation.is_late(config, k, t), participation.drops_out(config, k, t)
-            if late and refusal(arrived[k].state, examples, spec) is None:
-                report.memory[f"{LATE}{k}"] = spec.row(arrived[k].state)
-            if late or lost:
-                del arrived[k]
-                note = "late: its update arrives in the next round" if late else "dropped out: nothing arrives"
-                report.add(t, client.name, "train", "present", 0.0, note=note)
-            report.add(t, client.name, "train", "loss", loss, uplink_bytes=uplink(k), seconds=trained[k].seconds)
+        arrived[i] = hostile.sent_by(config, k, name, t, spec.named(X[i]), trained[k].state, examples)
+        loss = sum(trained[k].losses) / len(trained[k].losses)
+        late, lost = participation.is_late(config, k, t), participation.drops_out(config, k, t)
+        if late and refusal(arrived[i].state, examples, spec) is None:
+            report.memory[f"{LATE}{k}"] = spec.row(arrived[i].state)
+        if late or lost:
+            del arrived[i]
+            note = "late: its update arrives in the next round" if late else "dropped out: nothing arrives"
+            report.add(t, name, "train", "present", 0.0, note=note)
+        report.add(t, name, "train", "loss", loss, uplink_bytes=uplink(i), seconds=trained[k].seconds)
     return arrived
 
 
@@ -203,45 +269,57 @@ def _taken_in(world: World, config: RunConfig, state: State, answer: State, lam:
 
 
 def _lam(
-    world: World, config: RunConfig, learned: list[State], answers: list[State], present: list[int], t: int
+    world: World, config: RunConfig, learned: list[State], answers: list[State], arrived: dict[int, int], t: int
 ) -> tuple[Tensor, dict[int, dict]]:
-    """Each client's lam (N,), 0 for those not present, and for adaptive mixing the held-out losses behind it,
-    {client: {candidate: loss}}."""
-    lam = torch.zeros(len(learned), dtype=torch.float64)
+    """Each lam (n,), 0 for those of whom nothing arrived, and for adaptive mixing the held-out losses behind it,
+    {place: {candidate: loss}}. arrived: the client in each place."""
+    lam, places = torch.zeros(len(learned), dtype=torch.float64), list(arrived)
     rule = STRATEGIES[config.method].mixing(config)
     if rule == "scheduled":
         rule = mixing.scheduled(config, t)
     if rule != "adaptive":
-        lam[present] = float(rule)
+        lam[places] = float(rule)
         return lam, {}
 
-    def held_out_loss(place: int, lam: float) -> float:
-        k = present[place]
-        state = _retracted(world, config, _taken_in(world, config, learned[k], answers[k], lam, t))
-        return evaluate.loss(world.model, state, world.clients[k].held_out, config.batch_size)
+    def held_out_loss(number: int, lam: float) -> float:
+        i = places[number]
+        state = _retracted(world, config, _taken_in(world, config, learned[i], answers[i], lam, t))
+        return evaluate.loss(world.model, state, world.clients[arrived[i]].held_out, config.batch_size)
 
-    lam[present], losses = mixing.adaptive(config.mixing_grid, len(present), held_out_loss)
+    lam[places], losses = mixing.adaptive(config.mixing_grid, len(places), held_out_loss)
     grid = sorted(set(config.mixing_grid))
-    return lam, {k: dict(zip(grid, row.tolist(), strict=True)) for k, row in zip(present, losses, strict=True)}
+    return lam, {i: dict(zip(grid, row.tolist(), strict=True)) for i, row in zip(places, losses, strict=True)}
 
 
 def _retracted(world: World, config: RunConfig, state: State) -> State:
     return {**state, **{name: retract(state[name], config.retraction) for name in world.model.adapter.rotated}}
 
 
-def evaluate_all(world: World, config: RunConfig, X: Tensor | None, t: int, *, progress: bool = False) -> list[dict]:
+def evaluate_all(
+    world: World,
+    config: RunConfig,
+    X: Tensor | ClientStates | None,
+    t: int,
+    *,
+    memory: State | None = None,
+    progress: bool = False,
+) -> list[dict]:
     """Every client's scores on its own test, and on the union where `union_size` asks for it.
 
+    Where the server holds one state for all (`memory`), all but those who are gone are tested with the newest of it.
     X None is the untrained backbone, without any intervention (with the untrained head, where the task needs one).
     Labelled held-out items are scored too: ReFT picks the epoch, and we the round, by them.
     """
-    report = Report(torch.eye(1))
+    report = Report(Listening((), torch.eye(0)), len(world.clients))
+    gone = participation.gone(config, t)
     begin = common_start(world, config)
     head = {name: begin[name] for name in world.model.head_names}
     own_shares = STRATEGIES[config.method].test_share is not alike
     on_union: dict[tuple, list] = {}  # clients that share one state share its result
     for k, client in enumerate(tqdm(world.clients, desc="testing", unit="client", disable=not progress, leave=False)):
         row = None if X is None else X[k if len(X) > 1 else 0]
+        if row is not None and k not in gone:
+            row = newest_for(world, row, memory or {})
         ask = functools.partial(_scores, world, config, head if row is None else world.model.spec.named(row), client)
         parts = [("test", part) for part in client.test]
         if isinstance(client.held_out, Labels):
@@ -286,23 +364,24 @@ def _run(config: RunConfig, store: runs.Store, resume: bool, progress: bool) -> 
     """Whatever rounds of the run are missing."""
     world = open_world(config)
     store.describe(world, trained_names(world.model, config), engine_of(config, world.model.backbone.device))
-    begin = start(world, config)
+    begin = enrolled(world, config)
     saved = store.resume(begin) if resume else store.afresh(begin)
-    X, memory, done = saved.X, saved.memory, saved.manifest["round"]
-    rows, history_M = saved.history.to_dict("records"), list(saved.M)
-    total = sum(p.steps for p in participants(world, config)) * (config.rounds - done)
+    X, memory, done = saved.states, saved.memory, saved.manifest["round"]
+    rows, listening = saved.history.to_dict("records"), list(saved.listening)
+    steps = [p.steps for p in participants(world, config)]
+    total = sum(steps) * (config.sampled or len(steps)) // len(steps) * (config.rounds - done)
     with tqdm(desc=config.run_id, total=total, unit="step", disable=not progress, leave=False) as bar:
         if not rows:
             rows = evaluate_all(world, config, None, 0, progress=progress)
-            store.save(0, X, history_M, rows, memory)
+            X = store.save(0, X, listening, rows, memory)
         for t in range(done + 1, config.rounds + 1):
             X, report = federated_round(world, config, X, t, bar.update, memory=memory)
             memory = report.memory
-            rows, history_M = rows + report.rows, [*history_M, report.M]
+            rows, listening = rows + report.rows, [*listening, report.listening]
             if t == config.rounds or (config.eval_every and t % config.eval_every == 0):
-                rows = rows + evaluate_all(world, config, X, t, progress=progress)
-            store.save(t, X, history_M, rows, memory)
-    return store.run(X, history_M, rows, memory)
+                rows = rows + evaluate_all(world, config, X, t, memory=memory, progress=progress)
+            X = store.save(t, X, listening, rows, memory)
+    return store.run(X, listening, rows, memory)
 
 
 def _bytes(tensors: State) -> int:

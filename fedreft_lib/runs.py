@@ -16,6 +16,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +27,12 @@ from torch import Tensor
 
 from . import checkpoints, hidden_cache
 from .checkpoints import NEEDED, Saved, history_of
+from .client_states import ClientStates
 from .config import RunConfig
 from .environment import BITS, differences, environment
 from .errors import ConfigError, DamageWarning, ElsewhereWarning, FedReFTError
 from .interventions import State
+from .listening import Listening
 from .metrics import PRIMARY
 from .states import Spec, write_text
 
@@ -49,16 +52,27 @@ RESULTS = (
 
 @dataclass(frozen=True)
 class Run:
-    """A run, finished or not: its config, history, last states (N, P), their spec, and M (rounds, N, N)."""
+    """A run, finished or not: its config, history, last states with their spec, and who listened to whom."""
 
     config: RunConfig
     history: pd.DataFrame
-    states: Tensor
+    clients: ClientStates
     spec: Spec
-    mixing_matrices: Tensor
+    listening: Sequence[Listening]
     manifest: dict
     folder: Path | None
     memory: State = field(default_factory=dict)  # what the server keeps between rounds, where a method needs that
+
+    @cached_property
+    def states(self) -> Tensor:
+        """X (N, P), all states in memory; `clients` gives one at a time."""
+        return self.clients.all
+
+    @cached_property
+    def mixing_matrices(self) -> Tensor:
+        """M (rounds, N, N)"""
+        n = len(self.clients)
+        return torch.stack([each.among(n) for each in self.listening]) if self.listening else torch.zeros(0, n, n)
 
     @property
     def results(self) -> pd.DataFrame:
@@ -164,12 +178,11 @@ class Store:
             "spec": [[name, list(shape)] for name, shape in self.spec.shapes],
         }
 
-    def afresh(self, start: Tensor) -> Saved:
-        """Nothing yet, at `start` (N, P)."""
-        manifest = {**self.manifest, "round": 0}
-        return Saved(self.config, manifest, history_of([]), start, _stacked([], len(start)))
+    def afresh(self, start: ClientStates) -> Saved:
+        """Nothing yet, at `start`."""
+        return Saved(self.config, {**self.manifest, "round": 0}, history_of([]), start)
 
-    def resume(self, start: Tensor) -> Saved:
+    def resume(self, start: ClientStates) -> Saved:
         """The last whole round; round 0 at `start` where nothing usable is there, with a warning if that loses some."""
         if self.saved is None:
             return self.afresh(start)
@@ -188,25 +201,30 @@ class Store:
             )  # fmt: skip
         return self.saved
 
-    def save(self, t: int, X: Tensor, mixing_matrices: list[Tensor], rows: list[dict], memory: State) -> None:
-        """Write round t; until its checkpoint is whole, the round before it stays the valid one."""
+    def save(
+        self, t: int, states: ClientStates, listening: Sequence[Listening], rows: list[dict], memory: State
+    ) -> ClientStates:
+        """Write round t; until its checkpoint is whole, the round before it stays the valid one.
+
+        Returns the states, those in memory that are not on the disk by now.
+        """
         self.manifest |= {"round": t, "rounds": self.config.rounds, "checkpoint": checkpoints.name_of(t)}
         self.manifest["set_aside"] = [
             {"round": row["round"], "client": row["client"], "reason": row["note"]}
             for row in rows if row["metric"] == "admitted" and row["value"] == 0
         ]  # fmt: skip
         if self.folder is None:
-            return
-        history = history_of(rows)
-        saved = Saved(self.config, self.manifest, history, X, _stacked(mixing_matrices, len(X)), memory)
+            return states
+        saved = Saved(self.config, self.manifest, history_of(rows), states, listening, memory)
         try:
-            checkpoints.write(self.folder, saved)
+            states = checkpoints.write(self.folder, saved)
             self._write_copies(saved)
         except OSError as error:
             before = f"round {t - 1} stays" if t else "nothing is lost"
             raise FedReFTError(
                 f"round {t} could not be written to {self.folder} ({error}), {before}: mend that and run again"
             ) from error
+        return states
 
     def _write_copies(self, saved: Saved) -> None:
         """config.json, history.csv and manifest.json of a checkpoint, those that are not there as they shall be."""
@@ -220,9 +238,8 @@ class Store:
             if not path.exists() or path.read_bytes() != text.encode():
                 write_text(path, text)
 
-    def run(self, X: Tensor, mixing_matrices: list[Tensor], rows: list[dict], memory: State) -> Run:
-        M = _stacked(mixing_matrices, len(X))
-        return Run(self.config, history_of(rows), X, self.spec, M, self.manifest, self.folder, memory)
+    def run(self, states: ClientStates, listening: Sequence[Listening], rows: list[dict], memory: State) -> Run:
+        return Run(self.config, history_of(rows), states, self.spec, listening, self.manifest, self.folder, memory)
 
 
 def load_run(folder: str | Path) -> Run:
@@ -254,7 +271,8 @@ def load_runs(folder: str | Path) -> list[Run]:
 
 
 def _as_run(saved: Saved, folder: Path) -> Run:
-    return Run(saved.config, saved.history, saved.X, saved.spec, saved.M, saved.manifest, folder, saved.memory)
+    states, listening = saved.states, saved.listening
+    return Run(saved.config, saved.history, states, saved.spec, listening, saved.manifest, folder, saved.memory)
 
 
 def _warn_of_elsewhere(found: Sequence[Run | Saved], folder: str | Path) -> None:
@@ -299,7 +317,3 @@ def data_fingerprint(questions: "list[ClientData]") -> str:
     """A hash of who holds which questions."""
     uids = [q.uid for client in questions for part in (client.train, client.held_out, client.test) for q in part]
     return hashlib.sha256(" ".join(uids).encode()).hexdigest()[:16]
-
-
-def _stacked(matrices: list[Tensor], n: int) -> Tensor:
-    return torch.stack(matrices) if matrices else torch.zeros(0, n, n)

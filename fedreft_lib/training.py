@@ -1,9 +1,10 @@
 """The first part of a round: who trains locally, on what, in which phases, and who with whom in one pass."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .cohort import train_together
@@ -51,12 +52,13 @@ def participants(world: World, config: RunConfig) -> list[Participant]:
 def train_clients(
     world: World,
     config: RunConfig,
-    X: Tensor,
+    X: Tensor | Mapping[int, Tensor],
     who: Sequence[int],
     t: int,
     on_step: Callable[[], object] = lambda: None,
 ) -> dict[int, Trained]:
-    """Local training in round t of the participants `who`, by number, each from its row of X (N, P).
+    """Local training in round t of the participants `who`, by number, each from its row of X (N, P); X may
+    have these alone.
 
     The first round's is remembered, since many methods begin with it.
     """
@@ -72,7 +74,8 @@ def train_clients(
             found = compute()
         else:
             names = tuple((client.name, client.steps) for client in clients)
-            key = ("train", names, hash_of({"X": X[group]}), tuple(phases), strategy.proximal(config), training)
+            rows = hash_of({"X": torch.stack([X[k] for k in group])})
+            key = ("train", names, rows, tuple(phases), strategy.proximal(config), training)
             found = world.remembered(key, compute)
         trained |= dict(zip(group, found, strict=True))
     return {k: trained[k] for k in who}

@@ -80,6 +80,10 @@ def test_what_is_admitted_can_be_used():
 # ---- in a federation ------------------------------------------------------------------------------------------------
 
 
+def one_by_one(**fields):
+    return small(engine="one_by_one", **fields)
+
+
 def spoiled_training(monkeypatch, spoilers):
     """spoilers {(round, place of the client): a function of its update}; the rest trains as always."""
     honest, place = training.train, {"calls": 0}
@@ -113,7 +117,7 @@ NAN = with_one("W", math.nan)
 )
 def test_the_round_goes_on_without_a_bad_update(monkeypatch, method, spoil):
     spoiled_training(monkeypatch, {(1, 2): spoil})
-    done = run(small(method=method, rounds=2), progress=False)
+    done = run(one_by_one(method=method, rounds=2), progress=False)
     history = done.history
     admitted = history[history["metric"] == "admitted"].set_index(["round", "client"])
     refused = admitted[admitted["value"] == 0]
@@ -125,7 +129,7 @@ def test_the_round_goes_on_without_a_bad_update(monkeypatch, method, spoil):
 
 
 def test_a_client_that_is_set_aside_is_nobodys_other_goes_on_from_its_old_state_and_still_receives(monkeypatch):
-    config = small(method="fedreft", aggregation="mean", mixing=0.5, rounds=1, retraction="raw")
+    config = one_by_one(method="fedreft", aggregation="mean", mixing=0.5, rounds=1, retraction="raw")
     honest = run(config.but(method="local"), progress=False).states
     start = federation.start(open_world(config), config)
     open_world(config).memo.clear()
@@ -142,7 +146,7 @@ def test_a_client_that_is_set_aside_is_nobodys_other_goes_on_from_its_old_state_
 
 
 def test_with_fewer_than_two_admitted_the_run_stops_and_its_checkpoint_can_be_continued(monkeypatch, tmp_path):
-    config = small(rounds=3)
+    config = one_by_one(rounds=3)
     whole = run(config, progress=False)
     with monkeypatch.context() as patched:
         open_world(config).memo.clear()
@@ -160,7 +164,7 @@ def test_with_fewer_than_two_admitted_the_run_stops_and_its_checkpoint_can_be_co
 
 def test_with_all_refused_the_run_stops_where_others_are_needed_and_goes_on_where_not(monkeypatch):
     spoiled_training(monkeypatch, {(1, k): NAN for k in range(4)})
-    local = run(small(method="local", rounds=1), progress=False)
+    local = run(one_by_one(method="local", rounds=1), progress=False)
     assert bool(local.states.isfinite().all())
     assert (local.history.query("metric == 'admitted'")["value"] == 0).all()
 

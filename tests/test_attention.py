@@ -221,12 +221,16 @@ def rows(model, sequences, owned):
     return {"share": shares, "owners": torch.arange(2, 2 + n) * 2 % 3 if owned else None}
 
 
+def batch_with(model, sequences, *, share, owners, hidden=None):
+    return replace(model.batch(sequences, hidden=hidden, owners=owners), share=share)
+
+
 def reading(model, sequences, owned=False, cached=False):
     """Hidden states at the tokens, log-probabilities, and the gradients of a random sum of both."""
     state = random_states(model, 3)
     given = state if owned else {name: tensor[0] for name, tensor in state.items()}
     hidden = model.hidden_below(sequences) if cached else None
-    batch = replace(model.batch(sequences, hidden=hidden), **rows(model, sequences, owned))
+    batch = batch_with(model, sequences, hidden=hidden, **rows(model, sequences, owned))
     found = [model.hidden_states(batch, given)[batch.mask.bool()]]
     if len(batch.targets):
         found.append(model.answer_logprobs(batch, given)[0])
@@ -393,7 +397,7 @@ def test_a_row_does_not_depend_on_its_companions(dtype, bound, model, sequences)
     model, sequences = MODELS[model](build("tiny-llama", dtype)), SEQUENCES[sequences]
     state, more = random_states(model, 3), rows(model, sequences, owned=True)
     with torch.no_grad():
-        together = model.hidden_states(replace(model.batch(sequences), **more), state)
+        together = model.hidden_states(batch_with(model, sequences, **more), state)
         for row, s in enumerate(sequences):
             own = {name: each[[row]] if each is not None else None for name, each in more.items()}
             alone = model.hidden_states(replace(model.batch([s]), **own), state)[0]
@@ -410,7 +414,7 @@ def test_what_is_not_a_number_in_a_state_stays_in_the_rows_of_that_state(dtype, 
     with torch.no_grad():
         for tensor in state.values():
             tensor[1] = torch.nan
-    batch = replace(model.batch(sequences), **more)
+    batch = batch_with(model, sequences, **more)
     hidden = model.hidden_states(batch, state)
     broken = (more["owners"] == 1)[:, None].expand(batch.mask.shape)
     assert bool(hidden[broken & batch.mask.bool()].isnan().any()) and bool(hidden[~broken].isfinite().all())

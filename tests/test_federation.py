@@ -68,9 +68,10 @@ def stop_after(monkeypatch, round):
     save = runs.Store.save
 
     def save_and_stop(self, t, *args):
-        save(self, t, *args)
+        states = save(self, t, *args)
         if t == round:
             raise StoppedError
+        return states
 
     monkeypatch.setattr(runs.Store, "save", save_and_stop)
 
@@ -131,7 +132,7 @@ def test_what_a_server_remembers_is_kept_with_each_round(monkeypatch, tmp_path):
 
 
 def test_a_run_that_was_stopped_within_a_round_is_too(monkeypatch, tmp_path):
-    config, steps = small(), []
+    config, steps = small(engine="one_by_one"), []
     whole = fresh(config)
 
     def stop_in_round_2(*args, on_step, **more):

@@ -103,6 +103,7 @@ class Strategy:
     form(kind, config): what a client's state is made of. phases(names, kind, config, t): what it trains in round t.
     sends(names, kind, config): which of its tensors it sends. proximal(config): FedProx's mu.
     begin(world, config, state): the state that all clients start from, where it needs the clients' data.
+    one_for_all: the server answers all alike, and every client has that whole: what it says is the federation's state.
     answer(sent, aggregate): what each client is told. take_in(model, state, answer, lam, config, t): its next state.
     test_share(world, config, state, client, part): for states with a local branch, its share in each test item.
     """
@@ -111,6 +112,7 @@ class Strategy:
     aggregate: Callable[[Tensor, Tensor, RunConfig], Aggregate] | None
     mixing: Callable[[RunConfig], float | str] = lambda config: 0.0
     pools_data: bool = False  # one client holds everybody's training data
+    one_for_all: bool = False
     form: Callable[[Kind, RunConfig], Kind | Branches] = as_it_is
     phases: Callable[[Names, Kind | Branches, RunConfig, int], list[Phase]] = everything
     sends: Callable[[Names, Kind | Branches, RunConfig], tuple[str, ...]] = by_sharing

@@ -15,7 +15,7 @@ from .base import Sent, Strategy, plain_mean
 
 def server_adam(sent: Sent, aggregate: Aggregate) -> list[State]:
     """One Adam step from the state that the clients started from; m and v stay in the server's memory."""
-    config, x = sent.config, sent.before[0]
+    config, x = sent.config, sent.before[0]  # all begin with the same
     D = aggregate.aggregate[0] - x
     m = sent.memory.get("m", torch.zeros_like(x))
     v = sent.memory.get("v", torch.full_like(x, config.server_tau**2))
@@ -26,4 +26,4 @@ def server_adam(sent: Sent, aggregate: Aggregate) -> list[State]:
     return [sent.spec.named(x) for _ in aggregate.aggregate]
 
 
-FEDADAM = Strategy("fedadam", aggregate=plain_mean, mixing=lambda config: 1.0, answer=server_adam)
+FEDADAM = Strategy("fedadam", aggregate=plain_mean, mixing=lambda config: 1.0, one_for_all=True, answer=server_adam)

@@ -6,4 +6,4 @@ the raw weights of an orthogonal parametrisation.
 
 from .base import Strategy, weighted_mean
 
-FEDAVG = Strategy("fedavg", aggregate=weighted_mean, mixing=lambda config: 1.0)
+FEDAVG = Strategy("fedavg", aggregate=weighted_mean, mixing=lambda config: 1.0, one_for_all=True)

@@ -63,6 +63,7 @@ FEDDPA = Strategy(
     "feddpa",
     aggregate=plain_mean,
     mixing=lambda config: 1.0,
+    one_for_all=True,
     form=lambda kind, config: Blend(kind, config.dpa_share),
     phases=two_phases,
     sends=lambda names, kind, config: of_branch(names, "global"),

@@ -5,4 +5,4 @@ The mean of the products B A is not the product of the means, which is what most
 
 from .base import Strategy, weighted_mean
 
-FEDIT = Strategy("fedit", aggregate=weighted_mean, mixing=lambda config: 1.0)
+FEDIT = Strategy("fedit", aggregate=weighted_mean, mixing=lambda config: 1.0, one_for_all=True)

@@ -6,5 +6,9 @@ mu / 2 times the squared distance is added to the local loss, over R, W, b thems
 from .base import Strategy, weighted_mean
 
 FEDPROX = Strategy(
-    "fedprox", aggregate=weighted_mean, mixing=lambda config: 1.0, proximal=lambda config: config.proximal_mu
+    "fedprox",
+    aggregate=weighted_mean,
+    mixing=lambda config: 1.0,
+    one_for_all=True,
+    proximal=lambda config: config.proximal_mu,
 )

@@ -10,5 +10,6 @@ FEDSA = Strategy(
     "fedsa",
     aggregate=weighted_mean,
     mixing=lambda config: 1.0,
+    one_for_all=True,
     sends=lambda names, kind, config: ending(names, *kind.subspace),
 )

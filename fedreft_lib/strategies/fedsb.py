@@ -75,6 +75,7 @@ FEDSB = Strategy(
     "fedsb",
     aggregate=weighted_mean,
     mixing=lambda config: 1.0,
+    one_for_all=True,
     form=small,
     phases=lambda names, kind, config, t: [Phase(ending(names, *kind.map))],
     sends=lambda names, kind, config: ending(names, *kind.map),

@@ -10,6 +10,7 @@ FFA = Strategy(
     "ffa",
     aggregate=weighted_mean,
     mixing=lambda config: 1.0,
+    one_for_all=True,
     phases=lambda names, kind, config, t: [Phase(ending(names, *kind.map))],
     sends=lambda names, kind, config: ending(names, *kind.map),
 )

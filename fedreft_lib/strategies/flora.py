@@ -12,6 +12,7 @@ import torch
 from ..aggregation import Aggregate
 from ..branches import Stacked, branch
 from ..interventions import State
+from ..participation import most_at_once
 from ..randomness import derive
 from .base import Phase, Sent, Strategy, of_branch, weighted_mean
 
@@ -45,7 +46,8 @@ def start_afresh(model, state: State, answer: State, lam: float, config, t: int)
     for name, received in answer.items():
         if SLOT in name:
             slots = state[name].clone()
-            slots[:, t - 1] = received
+            room = slots[:, t - 1]
+            room[tuple(map(slice, received.shape))] = received  # fewer may have taken part than there is room for
             after[name] = slots
     return after
 
@@ -54,7 +56,8 @@ FLORA = Strategy(
     "flora",
     aggregate=weighted_mean,  # in function space: the row that the picture of who listens to whom shows
     mixing=lambda config: 1.0,
-    form=lambda kind, config: Stacked(kind, config.rounds, config.clients),
+    one_for_all=True,
+    form=lambda kind, config: Stacked(kind, config.rounds, most_at_once(config)),
     phases=lambda names, kind, config, t: [Phase(of_branch(names, "fresh"))],
     sends=lambda names, kind, config: of_branch(names, "fresh"),
     answer=stacked,

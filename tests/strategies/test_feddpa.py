@@ -66,7 +66,7 @@ def test_the_global_branch_alone_is_sent_and_both_are_counted(intervention):
 
 @BOTH
 def test_the_local_branch_is_trained_in_its_share_beside_the_global_one_and_then_that_alone(monkeypatch, intervention):
-    config = dpa(intervention=intervention, dpa_share=0.3, local_steps=5)
+    config = dpa(intervention=intervention, dpa_share=0.3, local_steps=5, engine="one_by_one")
     world, seen = open_world(config), []
     forward = type(world.model).hidden_states
 

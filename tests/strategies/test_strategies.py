@@ -122,7 +122,7 @@ def test_fedreft_leaves_each_with_its_own_and_its_share_of_the_mean_of_the_other
 
 @pytest.mark.parametrize("fields", [{}, {"local_epochs": 2}, {"local_steps": 3}])
 def test_centralised_takes_as_many_steps_as_all_clients_together_on_everybodys_data(monkeypatch, fields):
-    config, seen = small(method="centralised", rounds=1, batch_size=3, **fields), []
+    config, seen = small(method="centralised", rounds=1, batch_size=3, engine="one_by_one", **fields), []
 
     def counted(model, state, data, config, *, steps, **more):
         trained = train(model, state, data, config, steps=steps, **more)
