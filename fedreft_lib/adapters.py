@@ -158,7 +158,7 @@ class InLinears:
             return functools.partial(self._lined_up, Lines(batch.owners, states))
         owners = batch.owners[batch.rows]
         if bool((owners.diff() < 0).any()):
-            raise ValueError("the owners of a packed batch are to be given when it is made: their tokens stand together")
+            raise ValueError("owners of a packed batch are to be given when it is made: their tokens stand together")
         sizes = owners.bincount(minlength=states).tolist()
         return functools.partial(self._split, sizes)
 
