@@ -32,6 +32,7 @@ from . import attention, batches, steering
 from .assets import cache_dir
 from .backbone import Backbone
 from .batches import Sequence
+from .config import RunConfig
 from .environment import BITS, environment
 from .errors import DamageWarning, FedReFTError
 from .states import hash_of, load_tensors, write_tensors
@@ -50,8 +51,15 @@ def folder() -> Path:
     return cache_dir() / "hidden_states"
 
 
-def offer(model: SteeredModel) -> str:
+def keeps(model: SteeredModel, config: RunConfig) -> bool:
+    """Whether a run's hidden states are kept: not where few of the clients are drawn, once or twice in a run each."""
+    return model.can_start_in_the_middle and config.sampled is None
+
+
+def offer(model: SteeredModel, config: RunConfig) -> str:
     """What can be kept of a model, for a run's manifest."""
+    if config.sampled is not None:
+        return "nothing is kept: most clients' data is read once or twice, if at all"
     if model.can_start_in_the_middle:
         return f"the output of block {model.adapter.below} is computed once and kept"
     if model.adapter.below < 1:

@@ -170,7 +170,7 @@ class Store:
             "backbone": backbone.fingerprint,
             "data": data_fingerprint(world.questions),
             "dtype": str(backbone.dtype),
-            "cache": hidden_cache.offer(world.model),
+            "cache": hidden_cache.offer(world.model, self.config),
             "seed": self.config.seed,
             "engine": engine,
             "trainable_params": sum(sizes[name] for name in trained),

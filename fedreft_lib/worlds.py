@@ -26,7 +26,7 @@ from .config import RunConfig
 from .engine import rows_in_a_pass
 from .errors import ConfigError, DataError
 from .heads import Head
-from .hidden_cache import HiddenCache
+from .hidden_cache import HiddenCache, keeps
 from .hostile import with_flipped_labels
 from .interventions import INTERVENTIONS, State
 from .lora import LoRA
@@ -189,7 +189,7 @@ def open_world(config: RunConfig) -> World:
     if config.attack == "label_flip":  # the one attack that changes what is read
         same |= {"attack": config.attack, "hostile": config.hostile}
     data = RunConfig(method="local", **same)
-    below = adapter.below if SteeredModel(backbone, adapter).can_start_in_the_middle else None
+    below = adapter.below if keeps(SteeredModel(backbone, adapter), config) else None
     world = _build(data, backbone, below)
     head = world.model.head
     return replace(world, model=SteeredModel(backbone, adapter, head))

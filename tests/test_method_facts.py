@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fedreft_lib import RunConfig, method_facts, run
+from fedreft_lib.client_states import ClientStates
 
 LORA = RunConfig(
     backbone="tiny-llama", source="synthetic", layers="1-2", intervention="lora", rank=2, lr=0.01,
@@ -74,7 +75,8 @@ def test_routers_start_undecided_and_weigh_as_they_are_turned():
         state = {name: tensor.clone() for name, tensor in undecided.spec.named(undecided.states[0]).items()}
         route = torch.randn(state["q_proj.route"].shape, generator=torch.Generator().manual_seed(0))
         state["q_proj.route"] = route[:, rows]
-        return method_facts.own_share(replace(undecided, states=undecided.spec.row(state)[None]), 0, "q_proj")
+        clients = ClientStates(undecided.spec.row(state), 4)
+        return method_facts.own_share(replace(undecided, clients=clients), 0, "q_proj")
 
     assert not torch.allclose(turned([0, 1]), torch.tensor(0.5), atol=1e-3)
     assert torch.allclose(turned([0, 1]) + turned([1, 0]), torch.ones(2))
