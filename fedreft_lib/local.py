@@ -125,11 +125,10 @@ def descend(
     origin = {name: tensor.to(model.backbone.device) for name, tensor in state.items()}
     coordinates = Coordinates(origin, rotated=model.adapter.rotated, trains=trains)
     optimiser = torch.optim.AdamW(coordinates.groups(config.weight_decay, config.decayed), lr=config.lr)
-    rate = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: learning_rate(min(step, steps - 1), steps, config.warmup, config.schedule)
-    )
     losses = []
     for step in range(steps):
+        for group in optimiser.param_groups:  # not by a scheduler of torch's: it makes the optimiser refer to itself
+            group["lr"] = config.lr * learning_rate(step, steps, config.warmup, config.schedule)
         phi = coordinates.state()
         loss = loss_at(step, phi)
         objective = loss.sum()
@@ -139,7 +138,6 @@ def descend(
         objective.backward()
         clip(list(coordinates.free.values()), config.clip)
         optimiser.step()
-        rate.step()
         losses.append(loss.detach())
         on_step()
     with torch.no_grad():

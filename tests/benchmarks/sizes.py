@@ -32,7 +32,10 @@ FULL = Size(
     tops=("20-29", "25-29"),
     batches=(1, 2, 4, 8),
     # FedReFT begins at two clients: one alone has no others.
-    sweeps={"clients": (2, 4, 16, 64), "rounds": (2, 4, 8, 16), "examples": (8, 16, 32, 64), "length": (32, 128, 512)},
+    sweeps={
+        "clients": (2, 4, 16, 64), "enrolled": (10, 60, 360), "drawn": (4, 8, 16, 32), "rounds": (2, 4, 8, 16),
+        "examples": (8, 16, 32, 64), "length": (32, 128, 512),
+    },  # fmt: skip
 )
 TINY = Size(
     backbone="tiny-llama",
@@ -46,5 +49,8 @@ TINY = Size(
     parameters=1000,
     tops=("2-3",),
     batches=(2,),
-    sweeps={"clients": (2, 3), "rounds": (1, 2), "examples": (4, 8), "length": (24, 48)},
+    sweeps={
+        "clients": (2, 3), "enrolled": (4, 8), "drawn": (2, 3), "rounds": (1, 2), "examples": (4, 8),
+        "length": (24, 48),
+    },  # fmt: skip
 )

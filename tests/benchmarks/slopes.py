@@ -1,16 +1,18 @@
 """How time grows: its slope against clients, rounds, examples and length, both on log axes, on a tiny model.
 
 Slope 1 is twice the time for twice as much. Below 1 a part of the time does not grow; above 1 something grows faster
-than the work.
+than the work. Of many clients some are drawn for a round: its time should grow with those (slope 1), and not with the
+enrolled (slope 0).
 """
 
 import tempfile
 from collections.abc import Callable, Iterator
+from unittest import mock
 
 import numpy as np
 
-from fedreft_lib import RunConfig, run
-from fedreft_lib.federation import federated_round, start
+from fedreft_lib import RunConfig, checkpoints, run, runs
+from fedreft_lib.federation import enrolled, federated_round, start, trained_names
 from fedreft_lib.worlds import open_world
 from tests.benchmarks import step
 from tests.benchmarks.contest import Contest, Rival, timed
@@ -23,11 +25,15 @@ CONFIG = RunConfig(
 
 
 def contests(size: Size) -> Iterator[Contest]:
-    seconds = {"clients": a_round, "rounds": a_run, "examples": a_round, "length": a_step}
-    changed = {"clients": "clients", "rounds": "rounds", "examples": "train_size", "length": "length"}
-    what = {"clients": "a round", "rounds": "a run with its files", "examples": "a round", "length": "a step"}
+    seconds = {
+        "clients": a_round, "enrolled": a_saved_round, "drawn": a_saved_round, "rounds": a_run, "examples": a_round,
+        "length": a_step,
+    }  # fmt: skip
+    changed = {"enrolled": "clients", "drawn": "sampled", "examples": "train_size"}
+    what = {a_round: "a round", a_saved_round: "a round and its file", a_run: "a run with its files", a_step: "a step"}
     for name, values in size.sweeps.items():
-        yield contest(f"slope of {what[name]} against {name} {values}", seconds[name], changed[name], values)
+        title = f"slope of {what[seconds[name]]} against {name} {values}"
+        yield contest(title, seconds[name], changed.get(name, name), values)
 
 
 def contest(name: str, seconds: Callable[..., float], parameter: str, values: tuple[int, ...]) -> Contest:
@@ -47,6 +53,22 @@ def a_round(**changes: int) -> float:
     world = open_world(config)
     X = start(world, config)
     return timed(lambda: federated_round(world, config, X, 2))()  # the first is remembered
+
+
+def a_saved_round(**changes: int) -> float:
+    """A round of four clients drawn from a hundred, or of as many as asked for, and what is written of it."""
+    config = CONFIG.but(**{"clients": 100, "sampled": 4, "train_size": 2, "rounds": 2, **changes})
+    world = open_world(config)
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(checkpoints, "IN_ONE_FILE", 0):
+        store = runs.Store(config, folder)
+        store.describe(world, trained_names(world.model, config), config.engine)
+        X = store.save(0, enrolled(world, config), [], [], {})
+
+        def work() -> None:
+            after, report = federated_round(world, config, X, 2)
+            store.save(2, after, [report.listening], report.rows, report.memory)
+
+        return timed(work)()
 
 
 def a_run(rounds: int) -> float:
