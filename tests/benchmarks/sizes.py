@@ -17,6 +17,7 @@ class Size:
     tops: tuple[str, ...]  # layers with sites, for runs with kept hidden states
     batches: tuple[int, ...]  # rows of a client's batch, for cohorts
     sweeps: dict[str, tuple[int, ...]]  # what time is taken against
+    enrolled: tuple[int, int]  # clients of whom four are drawn: few, and many
 
 
 FULL = Size(
@@ -33,9 +34,10 @@ FULL = Size(
     batches=(1, 2, 4, 8),
     # FedReFT begins at two clients: one alone has no others.
     sweeps={
-        "clients": (2, 4, 16, 64), "enrolled": (10, 60, 360), "drawn": (4, 8, 16, 32), "rounds": (2, 4, 8, 16),
+        "clients": (2, 4, 16, 64), "drawn": (4, 8, 16, 32), "rounds": (2, 4, 8, 16),
         "examples": (8, 16, 32, 64), "length": (32, 128, 512),
     },  # fmt: skip
+    enrolled=(8, 400),
 )
 TINY = Size(
     backbone="tiny-llama",
@@ -50,7 +52,8 @@ TINY = Size(
     tops=("2-3",),
     batches=(2,),
     sweeps={
-        "clients": (2, 3), "enrolled": (4, 8), "drawn": (2, 3), "rounds": (1, 2), "examples": (4, 8),
+        "clients": (2, 3), "drawn": (2, 3), "rounds": (1, 2), "examples": (4, 8),
         "length": (24, 48),
     },  # fmt: skip
+    enrolled=(4, 8),
 )

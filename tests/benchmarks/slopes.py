@@ -1,8 +1,8 @@
 """How time grows: its slope against clients, rounds, examples and length, both on log axes, on a tiny model.
 
 Slope 1 is twice the time for twice as much. Below 1 a part of the time does not grow; above 1 something grows faster
-than the work. Of many clients some are drawn for a round: its time should grow with those (slope 1), and not with the
-enrolled (slope 0).
+than the work. Of many clients some are drawn for a round: its time grows with those, and a round of as many out of few
+clients should take as long.
 """
 
 import tempfile
@@ -26,14 +26,14 @@ CONFIG = RunConfig(
 
 def contests(size: Size) -> Iterator[Contest]:
     seconds = {
-        "clients": a_round, "enrolled": a_saved_round, "drawn": a_saved_round, "rounds": a_run, "examples": a_round,
-        "length": a_step,
+        "clients": a_round, "drawn": a_saved_round, "rounds": a_run, "examples": a_round, "length": a_step,
     }  # fmt: skip
-    changed = {"enrolled": "clients", "drawn": "sampled", "examples": "train_size"}
+    changed = {"drawn": "sampled", "examples": "train_size"}
     what = {a_round: "a round", a_saved_round: "a round and its file", a_run: "a run with its files", a_step: "a step"}
     for name, values in size.sweeps.items():
         title = f"slope of {what[seconds[name]]} against {name} {values}"
         yield contest(title, seconds[name], changed.get(name, name), values)
+    yield out_of_many(*size.enrolled)
 
 
 def contest(name: str, seconds: Callable[..., float], parameter: str, values: tuple[int, ...]) -> Contest:
@@ -46,6 +46,18 @@ def contest(name: str, seconds: Callable[..., float], parameter: str, values: tu
         return "seconds: " + ", ".join(f"{value}: {each:.3g}" for value, each in zip(values, taken, strict=True))
 
     return Contest(name, slope, (Rival("linear", lambda: 1.0),), check, unit="", most=3)
+
+
+def out_of_many(few: int, many: int) -> Contest:
+    rivals = (Rival(f"out of {few}", lambda: a_saved_round(clients=few)),)
+
+    def check() -> str:
+        a_saved_round(clients=few), a_saved_round(clients=many)
+        return "the states of those who are not drawn are neither read nor written"
+
+    return Contest(
+        f"a round of four clients out of {many}, and its file", lambda: a_saved_round(clients=many), rivals, check
+    )
 
 
 def a_round(**changes: int) -> float:
