@@ -5,7 +5,8 @@ next. The rivals get a batch that is already there:
 
     floor     forward and backward of the frozen backbone down to the embedding, loss at the answers' tokens only; no
               state, no optimiser. (A step of ours ends above block 0, so it is spared that block's backward.)
-    forward   the same without gradients
+    packed    the same, read as we read it: without padding, with the attention of `fedreft_lib.attention`
+    forward   that without gradients
     pyreft    `pyreft.get_reft_model` with the same sites and state, its own forward with unit_locations, the loss by
               labels as its trainer takes it, clipping and the same AdamW
 """
@@ -84,6 +85,7 @@ def contest(model: SteeredModel, sequences: list[Sequence], name: str) -> Contes
         if exact:
             assert abs(ours - theirs) < 1e-3, f"our loss is {ours}, pyreft's {theirs}"
             assert abs(bottom - bare) < 1e-3, f"the floor's loss is {bottom}, that of a forward pass {bare}"
+            assert abs(float(packed_floor(model, batch)) - bare) < 1e-6
         return f"loss {ours:.4f}, pyreft's {theirs:.4f}"
 
     return Contest(
@@ -91,6 +93,7 @@ def contest(model: SteeredModel, sequences: list[Sequence], name: str) -> Contes
         our_training(model, sequences, state),
         (
             Rival("floor", timed(lambda: floor(model, batch)), target=1.05, floor=True),
+            Rival("packed floor", timed(lambda: packed_floor(model, batch)), target=1.05),
             Rival("forward", timed(forward), target=None if exact else 2.2),
             Rival("pyreft", timed(pyrefts), target=1 / 1.6 if exact else 1 / 2),
         ),
@@ -108,6 +111,18 @@ def floor(model: SteeredModel, batch: Batch) -> Tensor:
     row, source, column, _ = batch.targets.unbind(1)
     logits = backbone.get_output_embeddings()(hidden[row, source])
     loss = nn.functional.cross_entropy(logits.float(), batch.ids[row, column])
+    loss.backward()
+    return loss.detach()
+
+
+def packed_floor(model: SteeredModel, batch: Batch) -> Tensor:
+    """`floor` of the batch as it is."""
+    embeddings = model.backbone.model.get_input_embeddings()
+    handle = embeddings.register_forward_hook(lambda module, args, output: output.detach().requires_grad_())
+    try:
+        loss = -model.answer_logprobs(batch, None)[0].mean()
+    finally:
+        handle.remove()
     loss.backward()
     return loss.detach()
 
