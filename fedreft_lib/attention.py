@@ -83,11 +83,9 @@ class Packing:
 
 
 def _runs(lengths: list[int], owners: list[int] | None) -> list[tuple[int, int]]:
-    """`split` of each owner's lengths, which stand together."""
-    if owners is None:
-        return split(lengths)
+    """`split` of each owner's lengths, which stand together; of all where they have one."""
     found, start = [], 0
-    for _, group in itertools.groupby(owners):
+    for _, group in itertools.groupby(owners or [0] * len(lengths)):
         stop = start + len(list(group))
         found += [(start + a, start + b) for a, b in split(lengths[start:stop])]
         start = stop

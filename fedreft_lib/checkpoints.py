@@ -78,11 +78,10 @@ def write(folder: Path, saved: Saved) -> ClientStates:
         for path in _newest_first(folder):
             path.unlink()
     large = _is_large(states)
-    clients = [k for k, row in sorted(states.own.items()) if not (large and isinstance(row, OnDisk))]
     where = torch.full((len(states),), AT_START)
     for k, row in states.own.items():
-        where[k] = row.round if isinstance(row, OnDisk) else t
-    where[clients] = t
+        where[k] = row.round if large and isinstance(row, OnDisk) else t
+    clients = (where == t).nonzero()[:, 0].tolist()
     text = saved.csv.encode()
     tensors = {
         TENSOR: states[clients], "clients": torch.tensor(clients, dtype=torch.long), "where": where,

@@ -39,7 +39,6 @@ from .worlds import Client, Encoded, Labels, World, open_world, partition_of
 LATE = "late."  # before the place of a client whose update arrives in the next round, in the server's memory
 FOR_ALL = "for all."  # before the names of the newest state that the server holds for all, there too
 
-
 States = TypeVar("States", Tensor, ClientStates)  # X (N, P), at hand or not
 
 
@@ -169,19 +168,19 @@ def _brought_up_to_date(
     world: World, config: RunConfig, X: Tensor, who: list[int], t: int, report: Report
 ) -> Tensor:
     """Where the server holds one state for all, each begins with the newest of it. (n, P) -> (n, P)"""
-    clients, rows = participants(world, config), torch.empty_like(X)
-    for i, k in enumerate(who):
-        rows[i] = newest_for(world, X[i], report.memory)
-        if not torch.equal(rows[i], X[i]):
-            sent = _bytes({n: tensor for n, tensor in report.memory.items() if n.startswith(FOR_ALL)})
-            report.add(t, clients[k].name, "server", "brought up to date", 1.0, downlink_bytes=sent)
+    newest, spec = _held_for_all(report.memory), world.model.spec
+    if not newest:
+        return X
+    clients, rows = participants(world, config), torch.stack([spec.row({**spec.named(row), **newest}) for row in X])
+    for k, row, own in zip(who, rows, X, strict=True):
+        if not torch.equal(row, own):
+            report.add(t, clients[k].name, "server", "brought up to date", 1.0, downlink_bytes=_bytes(newest))
     return rows
 
 
-def newest_for(world: World, row: Tensor, memory: State) -> Tensor:
-    """A client's state (P,) with what the server holds for all, where it does."""
-    shared = {n.removeprefix(FOR_ALL): tensor for n, tensor in memory.items() if n.startswith(FOR_ALL)}
-    return world.model.spec.row({**world.model.spec.named(row), **shared}) if shared else row
+def _held_for_all(memory: State) -> State:
+    """The newest of what the server holds for all; nothing where its method, or nobody's absence, asks for that."""
+    return {name.removeprefix(FOR_ALL): tensor for name, tensor in memory.items() if name.startswith(FOR_ALL)}
 
 
 def _collect(
@@ -311,15 +310,15 @@ def evaluate_all(
     Labelled held-out items are scored too: ReFT picks the epoch, and we the round, by them.
     """
     report = Report(Listening((), torch.eye(0)), len(world.clients))
-    gone = participation.gone(config, t)
+    gone, newest = participation.gone(config, t), _held_for_all(memory or {})
     begin = common_start(world, config)
     head = {name: begin[name] for name in world.model.head_names}
     own_shares = STRATEGIES[config.method].test_share is not alike
     on_union: dict[tuple, list] = {}  # clients that share one state share its result
     for k, client in enumerate(tqdm(world.clients, desc="testing", unit="client", disable=not progress, leave=False)):
         row = None if X is None else X[k if len(X) > 1 else 0]
-        if row is not None and k not in gone:
-            row = newest_for(world, row, memory or {})
+        if row is not None and newest and k not in gone:
+            row = world.model.spec.row({**world.model.spec.named(row), **newest})
         ask = functools.partial(_scores, world, config, head if row is None else world.model.spec.named(row), client)
         parts = [("test", part) for part in client.test]
         if isinstance(client.held_out, Labels):

@@ -58,10 +58,10 @@ def keeps(model: SteeredModel, config: RunConfig) -> bool:
 
 def offer(model: SteeredModel, config: RunConfig) -> str:
     """What can be kept of a model, for a run's manifest."""
+    if keeps(model, config):
+        return f"the output of block {model.adapter.below} is computed once and kept"
     if config.sampled is not None:
         return "nothing is kept: most clients' data is read once or twice, if at all"
-    if model.can_start_in_the_middle:
-        return f"the output of block {model.adapter.below} is computed once and kept"
     if model.adapter.below < 1:
         return "nothing to keep: the state acts from the first blocks on"
     return f"nothing to keep: a {model.backbone.model.config.model_type} model cannot start in the middle"

@@ -53,7 +53,7 @@ def out_of_many(few: int, many: int) -> Contest:
 
     def check() -> str:
         a_saved_round(clients=few), a_saved_round(clients=many)
-        return "the states of those who are not drawn are neither read nor written"
+        return "states were written of four clients, out of few and out of many"
 
     return Contest(
         f"a round of four clients out of {many}, and its file", lambda: a_saved_round(clients=many), rivals, check
@@ -78,7 +78,8 @@ def a_saved_round(**changes: int) -> float:
 
         def work() -> None:
             after, report = federated_round(world, config, X, 2)
-            store.save(2, after, [report.listening], report.rows, report.memory)
+            states = store.save(2, after, [report.listening], report.rows, report.memory)
+            assert len(states.own) == config.sampled  # nobody else's state was written
 
         return timed(work)()
 
