@@ -60,7 +60,7 @@ class AtSites:
         """Within this context the next forward pass over `batch` is steered; generation goes on unsteered."""
         positions = self.sites.positions(batch.prompt_lengths, batch.starts, tuple(batch.ids.shape))
         if batch.packed:
-            positions = positions.among(batch.index)
+            positions = positions.among(batch.numbers, len(batch.index))
         rows = {"share": batch.share, "owners": batch.owners}
         with intervene(blocks, self.kind, state, self.sites, positions, **rows, dropout=dropout):
             yield

@@ -72,6 +72,12 @@ class Batch:
         return (self.order[:, None] * T + torch.arange(T, device=self.ids.device))[self.mask[self.order].bool()]
 
     @cached_property
+    def numbers(self) -> Tensor:
+        """For each flat place in (B, T) of a packed batch, the number of its token; 0 where there is none."""
+        numbers = torch.zeros(self.ids.numel(), dtype=torch.long, device=self.ids.device)
+        return numbers.index_copy(0, self.index, torch.arange(len(self.index), device=self.ids.device))
+
+    @cached_property
     def rows(self) -> Tensor:
         """The row (N,) of each token."""
         return self.index // self.ids.shape[1]

@@ -7,7 +7,7 @@ gradient is zero, and zero times another client's NaN would be NaN.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 FULL = 8  # rows: from here on, in eights, a row of a product has the same bits however many others there are (MKL's do)
 
@@ -31,3 +31,8 @@ class Lines:
     def taken_back(self, lines: Tensor) -> Tensor:
         """(K, m, ...) -> (n, ...)"""
         return lines.flatten(0, 1).index_select(0, self.place)
+
+
+def filled(places: Tensor) -> Tensor:
+    """places (n,) and, up to a multiple of FULL, the first place again, as often as it takes."""
+    return nn.functional.pad(places, (0, -len(places) % FULL), value=int(places[0])) if len(places) else places

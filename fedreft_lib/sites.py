@@ -8,7 +8,6 @@ The model itself is not changed: `intervene` puts plain forward hooks on the tra
 pass and takes them away again.
 """
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -108,12 +107,9 @@ class Positions:
     indices: dict[str, Tensor]
     rows: dict[str, Tensor]
 
-    def among(self, tokens: Tensor) -> "Positions":
-        """The same positions in a packed batch, which has the tokens (N,) alone, by their flat indices."""
-        number = torch.zeros(math.prod(self.shape), dtype=torch.long, device=tokens.device)
-        number[tokens] = torch.arange(len(tokens), device=tokens.device)
-        indices = {group: number[index] for group, index in self.indices.items()}
-        return Positions((1, len(tokens)), indices, self.rows)
+    def among(self, numbers: Tensor, tokens: int) -> "Positions":
+        """The same positions in a packed batch of so many tokens; numbers (B * T,): see `Batch`."""
+        return Positions((1, tokens), {group: numbers[index] for group, index in self.indices.items()}, self.rows)
 
 
 class Edits(Protocol):

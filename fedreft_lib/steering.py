@@ -5,7 +5,7 @@ The backbone is shared by all clients; a client is nothing but the state that is
 
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -13,15 +13,17 @@ import transformers
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from . import last_block
 from .adapters import Adapter
 from .attention import Packing, packs
 from .backbone import Backbone
 from .batches import Batch, Sequence, added_to_scores, by_length, collate
 from .heads import Head
 from .interventions import State
-from .owners import FULL, Lines
+from .owners import Lines, filled
 from .states import Spec
 
+AT_A_TIME = 16  # answer tokens whose probabilities over the vocabulary are in memory in float32
 BLOCKS_RETURN_TUPLES = tuple(map(int, transformers.__version__.split(".")[:2])) < (4, 54)
 # Models whose blocks take what comes before them as plain `inputs_embeds`, so that they can start in the middle.
 STARTS_ANYWHERE = ("llama", "mistral", "qwen2", "qwen3")
@@ -89,13 +91,19 @@ class SteeredModel:
     def answer_logprobs(self, batch: Batch, state: State | None, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
         """Log-probability (M,) of every answer token of the batch, and the number (M,) of the answer it belongs to.
 
-        Logits are computed at these tokens only: the vocabulary is the widest product of a small model.
+        Logits are computed at these tokens only: the vocabulary is the widest product of a small model. So is most of
+        the last block, whose other outputs nobody reads.
         """
-        hidden = self.hidden_states(batch, state, dropout)
         row, source, column, answer = batch.targets.unbind(1)
-        read = nn.functional.pad(batch.targets[:, :2], (0, 0, 0, -len(row) % FULL))  # what is added reads any token
-        logits = self.backbone.model.get_output_embeddings()(hidden[read[:, 0], read[:, 1]])[: len(row)]  # (M, V)
-        return -nn.functional.cross_entropy(logits.float(), batch.ids[row, column], reduction="none"), answer
+        read, which = (row * batch.ids.shape[1] + source).unique(return_inverse=True)  # options share their first one
+        with self._last_block_at(read, batch):
+            hidden = self.hidden_states(batch, state, dropout)
+        logits = self.backbone.model.get_output_embeddings()(hidden.flatten(0, 1)[filled(read)])[: len(read)]
+        # Some at a time, since the allocator gives large tensors back to the system, which is slow to hand them out.
+        some = (logits[at] for at in which.split(AT_A_TIME)) if batch.branching else logits.split(AT_A_TIME)
+        each = zip(some, batch.ids[row, column].split(AT_A_TIME), strict=True)
+        losses = [nn.functional.cross_entropy(part.float(), ids, reduction="none") for part, ids in each]
+        return -torch.cat(losses), answer
 
     @torch.no_grad()
     def generate(
@@ -211,6 +219,14 @@ class SteeredModel:
 
     def _moved(self, state: State) -> State:
         return {name: tensor.to(self.backbone.device) for name, tensor in state.items()}
+
+    def _last_block_at(self, tokens: Tensor, batch: Batch) -> AbstractContextManager:
+        """`last_block.read_at` tokens (M,), flat places in (B, T), where this model and this adapter bear it."""
+        if self.backbone.model.config.model_type not in last_block.MODELS or self.adapter.every_token:
+            return nullcontext()  # an addition in the last block's modules has to know the row of each token
+        if batch.packed:
+            return last_block.read_at(self.backbone.layers[-1], batch.numbers[tokens], (1, len(batch.index)))
+        return last_block.read_at(self.backbone.layers[-1], tokens, tuple(batch.ids.shape))
 
     @contextmanager
     def _blocks(self, batch: Batch) -> Iterator[tuple]:

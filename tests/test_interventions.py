@@ -26,7 +26,7 @@ def written_out(name, h, phi):
         "direft": lambda: Wh + b,
         "noreft": lambda: Wh + b - Rh,
         "orthonormal_direft": lambda: Wh + b,
-        "consreft": lambda: (b - Rh),
+        "consreft": lambda: b - Rh,
         "lobireft": lambda: b.expand_as(Rh),
     }[name]()
     return h + torch.einsum("rd,nr->nd", R, inner)

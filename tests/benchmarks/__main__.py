@@ -18,6 +18,7 @@ from tests.benchmarks import (
     aggregation,
     cache,
     cohort,
+    enrolled,
     federation,
     generation,
     machine,
@@ -32,7 +33,7 @@ from tests.benchmarks.sizes import FULL, Size
 
 TOPICS = {
     module.__name__.rsplit(".", 1)[-1]: module.contests
-    for module in (step, peft, scoring, generation, aggregation, federation, cache, cohort, slopes)
+    for module in (step, peft, scoring, generation, aggregation, federation, cache, cohort, enrolled, slopes)
 }
 COLUMNS = [
     "name", "ours", "baseline", "ratio", "low", "high", "target", "met", "unit", "repeats", "machine", "torch",

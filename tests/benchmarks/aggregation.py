@@ -5,20 +5,17 @@ one client at a time, another in each turn, and multiplied by their number.
 """
 
 import itertools
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fedreft_lib.aggregation import all_but_me
+from fedreft_lib.local import train
+from fedreft_lib.worlds import Answers
 from tests.benchmarks import peak, step
 from tests.benchmarks.contest import Contest, Rival, Skipped, timed
 from tests.benchmarks.sizes import Size
-
-ROOT = Path(__file__).parents[2]
 
 
 def contests(size: Size) -> Iterator[Contest | Skipped]:
@@ -30,7 +27,8 @@ def contests(size: Size) -> Iterator[Contest | Skipped]:
     X = peak.matrix(size.clients, size.parameters)
     yield against_direct(X, name)
     for length in size.lengths:
-        yield share_of_a_round(X, size, length)
+        for steps in size.local_steps:
+            yield share_of_a_round(X, size, length, steps)
 
 
 def direct(X: Tensor, k: int, tolerance: float = 1e-6) -> Tensor:
@@ -62,16 +60,19 @@ def against_direct(X: Tensor, name: str) -> Contest:
     return Contest(name, timed(lambda: all_but_me(X)), rivals, check)
 
 
-def share_of_a_round(X: Tensor, size: Size, length: int) -> Contest:
+def share_of_a_round(X: Tensor, size: Size, length: int, steps: int) -> Contest:
     model = step.loreft(size, size.dtypes[0])
-    training = step.our_training(model, step.examples(model, length), model.start("identity", 0))
+    sequences, state, config = step.examples(model, length), model.start("identity", 0), step.CONFIG
+
+    def a_client() -> None:
+        train(model, state, Answers(sequences, None), config, steps=steps, seed=0)
 
     def check() -> str:
-        training()
-        return "a round of one step a client, one client after another; states of the 3B model, steps of the small one"
+        a_client()
+        return "one client after another; states of the 3B model, steps of the small one"
 
-    rivals = (Rival(f"{len(X)} steps", lambda: len(X) * training(), target=0.01),)
-    name = f"aggregation in a round, {size.dtypes[0]}, prompts of {length}"
+    rivals = (Rival(f"{len(X)} clients' training", lambda: len(X) * timed(a_client)(), target=0.01),)
+    name = f"aggregation in a round, {size.dtypes[0]}, prompts of {length}, steps of a client: {steps}"
     return Contest(name, timed(lambda: all_but_me(X)), rivals, check)
 
 
@@ -79,8 +80,7 @@ def memory(size: Size, name: str) -> Contest:
     given = 4 * size.clients * size.parameters / 1e9
 
     def ours() -> float:
-        asked = [sys.executable, "-m", "tests.benchmarks.peak", str(size.clients), str(size.parameters)]
-        return float(subprocess.run(asked, cwd=ROOT, check=True, capture_output=True, text=True).stdout) / 1e9
+        return peak.printed_by("tests.benchmarks.peak", size.clients, size.parameters) / 1e9
 
     rivals = (Rival("the matrix", lambda: given, target=2),)
     return Contest(name, ours, rivals, lambda: "VmHWM of a process of its own", unit="GB", most=1)

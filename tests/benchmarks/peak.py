@@ -4,6 +4,7 @@ Prints bytes: what the process's peak resident memory (VmHWM) rises by from when
 """
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +13,14 @@ from torch import Tensor
 
 from fedreft_lib.aggregation import all_but_me
 
+ROOT = Path(__file__).parents[2]
 STATUS = Path("/proc/self/status")
+
+
+def printed_by(module: str, *arguments: object) -> float:
+    """The number that `python -m module ARGUMENTS` prints last, in a process of its own."""
+    asked = [sys.executable, "-m", module, *map(str, arguments)]
+    return float(subprocess.run(asked, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def matrix(clients: int, parameters: int) -> Tensor:

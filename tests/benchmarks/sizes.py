@@ -14,10 +14,12 @@ class Size:
     new_tokens: int
     clients: int  # of the aggregation
     parameters: int  # of each of them
+    local_steps: tuple[int, ...]  # of each of them in a round
     tops: tuple[str, ...]  # layers with sites, for runs with kept hidden states
     batches: tuple[int, ...]  # rows of a client's batch, for cohorts
     sweeps: dict[str, tuple[int, ...]]  # what time is taken against
-    enrolled: tuple[int, int]  # clients of whom four are drawn: few, and many
+    enrolled: tuple[int, int]  # clients of whom some are drawn for a round: few, and many
+    drawn: int  # of them
 
 
 FULL = Size(
@@ -30,14 +32,19 @@ FULL = Size(
     new_tokens=24,
     clients=100,
     parameters=2_752_960,  # LoReFT of rank 8 at every layer of LLaMA-3.2-3B
+    local_steps=(1, 4),
     tops=("20-29", "25-29"),
     batches=(1, 2, 4, 8),
     # FedReFT begins at two clients: one alone has no others.
     sweeps={
-        "clients": (2, 4, 16, 64), "drawn": (4, 8, 16, 32), "rounds": (2, 4, 8, 16),
-        "examples": (8, 16, 32, 64), "length": (32, 128, 512),
+        "clients": (2, 4, 16, 64),
+        "drawn": (4, 8, 16, 32),
+        "rounds": (2, 4, 8, 16),
+        "examples": (8, 16, 32, 64),
+        "length": (32, 128, 512),
     },  # fmt: skip
-    enrolled=(8, 400),
+    enrolled=(100, 1000),
+    drawn=10,
 )
 TINY = Size(
     backbone="tiny-llama",
@@ -49,11 +56,16 @@ TINY = Size(
     new_tokens=3,
     clients=5,
     parameters=1000,
+    local_steps=(1,),
     tops=("2-3",),
     batches=(2,),
     sweeps={
-        "clients": (2, 3), "drawn": (2, 3), "rounds": (1, 2), "examples": (4, 8),
+        "clients": (2, 3),
+        "drawn": (2, 3),
+        "rounds": (1, 2),
+        "examples": (4, 8),
         "length": (24, 48),
     },  # fmt: skip
     enrolled=(4, 8),
+    drawn=2,
 )

@@ -11,11 +11,12 @@ from unittest import mock
 
 import numpy as np
 
-from fedreft_lib import RunConfig, checkpoints, run, runs
-from fedreft_lib.federation import enrolled, federated_round, start, trained_names
+from fedreft_lib import RunConfig, checkpoints, run
+from fedreft_lib.federation import federated_round, start
 from fedreft_lib.worlds import open_world
 from tests.benchmarks import step
 from tests.benchmarks.contest import Contest, Rival, timed
+from tests.benchmarks.enrolled import saved_rounds
 from tests.benchmarks.sizes import Size
 
 CONFIG = RunConfig(
@@ -33,7 +34,7 @@ def contests(size: Size) -> Iterator[Contest]:
     for name, values in size.sweeps.items():
         title = f"slope of {what[seconds[name]]} against {name} {values}"
         yield contest(title, seconds[name], changed.get(name, name), values)
-    yield out_of_many(*size.enrolled)
+    yield out_of_many(2 * CONFIG.clients, size.enrolled[1])
 
 
 def contest(name: str, seconds: Callable[..., float], parameter: str, values: tuple[int, ...]) -> Contest:
@@ -70,16 +71,12 @@ def a_round(**changes: int) -> float:
 def a_saved_round(**changes: int) -> float:
     """A round of four clients drawn from a hundred, or of as many as asked for, and what is written of it."""
     config = CONFIG.but(**{"clients": 100, "sampled": 4, "train_size": 2, "rounds": 2, **changes})
-    world = open_world(config)
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(checkpoints, "IN_ONE_FILE", 0):
-        store = runs.Store(config, folder)
-        store.describe(world, trained_names(world.model, config), config.engine)
-        X = store.save(0, enrolled(world, config), [], [], {})
+        rounds = saved_rounds(config, (2,), folder)
+        next(rounds)
 
         def work() -> None:
-            after, report = federated_round(world, config, X, 2)
-            states = store.save(2, after, [report.listening], report.rows, report.memory)
-            assert len(states.own) == config.sampled  # nobody else's state was written
+            assert len(next(rounds).own) == config.sampled  # nobody else's state was written
 
         return timed(work)()
 

@@ -5,8 +5,10 @@ next. The rivals get a batch that is already there:
 
     floor     forward and backward of the frozen backbone down to the embedding, loss at the answers' tokens only; no
               state, no optimiser. (A step of ours ends above block 0, so it is spared that block's backward.)
-    packed    the same, read as we read it: without padding, with the attention of `fedreft_lib.attention`
-    forward   that without gradients
+    packed    the same, read as we read it: without padding, with the attention of `fedreft_lib.attention`, and of the
+              last block what is read
+    forward   the floor without gradients
+    packed forward
     pyreft    `pyreft.get_reft_model` with the same sites and state, its own forward with unit_locations, the loss by
               labels as its trainer takes it, clipping and the same AdamW
 """
@@ -75,17 +77,21 @@ def contest(model: SteeredModel, sequences: list[Sequence], name: str) -> Contes
     state, batch, exact = model.start("random", 0), model.batch(sequences), model.backbone.dtype == torch.float32
     pyrefts = pyrefts_step(model, state, batch)
 
+    @torch.no_grad()
     def forward() -> Tensor:
-        with torch.no_grad():
-            return -model.answer_logprobs(batch, None)[0].mean()
+        return plain_loss(model, batch, model.backbone.model.get_input_embeddings()(batch.ids))
+
+    @torch.no_grad()
+    def packed_forward() -> Tensor:
+        return -model.answer_logprobs(batch, None)[0].mean()
 
     def check() -> str:
         ours = train(model, state, Answers(sequences, None), CONFIG, steps=2, seed=0).losses[0]
-        theirs, bottom, bare = float(pyrefts()), float(floor(model, batch)), float(forward())
+        theirs, bare = float(pyrefts()), float(forward())
         if exact:
             assert abs(ours - theirs) < 1e-3, f"our loss is {ours}, pyreft's {theirs}"
-            assert abs(bottom - bare) < 1e-3, f"the floor's loss is {bottom}, that of a forward pass {bare}"
-            assert abs(float(packed_floor(model, batch)) - bare) < 1e-6
+            for other in (floor(model, batch), packed_floor(model, batch), packed_forward()):
+                assert abs(float(other) - bare) < 1e-3, f"losses of the bare backbone: {float(other)} and {bare}"
         return f"loss {ours:.4f}, pyreft's {theirs:.4f}"
 
     return Contest(
@@ -95,6 +101,7 @@ def contest(model: SteeredModel, sequences: list[Sequence], name: str) -> Contes
             Rival("floor", timed(lambda: floor(model, batch)), target=1.05, floor=True),
             Rival("packed floor", timed(lambda: packed_floor(model, batch)), target=1.05),
             Rival("forward", timed(forward), target=None if exact else 2.2),
+            Rival("packed forward", timed(packed_forward), target=None if exact else 2.2),
             Rival("pyreft", timed(pyrefts), target=1 / 1.6 if exact else 1 / 2),
         ),
         check,
@@ -103,16 +110,21 @@ def contest(model: SteeredModel, sequences: list[Sequence], name: str) -> Contes
 
 def floor(model: SteeredModel, batch: Batch) -> Tensor:
     """The least that a step could do: its loss, after the backward pass."""
+    embedded = model.backbone.model.get_input_embeddings()(batch.ids).detach().requires_grad_()
+    loss = plain_loss(model, batch, embedded)
+    loss.backward()
+    return loss.detach()
+
+
+def plain_loss(model: SteeredModel, batch: Batch, embedded: Tensor) -> Tensor:
+    """Of the answers' tokens, by the model as transformers has it, on embedded ids (B, T, d)."""
     backbone = model.backbone.model
-    embedded = backbone.get_input_embeddings()(batch.ids).detach().requires_grad_()
     hidden = backbone.base_model(
         inputs_embeds=embedded, attention_mask=batch.mask, position_ids=batch.places, use_cache=False
     ).last_hidden_state
     row, source, column, _ = batch.targets.unbind(1)
     logits = backbone.get_output_embeddings()(hidden[row, source])
-    loss = nn.functional.cross_entropy(logits.float(), batch.ids[row, column])
-    loss.backward()
-    return loss.detach()
+    return nn.functional.cross_entropy(logits.float(), batch.ids[row, column])
 
 
 def packed_floor(model: SteeredModel, batch: Batch) -> Tensor:
