@@ -14,7 +14,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .partition import ClientData
-    from .worlds import World
+    from .steering import SteeredModel
 
 # The columns of results.csv: one row per (run, round, client, metric).
 RESULTS = (
@@ -145,36 +145,37 @@ class Store:
             )
         return saved
 
-    def finished(self, questions: "Callable[[], list[ClientData]]") -> Run | None:
-        """The run, if the folder holds it whole and this code made it from these questions."""
+    def finished(self, questions: "Callable[[], str]") -> Run | None:
+        """The run, if the folder holds it whole and this code made it from the questions of this fingerprint."""
         saved = self.saved
         if saved is None or saved.manifest["round"] < self.config.rounds:
             return None
         if saved.manifest["code"] != environment()["code"]:
             return None
         # Not asked of the hub: a finished run can be read without a network.
-        if self.config.source != "hub" and saved.manifest["data"] != data_fingerprint(questions()):
+        if self.config.source != "hub" and saved.manifest["data"] != questions():
             return None
         self._write_copies(saved)
         os.utime(self.folder / "manifest.json")  # says that the run is in use, see batch.set_aside
         _warn_of_elsewhere([saved], self.folder)
         return _as_run(saved, self.folder)
 
-    def describe(self, world: "World", trained: tuple[str, ...], engine: str) -> None:
-        """Note what the run depends on besides its config; `trained` names the tensors that a client trains."""
-        backbone = world.model.backbone
-        self.spec = world.model.spec
+    def describe(self, model: "SteeredModel", questions: str, trained: tuple[str, ...], engine: str) -> None:
+        """Note what the run depends on besides its config. questions: see `data_fingerprint`; `trained` names the
+        tensors that a client trains."""
+        backbone = model.backbone
+        self.spec = model.spec
         sizes = {name: math.prod(shape) for name, shape in self.spec.shapes}
         self.manifest = {
             **environment(backbone.device),
             "backbone": backbone.fingerprint,
-            "data": data_fingerprint(world.questions),
+            "data": questions,
             "dtype": str(backbone.dtype),
-            "cache": hidden_cache.offer(world.model, self.config),
+            "cache": hidden_cache.offer(model, self.config),
             "seed": self.config.seed,
             "engine": engine,
             "trainable_params": sum(sizes[name] for name in trained),
-            "head_params": sum(sizes[name] for name in world.model.head_names),
+            "head_params": sum(sizes[name] for name in model.head_names),
             "spec": [[name, list(shape)] for name, shape in self.spec.shapes],
         }
 
@@ -314,6 +315,14 @@ def results_of(runs: list[Run]) -> pd.DataFrame:
 
 
 def data_fingerprint(questions: "list[ClientData]") -> str:
-    """A hash of who holds which questions."""
-    uids = [q.uid for client in questions for part in (client.train, client.held_out, client.test) for q in part]
+    """A hash of who holds which questions: of one for each client, so that it can be told without the questions."""
+    return joint_fingerprint(map(client_fingerprint, questions))
+
+
+def client_fingerprint(client: "ClientData") -> str:
+    uids = [q.uid for part in (client.train, client.held_out, client.test) for q in part]
     return hashlib.sha256(" ".join(uids).encode()).hexdigest()[:16]
+
+
+def joint_fingerprint(clients: Iterable[str]) -> str:
+    return hashlib.sha256(" ".join(clients).encode()).hexdigest()[:16]

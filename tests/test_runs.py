@@ -8,7 +8,18 @@ import pandas as pd
 import pytest
 import torch
 
-from fedreft_lib import RunConfig, checkpoints, environment, federation, load_run, load_runs, results_of, run, runs
+from fedreft_lib import (
+    RunConfig,
+    checkpoints,
+    environment,
+    federation,
+    load_run,
+    load_runs,
+    results_of,
+    run,
+    runs,
+    server,
+)
 from fedreft_lib.checkpoints import HISTORY, history_of
 from fedreft_lib.errors import ConfigError, ElsewhereWarning, FedReFTError
 from tests.test_federation import StoppedError, same, stop_after
@@ -34,13 +45,13 @@ def stopped(config, folder, after, **more):
 
 def computes(monkeypatch):
     """How many rounds are computed from here on."""
-    rounds, honest = [], federation.federated_round
+    rounds, honest = [], server.round_of
 
-    def counted(world, config, X, t, *args, **more):
+    def counted(clients, model, config, X, who, t, *args, **more):
         rounds.append(t)
-        return honest(world, config, X, t, *args, **more)
+        return honest(clients, model, config, X, who, t, *args, **more)
 
-    monkeypatch.setattr(federation, "federated_round", counted)
+    monkeypatch.setattr(server, "round_of", counted)
     return rounds
 
 

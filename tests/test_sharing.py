@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fedreft_lib import admission, all_but_me
-from fedreft_lib.federation import common_start, federated_round, start
+from fedreft_lib.client import common_start
+from fedreft_lib.federation import federated_round, start
 from fedreft_lib.worlds import open_world
 from tests.test_federation import GLUE, LORA, finish
 from tests.test_worlds import small
@@ -96,7 +97,7 @@ def test_an_averaged_head_weighs_by_examples_and_leaves_out_who_was_not_admitted
 def test_round_0_with_a_head_is_the_bare_backbone_under_the_untrained_head(init):
     config = small(**{**GLUE, "layers": "all", "rank": 16}, init=init, rounds=0, test_size=40)
     world, done = open_world(config), finish(config)
-    head = {n: t for n, t in common_start(world, config).items() if n.startswith("head.")}
+    head = {n: t for n, t in common_start(world.model, config).items() if n.startswith("head.")}
     for client in world.clients:
         with torch.no_grad():
             h = world.model.hidden_states(client.test[0].batch(world.model, range(40)), None)[:, 0]

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from fedreft_lib import evaluate, run
-from fedreft_lib.federation import evaluate_all, federated_round, start
+from fedreft_lib.federation import federated_round, start
 from fedreft_lib.randomness import derive
 from fedreft_lib.strategies import STRATEGIES
+from fedreft_lib.testing import evaluate_all
 from fedreft_lib.worlds import open_world
 from tests.test_worlds import small
 

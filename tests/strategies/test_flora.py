@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fedreft_lib import run
-from fedreft_lib.federation import common_start, federated_round, start
+from fedreft_lib.client import common_start
+from fedreft_lib.federation import federated_round, start
 from fedreft_lib.randomness import derive
 from fedreft_lib.worlds import open_world
 from tests.test_branches import lora_adds, reft_adds
@@ -73,7 +74,7 @@ def test_the_fresh_branch_starts_again_each_round_the_same_for_all_and_never_as_
         for name in (n for n in named if "fresh." in n):
             assert torch.equal(named[name], expected[name])
         seen.append(named)
-    first = common_start(world, config)
+    first = common_start(world.model, config)
     name = "fresh.R" if intervention == "loreft" else "q_proj.fresh.A"
     assert not torch.equal(first[name], seen[0][name]) and not torch.equal(seen[0][name], seen[1][name])
 
