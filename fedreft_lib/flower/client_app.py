@@ -1,0 +1,117 @@
+"""Flower's ClientApp: one client, which keeps its state on its own disk.
+
+    query.hello      who it is: client number, name, examples, steps, outputs of its head, a hash of its questions
+    train.learn      a round's local training; it sends its update, the tensors that its method sends and no others
+    train.take_in    what it is told, and how much of that it takes in
+    evaluate.scores  its scores on its own test
+
+Every message brings the config of the run, so a node has no settings but its client's number, the folder for its states
+and where its data is.
+"""
+
+import functools
+import hashlib
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from .. import client, server, testing
+from ..admission import refusal
+from ..config import RunConfig
+from ..errors import ConfigError, FedReFTError
+from ..federation import InProcess
+from ..runs import client_fingerprint
+from ..states import hash_of
+from ..worlds import open_world
+from . import records
+from .node_files import NodeFiles
+
+
+class Node:
+    """A client of a run, for one message."""
+
+    def __init__(self, home: Path, k: int, told: dict):
+        if "threads" in told:
+            torch.set_num_threads(told["threads"])
+        self.config = RunConfig(**told["config"])
+        self.k, self.t, self.told = k, told.get("round", 0), told
+        if not 0 <= k < self.config.clients:
+            raise ConfigError(f"this node is client {k + 1} of a federation of {self.config.clients}")
+        self.federation = InProcess(open_world(self.config), self.config)
+        self.world, self.model = self.federation.world, self.federation.model
+        run = hashlib.sha256(self.config.model_dump_json().encode()).hexdigest()[:16]
+        self.files = NodeFiles(home / run / f"client{k + 1}")
+
+    def row(self, before: int, missed: dict) -> torch.Tensor:
+        """The state (P,) that the server means, from before round `before`. Raises FedReFTError where it has none."""
+        spec, names = self.model.spec, client.sent_names(self.model, self.config)
+        for row in itertools.chain(self.files.rows(before), [self.federation.begin().common]):
+            state = {**spec.named(row), **missed}
+            if hash_of({name: state[name] for name in names}) == self.told["expects"]:
+                return spec.row(state)
+        raise FedReFTError(f"client {self.k + 1} has no state of before round {before} as the server holds it")
+
+
+def hello(node: Node, records_: RecordDict) -> RecordDict:
+    world, k = node.world, node.k
+    return records.packed(
+        {
+            "client": k,
+            "name": node.federation.names[k],
+            "examples": node.federation.examples[k],
+            "steps": node.federation.steps[k],
+            "outputs": node.model.head.outputs if node.model.head else 0,
+            "questions": client_fingerprint(world.questions[k]),
+        }
+    )
+
+
+def learn(node: Node, records_: RecordDict) -> RecordDict:
+    k, t, spec = node.k, node.t, node.model.spec
+    before = node.row(t, records.tensors(records_))
+    found = node.federation.train({k: spec.named(before)}, {}, t, lambda: None)[k]
+    usable = refusal(found.state, 1, spec) is None
+    node.files.keep_learned(t, before, spec.row(found.state) if usable else None)
+    told = {"examples": found.update.examples, "fault": found.fault, "loss": found.loss, "seconds": found.seconds}
+    return records.packed({**told, "client": k}, found.update.state)
+
+
+def take_in(node: Node, records_: RecordDict) -> RecordDict:
+    k, t, spec = node.k, node.t, node.model.spec
+    state = spec.named(node.files.learned(node.told["refused"]))
+    answer = records.tensors(records_) if node.told["answered"] else None
+    taken = client.take_in(node.world, node.config, k, t, state, answer)
+    node.files.keep(t, spec.row(taken.state))
+    return records.packed(
+        {"client": k, "lam": taken.lam, "losses": list(taken.losses.items()), "errors": list(taken.errors)}
+    )
+
+
+def scores(node: Node, records_: RecordDict) -> RecordDict:
+    newest, X = records.tensors(records_), None
+    if not node.told["untrained"]:
+        X = node.row(node.t + 1, {})[None]
+    memory = {f"{server.FOR_ALL}{name}": tensor for name, tensor in newest.items()}
+    rows = testing.evaluate_all(node.world, node.config, X, node.t, memory=memory, who=[node.k])
+    return records.packed({"client": node.k, "rows": rows})
+
+
+def answered(handler: Callable[[Node, RecordDict], RecordDict], home: str | None, message: Message, context: Context):
+    """What Flower calls. home: where nodes keep their states; of a node of its own, "home" in its node config."""
+    config = context.node_config
+    number = config["client"] - 1 if "client" in config else config["partition-id"]
+    node = Node(Path(home or config["home"]), int(number), records.told(message.content))
+    return Message(handler(node, message.content), reply_to=message)
+
+
+def client_app(home: str | None = None) -> ClientApp:
+    app = ClientApp()
+    app.query("hello")(functools.partial(answered, hello, home))
+    app.train("learn")(functools.partial(answered, learn, home))
+    app.train("take_in")(functools.partial(answered, take_in, home))
+    app.evaluate("scores")(functools.partial(answered, scores, home))
+    return app

@@ -1,0 +1,215 @@
+"""A whole Flower deployment on this machine, with TLS and a key for every node: started, used, and stopped.
+
+    python -m fedreft_lib.flower.loopback CONFIG.json FOLDER
+
+The processes are those of a deployment on several hosts, and so is the order in which they are started:
+
+    flower-superlink    one, on the server's host; clients' data never comes here
+    flower-supernode    one a client, on the host that has its data
+    flwr run            from wherever the run is started: it sends the app to the superlink
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..config import RunConfig
+from ..errors import FedReFTError
+from ..runs import Run, load_run
+from . import secrets
+
+APP = Path(__file__).parent / "app"
+ENVIRONMENT = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+    "NO_PROXY": "127.0.0.1,localhost",
+}
+SITE = "loopback"  # what flwr's own configuration calls the superlink
+
+
+class Loopback:
+    """A superlink and the nodes that have been started, all on 127.0.0.1; `federation` starts and stops one."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.port = folder.absolute(), free_port()
+        self.processes: dict[str, subprocess.Popen] = {}
+        self.ca, self.certificate, self.key = secrets.certificates(self.folder / "secrets")
+        home = self.folder / "flwr" / "cli"
+        home.mkdir(parents=True, exist_ok=True)
+        (home / "config.toml").write_text(
+            f'[superlink]\ndefault = "{SITE}"\n\n[superlink.{SITE}]\n'
+            f'address = "127.0.0.1:{self.port}"\nroot-certificates = "{self.ca}"\n',
+            encoding="utf-8",
+        )
+
+    def start_superlink(self) -> None:
+        """Its database is a file, so one that is started again knows nodes and runs of before."""
+        self._start(
+            "superlink", "flower-superlink", "--host", "127.0.0.1", "--port", self.port,
+            "--ssl-ca-certfile", self.ca, "--ssl-certfile", self.certificate, "--ssl-keyfile", self.key,
+            "--enable-supernode-auth", "--database", self.folder / "superlink.db",
+        )  # fmt: skip
+        self._await_health("superlink", f"https://127.0.0.1:{self.port}/health")
+
+    def register(self, client: int) -> Path:
+        """Make a key for the client and tell the superlink of it; the private key's path."""
+        private, public = secrets.node_key(self.folder / "secrets" / f"client{client}")
+        found = self.flwr("supernode", "register", public, SITE, "--name", f"client{client}")
+        if not found.get("success"):
+            raise FedReFTError(f"the superlink did not register client {client}: {found}")
+        return private
+
+    def start_node(self, client: int, key: Path, *, name: str = "", ca: Path | None = None) -> None:
+        """The node of a client (from 1). name, ca: for one that shall be refused."""
+        name, home = name or f"client{client}", self.folder / "nodes"
+        port = free_port()
+        self._start(
+            name, "flower-supernode", "--superlink", f"127.0.0.1:{self.port}", "--root-certificates", ca or self.ca,
+            "--auth-supernode-private-key", key, "--port", port,
+            "--node-config", f'client={client} home="{home}"',
+        )  # fmt: skip
+
+    def submit(self, config: RunConfig, run_folder: Path, patience: float = 600.0) -> str:
+        """Start a run; its number."""
+        path = self.folder / "config.json"
+        path.write_text(config.model_dump_json(indent=1), encoding="utf-8")
+        given = f'config="{path}" folder="{run_folder.absolute()}" patience={float(patience)}'
+        found = self.flwr("run", APP, SITE, "-c", given)
+        if "run-id" not in found:
+            raise FedReFTError(f"the superlink did not take the run: {found}")
+        return str(found["run-id"])
+
+    def status(self, run_id: str) -> tuple[str, str]:
+        """ "running", "finished:completed", ... and what is to be said of it."""
+        (found,) = self.flwr("ls", SITE, "--run-id", run_id)["runs"]
+        return found["status"], found.get("status-details", "")
+
+    def wait(self, run_id: str, seconds: float) -> None:
+        """Raises FedReFTError where the run fails or takes longer."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            status, details = self.status(run_id)
+            if status == "finished:completed":
+                return
+            if status.startswith("finished"):
+                raise FedReFTError(f"the run ended as {status} ({details}); {self.folder / 'logs'} says more")
+            time.sleep(1)
+        raise FedReFTError(f"the run has not ended after {seconds:g} seconds; {self.folder / 'logs'} says more")
+
+    def flwr(self, *arguments: object) -> dict:
+        """What a command of flwr answers."""
+        command = [_program("flwr"), *map(str, arguments), "--format", "json"]
+        done = subprocess.run(command, env=self._environment("cli"), capture_output=True, text=True, timeout=120)
+        try:
+            return json.loads(done.stdout[done.stdout.index("{") :])
+        except ValueError:
+            said = " ".join((done.stdout + done.stderr).split())
+            raise FedReFTError(f"{' '.join(command)} answered: {said}") from None
+
+    def kill(self, name: str, how: int = signal.SIGKILL) -> None:
+        """End a process and all that it has started."""
+        process = self.processes.pop(name)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, how)
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.processes[name] = process
+            self.kill(name)
+
+    def stop(self) -> None:
+        """Nodes first, or they would look for the superlink."""
+        for name in reversed(list(self.processes)):
+            self.kill(name, signal.SIGTERM)
+
+    def _start(self, name: str, program: str, *arguments: object) -> None:
+        log = self.folder / "logs" / f"{name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            self.processes[name] = subprocess.Popen(
+                [_program(program), *map(str, arguments)],
+                env=self._environment(name), stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+
+    def _environment(self, name: str) -> dict[str, str]:
+        """Each process has a folder of Flower's own to itself."""
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        return {**os.environ, **ENVIRONMENT, "PATH": path, "FLWR_HOME": str(self.folder / "flwr" / name)}
+
+    def _await_health(self, name: str, url: str, seconds: float = 60.0) -> None:
+        import ssl
+
+        trusted = ssl.create_default_context(cafile=str(self.ca))
+        opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusted)
+        )
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self.processes[name].poll() is not None:
+                break
+            try:
+                with opener.open(url, timeout=5):
+                    return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.2)
+        raise FedReFTError(f"the {name} did not start: {self.folder / 'logs' / name}.log says why")
+
+
+@contextlib.contextmanager
+def federation(folder: Path, clients: int) -> Iterator[Loopback]:
+    """A superlink and a node for each client; at the end every process has ended."""
+    here = Loopback(folder)
+    try:
+        here.start_superlink()
+        for client in range(1, clients + 1):
+            here.start_node(client, here.register(client))
+        yield here
+    finally:
+        here.stop()
+
+
+def run(config: RunConfig, folder: Path, seconds: float = 3600.0) -> Run:
+    """`federation.run` as a deployment on this machine."""
+    with federation(folder / "flower", config.clients) as here:
+        here.wait(here.submit(config, folder), seconds)
+    return load_run(folder)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def _program(name: str) -> str:
+    """A command of flwr's, which lies beside this python."""
+    return str(Path(sys.executable).parent / name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m fedreft_lib.flower.loopback", description=__doc__.split("\n")[0])
+    parser.add_argument("config", type=Path, help="a JSON file of RunConfig's fields")
+    parser.add_argument("folder", type=Path, help="of the run; what Flower needs goes below it")
+    given = parser.parse_args()
+    try:
+        config = RunConfig(**json.loads(given.config.read_text(encoding="utf-8")))
+        done = run(config, given.folder)
+    except (FedReFTError, OSError, ValueError) as error:
+        sys.exit(f"loopback: {error}")
+    print(done.accuracy().round(1).to_string())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""What is sent, as Flower's records: tensors in an array record, all else as one JSON text. No pickle."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from ..interventions import State
+
+ARRAYS, TOLD = "arrays", "told"
+
+
+def packed(told: Mapping[str, Any], tensors: State | None = None) -> RecordDict:
+    arrays = ArrayRecord({name: Array(tensor.detach().cpu().contiguous()) for name, tensor in (tensors or {}).items()})
+    return RecordDict({ARRAYS: arrays, TOLD: ConfigRecord({"json": json.dumps(told)})})
+
+
+def told(records: RecordDict) -> dict[str, Any]:
+    return json.loads(records[TOLD]["json"])
+
+
+def tensors(records: RecordDict) -> State:
+    # A copy: what comes off the wire is read-only memory.
+    return {name: torch.from_numpy(array.numpy().copy()) for name, array in records[ARRAYS].items()}

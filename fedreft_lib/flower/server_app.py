@@ -1,0 +1,252 @@
+"""Flower's ServerApp: the round of `server`, whose clients are Flower's nodes.
+
+ABM tells every client something else, so each node is sent a message of its own. Of a client's state the server knows
+the tensors that are sent; it computes for itself what becomes of those, and names the state that it means by their
+hash.
+"""
+
+import json
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flwr.app import DEFAULT_TTL, Context, Message, RecordDict
+from flwr.serverapp import Grid, ServerApp
+
+from .. import client, server
+from ..adapters import Adapter
+from ..admission import Update
+from ..client import Learned, Taken
+from ..client_states import ClientStates
+from ..config import RunConfig
+from ..errors import ConfigError, FedReFTError
+from ..federation import rest_of
+from ..heads import Head
+from ..interventions import State
+from ..runs import Run, Store, joint_fingerprint
+from ..states import hash_of
+from ..steering import SteeredModel
+from ..strategies import STRATEGIES
+from ..strategies.base import Strategy
+from ..worlds import adapter_of, shared_backbone
+from . import records
+
+POLL = 0.1  # seconds between looks for replies
+
+
+class OverFlower:
+    """A federation whose clients are nodes of a grid; see `federation.Federation`.
+
+    patience: seconds after which a node that has not answered a message is taken to be away. For simulations: threads,
+    torch's, that nodes are told to use; ended is set when there will be no more answers.
+    """
+
+    engine = "flower"
+
+    def __init__(
+        self,
+        grid: Grid,
+        config: RunConfig,
+        *,
+        patience: float = 600.0,
+        threads: int | None = None,
+        ended: threading.Event | None = None,
+    ):
+        check(config)
+        self.grid, self.config, self.patience, self.ended = grid, config, patience, ended or threading.Event()
+        self.common: dict[str, Any] = {"config": config.model_dump(mode="json")}
+        if threads:
+            self.common["threads"] = threads
+        self.nodes: dict[int, int] = {}  # each client's
+        self.greeted: set[int] = set()
+        known = self._all_greeted()
+        self.names, self.examples, self.steps = ([each[n] for each in known] for n in ("name", "examples", "steps"))
+        self.questions = joint_fingerprint(each["questions"] for each in known)
+        backbone = shared_backbone(config.backbone, config.dtype, config.device)
+        outputs = max(each["outputs"] for each in known)
+        adapter: Adapter = adapter_of(config, backbone)
+        self.model = SteeredModel(backbone, adapter, Head(backbone.hidden_size, outputs) if outputs else None)
+        self.sent = client.sent_names(self.model, config)
+
+    def begin(self) -> ClientStates:
+        start = client.common_start(self.model, self.config)
+        return ClientStates(self.model.spec.row(start), self.config.clients)
+
+    def train(
+        self, before: dict[int, State], missed: dict[int, State], t: int, on_step: Callable[[], object]
+    ) -> dict[int, Learned | str]:
+        asked = {
+            k: records.packed({**self.common, "round": t, "expects": self._name(state)}, missed.get(k))
+            for k, state in before.items()
+        }
+
+        def trained(k: int) -> None:
+            for _ in range(self.steps[k]):
+                on_step()
+
+        found = self._asked("train.learn", asked, trained)
+        return {k: self._learned(k, before[k], found[k]) for k in before}
+
+    def _learned(self, k: int, before: State, reply: RecordDict | str) -> Learned | str:
+        if isinstance(reply, str):
+            return reply
+        try:
+            told, sent = records.told(reply), records.tensors(reply)
+            update = Update(self.names[k], sent, told["examples"] + 0)
+            # Nothing is known of what is not sent, and what is not right is refused before anybody uses it.
+            fault = told["fault"] and str(told["fault"])
+            return Learned({**before, **sent}, update, fault, float(told["loss"]), float(told["seconds"]))
+        except (KeyError, TypeError, ValueError) as error:
+            return f"its reply cannot be read ({type(error).__name__}: {error})"
+
+    def take_in(
+        self, states: dict[int, State], answers: dict[int, State | None], refused: set[int], t: int
+    ) -> dict[int, Taken | str]:
+        asked = {}
+        for k in states:
+            told = {**self.common, "round": t, "refused": k in refused, "answered": answers[k] is not None}
+            asked[k] = records.packed(told, answers[k])
+        found = self._asked("train.take_in", asked)
+        return {k: self._taken(states[k], answers[k], found[k], t) for k in states}
+
+    def _taken(self, state: State, answer: State | None, reply: RecordDict | str, t: int) -> Taken | str:
+        if isinstance(reply, str):
+            return reply
+        try:
+            told = records.told(reply)
+            lam, losses = float(told["lam"]), {float(lam): float(loss) for lam, loss in told["losses"]}
+            errors = tuple(map(float, told["errors"]))
+        except (KeyError, TypeError, ValueError) as error:
+            return f"its reply cannot be read ({type(error).__name__}: {error})"
+        if not 0 <= lam <= 1:
+            return f"it says that it takes in a share of {lam}"
+        if len(errors) != (2 if self.model.adapter.rotated else 0):
+            return f"it says how far {len(errors)} tensors are from orthonormal"
+        if answer is not None:
+            state = client.taken(self.model, self.config, t, state, answer, lam).state
+        return Taken(state, lam, losses, errors)
+
+    def tested(self, X: ClientStates | None, t: int, memory: State, progress: bool) -> list[dict]:
+        newest = server.held_for_all(memory) if X is not None else {}
+        asked = {}
+        for k in range(self.config.clients):
+            expects = "" if X is None else self._name(self.model.spec.named(X[k]))
+            told = {**self.common, "round": t, "untrained": X is None, "expects": expects}
+            asked[k] = records.packed(told, newest)
+        found = self._asked("evaluate.scores", asked)
+        answered = {k: records.told(reply) for k, reply in sorted(found.items()) if not isinstance(reply, str)}
+        return [row for each in answered.values() for row in each["rows"]]
+
+    def _name(self, state: State) -> str:
+        """What a node looks for among its states."""
+        return hash_of({name: state[name] for name in self.sent})
+
+    # ---- messages ---------------------------------------------------------------------------------------------------
+
+    def _all_greeted(self) -> list[dict]:
+        """What every client says of itself, once all are there. Raises FedReFTError where they do not come."""
+        known: dict[int, dict] = {}
+        deadline = time.monotonic() + self.patience
+        while True:
+            known |= self._greet_newcomers()
+            missing = [k + 1 for k in range(self.config.clients) if k not in known]
+            if not missing:
+                return [known[k] for k in range(self.config.clients)]
+            if time.monotonic() > deadline:
+                raise FedReFTError(f"after {self.patience:g} seconds these clients have not come: {missing}")
+            self._wait()
+
+    def _greet_newcomers(self) -> dict[int, dict]:
+        """What the nodes that have come since say of themselves, by client: one that was away may have a new number."""
+        online = set(self.grid.get_node_ids())
+        new, found = online - self.greeted, {}
+        self.greeted |= new
+        for node, reply in self._sent("query.hello", {node: records.packed(self.common) for node in new}).items():
+            if isinstance(reply, str):
+                warnings.warn(f"a node cannot take part: {reply}", stacklevel=2)
+                continue
+            told = records.told(reply)
+            k = told["client"]
+            if self.nodes.get(k) in online:
+                warnings.warn(
+                    f"another node says that it is client {k + 1}, which is there: it is ignored", stacklevel=2
+                )
+                continue
+            self.nodes[k], found[k] = node, told
+        return found
+
+    def _asked(
+        self, kind: str, what: dict[int, RecordDict], on_reply: Callable[[int], object] = lambda k: None
+    ) -> dict[int, RecordDict | str]:
+        """By client: its reply, or why there is none."""
+        self._greet_newcomers()
+        online = set(self.grid.get_node_ids())
+        away: dict[int, RecordDict | str] = {k: "its node is not there" for k in what if self.nodes[k] not in online}
+        number = {node: k for k, node in self.nodes.items()}
+        contents = {self.nodes[k]: content for k, content in what.items() if k not in away}
+        found = self._sent(kind, contents, lambda node: on_reply(number[node]))
+        return away | {number[node]: reply for node, reply in found.items()}
+
+    def _sent(
+        self, kind: str, what: dict[int, RecordDict], on_reply: Callable[[int], object] = lambda node: None
+    ) -> dict[int, RecordDict | str]:
+        """By node: its reply, or why there is none."""
+        ttl = min(2 * self.patience, DEFAULT_TTL)
+        messages = [Message(content, node, kind, ttl=ttl) for node, content in what.items()]
+        self.grid.push_messages(messages)  # which gives them their numbers
+        waiting = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+        found: dict[int, RecordDict | str] = {}
+        deadline = time.monotonic() + self.patience
+        while waiting and time.monotonic() < deadline:
+            for reply in self.grid.pull_messages(list(waiting)):
+                node = waiting.pop(reply.metadata.reply_to_message_id)
+                found[node] = reply.error.reason if reply.has_error() else reply.content
+                on_reply(node)
+            if waiting:
+                self._wait()
+        return found | {node: f"no answer within {self.patience:g} seconds" for node in waiting.values()}
+
+    def _wait(self) -> None:
+        if self.ended.wait(POLL):
+            raise FedReFTError("Flower ended before the run did: its log says why")
+
+
+def check(config: RunConfig) -> None:
+    """Raises ConfigError for what only clients in one process can do."""
+    strategy = STRATEGIES[config.method]
+    if strategy.pools_data:
+        raise ConfigError(f"method={config.method!r} pools everybody's data, and over Flower no data leaves its client")
+    needs_data = strategy.begin is not Strategy.begin and config.intervention == "lora" and config.init != "random"
+    if needs_data:
+        raise ConfigError(
+            f"method={config.method!r} over lora begins with all clients' gradients, which this engine does not ask "
+            'for: use init="random", or intervention="loreft"'
+        )
+
+
+def serve(
+    grid: Grid, config: RunConfig, folder: str | Path | None, *, resume: bool = True, progress: bool = False, **how
+) -> Run:
+    """`federation.run` with Flower's nodes for clients. how: see OverFlower."""
+    store = Store(config, folder)
+    with store.alone():
+        federation = OverFlower(grid, config, **how)
+        if resume and (finished := store.finished(lambda: federation.questions)):
+            return finished
+        return rest_of(federation, config, store, resume, progress)
+
+
+def server_app() -> ServerApp:
+    """The app of a deployment. Its run config names a JSON file of RunConfig's fields and the folder of the run."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        given = context.run_config
+        config = RunConfig(**json.loads(Path(str(given["config"])).read_text(encoding="utf-8")))
+        serve(grid, config, str(given["folder"]), patience=float(given["patience"]))
+
+    return app

@@ -1,0 +1,54 @@
+"""A Flower federation on this machine: Ray keeps a few processes, and each message finds a free one."""
+
+import tempfile
+import threading
+from pathlib import Path
+
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.simulation import run_simulation
+
+from ..config import RunConfig
+from ..errors import FedReFTError
+from ..runs import Run
+from .client_app import client_app
+from .server_app import check, serve
+
+
+def simulate(
+    config: RunConfig, folder: str | Path | None = None, resume: bool = True, *, at_once: int = 1, progress: bool = True
+) -> Run:
+    """`federation.run` over Flower: the same rounds, history and states, to the bit on a CPU in float32.
+
+    at_once: processes that serve the clients, which share this process's threads among them. Each has its own copy of
+    the backbone. The bits are those of `run` with as many threads as each of them has.
+    """
+    check(config)
+    how = {"threads": max(1, torch.get_num_threads() // at_once), "patience": float("inf")}  # no node gets lost here
+    ended = threading.Event()
+    outcome: list[Run | BaseException] = []
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        try:
+            outcome.append(serve(grid, config, folder, resume=resume, progress=progress, ended=ended, **how))
+        except Exception as error:  # else Flower ends the thread with a traceback of its own
+            outcome.append(error)
+
+    with tempfile.TemporaryDirectory() as temporary:
+        home = temporary if folder is None else str(Path(folder) / "nodes")
+        resources = {
+            "init_args": {"num_cpus": at_once, "include_dashboard": False, "log_to_driver": False},
+            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+        }
+        try:
+            run_simulation(server_app, client_app(home), config.clients, backend_config=resources)
+        finally:
+            ended.set()
+    if not outcome:
+        raise FedReFTError("Flower's simulation ended before the run did: its log above says why")
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]

@@ -1,0 +1,37 @@
+"""Flower's own simulation, with Ray: the numbers of a run in one process."""
+
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("flwr", reason="the flower extra is not installed")
+
+from fedreft_lib import load_run, run
+from fedreft_lib.plan import PROJECT
+from fedreft_lib.worlds import open_world
+from tests.test_federation import same
+from tests.test_worlds import small
+
+
+def simulated(config, folder):
+    """How it ended: code, and what it said last. A process of its own, since Ray leaves some of its own in it."""
+    command = [sys.executable, "-m", "tests.flower.simulated", config.model_dump_json(), str(folder)]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=600)
+    return done.returncode, (done.stderr.strip().splitlines() or [""])[-1]
+
+
+def test_a_simulation_gives_the_numbers_of_one_process_and_is_read_back(tmp_path):
+    config = small(rounds=2, mixing="adaptive")
+    assert simulated(config, tmp_path)[0] == 0
+    found = load_run(tmp_path)
+    open_world(config).memo.clear()
+    expected = run(config, progress=False)
+    same(found, expected)
+    assert found.manifest["engine"] == "flower" and found.manifest["data"] == expected.manifest["data"]
+    same(run(config, tmp_path, progress=False), expected)  # and is finished
+
+
+def test_what_ends_a_run_ends_the_simulation_with_the_same_sentence(tmp_path):
+    code, said = simulated(small(hostile=3, attack="one_nan", rounds=1), tmp_path)
+    assert code and "round 1 has 1 admitted updates and needs 2" in said
