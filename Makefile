@@ -29,7 +29,7 @@ test: lint  ## lint and run the tests
 torture: $(LOCKED)  ## kill, damage and poison everything some hundreds of times (half an hour)
 	@.venv/bin/python -m tests.torture
 
-bench: $(LOCKED)  ## measure our speed as ratios to that of others (twenty minutes, on a quiet machine)
+bench: $(LOCKED)  ## measure our speed as ratios to that of others (half an hour, on a quiet machine)
 	@.venv/bin/python -m tests.benchmarks
 
 lab: $(LOCKED)  ## open the notebooks in JupyterLab

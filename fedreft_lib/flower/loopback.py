@@ -15,12 +15,13 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..config import RunConfig
@@ -81,6 +82,18 @@ class Loopback:
             "--node-config", f'client={client} home="{home}"',
         )  # fmt: skip
 
+    def start_again(self, client: int, seconds: float = 180.0) -> None:
+        """A client's node that was killed: the superlink refuses it until it has noticed that, a minute later."""
+        name, deadline = f"client{client}", time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.start_node(client, self.folder / "secrets" / name)
+            try:
+                self.processes[name].wait(10)
+            except subprocess.TimeoutExpired:
+                return  # it has stayed
+            self.kill(name)
+        raise FedReFTError(f"client {client} was not taken back: {self.folder / 'logs' / name}.log says why")
+
     def submit(self, config: RunConfig, run_folder: Path, patience: float = 600.0) -> str:
         """Start a run; its number."""
         path = self.folder / "config.json"
@@ -96,11 +109,14 @@ class Loopback:
         (found,) = self.flwr("ls", SITE, "--run-id", run_id)["runs"]
         return found["status"], found.get("status-details", "")
 
-    def wait(self, run_id: str, seconds: float) -> None:
-        """Raises FedReFTError where the run fails or takes longer."""
-        deadline = time.monotonic() + seconds
+    def wait(self, run_id: str, seconds: float, look: Callable[[], str] = lambda: "") -> None:
+        """Raises FedReFTError where the run fails or takes longer. Prints the status, and what a look at the run says,
+        whenever either changes."""
+        deadline, said = time.monotonic() + seconds, ""
         while time.monotonic() < deadline:
             status, details = self.status(run_id)
+            if (now := " ".join(filter(None, [status, look()]))) != said:
+                print(said := now, flush=True)
             if status == "finished:completed":
                 return
             if status.startswith("finished"):
@@ -149,8 +165,6 @@ class Loopback:
         return {**os.environ, **ENVIRONMENT, "PATH": path, "FLWR_HOME": str(self.folder / "flwr" / name)}
 
     def _await_health(self, name: str, url: str, seconds: float = 60.0) -> None:
-        import ssl
-
         trusted = ssl.create_default_context(cafile=str(self.ca))
         opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusted)
@@ -181,9 +195,20 @@ def federation(folder: Path, clients: int) -> Iterator[Loopback]:
 
 
 def run(config: RunConfig, folder: Path, seconds: float = 3600.0) -> Run:
-    """`federation.run` as a deployment on this machine."""
+    """`federation.run` as a deployment on this machine; says how far it is."""
+
+    def look() -> str:
+        try:
+            done = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return ""
+        return f"round {done['round']} of {done['rounds']} is done"
+
+    print(
+        f"a superlink and {config.clients} nodes on this machine; a process for each message, seconds each", flush=True
+    )
     with federation(folder / "flower", config.clients) as here:
-        here.wait(here.submit(config, folder), seconds)
+        here.wait(here.submit(config, folder), seconds, look)
     return load_run(folder)
 
 

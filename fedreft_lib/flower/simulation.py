@@ -1,5 +1,6 @@
 """A Flower federation on this machine: Ray keeps a few processes, and each message finds a free one."""
 
+import logging
 import tempfile
 import threading
 from pathlib import Path
@@ -43,10 +44,14 @@ def simulate(
             "init_args": {"num_cpus": at_once, "include_dashboard": False, "log_to_driver": False},
             "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
         }
+        log = logging.getLogger("flwr")
+        level = log.level
+        log.setLevel(logging.ERROR)  # it tells of each step, and that `flwr run` is the newer way
         try:
             run_simulation(server_app, client_app(home), config.clients, backend_config=resources)
         finally:
             ended.set()
+            log.setLevel(level)
     if not outcome:
         raise FedReFTError("Flower's simulation ended before the run did: its log above says why")
     if isinstance(outcome[0], BaseException):

@@ -15,7 +15,8 @@ from flwr.supercore.task_identity import TaskIdentity
 class DirectGrid(Grid):
     """Nodes 100, 101, ... for clients 1, 2, ...; they answer in an order that `seed` shuffles.
 
-    loses(kind, client, t): whether a reply never arrives. breaks: whether the node fails over the message.
+    loses(kind, client): whether a reply never arrives. breaks: whether the node fails over the message. spoils(kind,
+    client, content): what it says in place of its reply's content.
     """
 
     def __init__(self, app: ClientApp, clients: int, seed: int = 0):
@@ -26,6 +27,7 @@ class DirectGrid(Grid):
         self.sent: list[tuple[str, int, Message, Message]] = []  # kind, client, message, reply
         self.loses: Callable[[str, int], bool] = lambda kind, k: False
         self.breaks: Callable[[str, int], bool] = lambda kind, k: False
+        self.spoils: Callable[[str, int, RecordDict], RecordDict] = lambda kind, k, content: content
 
     def set_run(self, run) -> None:
         raise NotImplementedError
@@ -63,7 +65,9 @@ class DirectGrid(Grid):
             run_config={},
         )
         try:
-            return over_the_wire(self.app(over_the_wire(message), context))
+            reply = self.app(over_the_wire(message), context)
+            reply.content = self.spoils(kind, k, reply.content)
+            return over_the_wire(reply)
         except Exception as error:  # as Flower has it
             return Message(Error(2, f"{type(error)}:<{error}>"), reply_to=message)
 

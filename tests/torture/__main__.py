@@ -12,7 +12,16 @@ from pathlib import Path
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 from fedreft_lib import poison
-from tests.torture import GOOD, batch_kills, checkpoint_damage, files, full_disk, parameters, training_kills
+from tests.torture import (
+    GOOD,
+    batch_kills,
+    checkpoint_damage,
+    deployment_kills,
+    files,
+    full_disk,
+    parameters,
+    training_kills,
+)
 
 
 def bad_updates(n: int, seed: int, folder: Path) -> dict[str, int]:
@@ -24,6 +33,7 @@ def bad_updates(n: int, seed: int, folder: Path) -> dict[str, int]:
 PARTS = {
     "kills of training": (training_kills.tried, 200),
     "kills of the batch": (batch_kills.tried, 50),
+    "kills in a deployment": (deployment_kills.tried, 6),
     "full disks": (full_disk.tried, 20),
     "bad updates x aggregations": (bad_updates, 3),
     "damaged run folders": (checkpoint_damage.tried, 200),
