@@ -1,7 +1,14 @@
 """Random models of any size for tests, as Backbones."""
 
 import torch
-import transformers
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    RobertaConfig,
+    RobertaModel,
+)
 
 from fedreft_lib.adapters import AtSites
 from fedreft_lib.attention import install
@@ -9,22 +16,19 @@ from fedreft_lib.backbone import Backbone, find_layers, load_backbone
 from fedreft_lib.sites import Sites
 from fedreft_lib.steering import SteeredModel
 
-ENCODERS = {"bert": "Bert", "roberta": "Roberta"}
-# pyreft's own transformers does not know all of them.
-DECODERS = {
-    kind: name
-    for kind, name in {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}.items()
-    if hasattr(transformers, f"{name}Config")
+KINDS = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "bert": (BertConfig, BertModel),
+    "roberta": (RobertaConfig, RobertaModel),
 }
 
 
 def random_backbone(kind="llama", *, d=32, layers=3, seed=0):
     """A frozen random model with the tokenizer of the tiny models; initialised wide, so that positions matter."""
     torch.manual_seed(seed)
-    decodes = kind in DECODERS
-    tokenizer = load_backbone("tiny-llama" if decodes else "tiny-roberta").tokenizer
-    name = DECODERS[kind] if decodes else ENCODERS[kind]
-    config = getattr(transformers, f"{name}Config")(
+    tokenizer = load_backbone("tiny-llama" if kind == "llama" else "tiny-roberta").tokenizer
+    config_class, model_class = KINDS[kind]
+    config = config_class(
         vocab_size=len(tokenizer),
         hidden_size=d,
         intermediate_size=2 * d,
@@ -33,11 +37,10 @@ def random_backbone(kind="llama", *, d=32, layers=3, seed=0):
         initializer_range=0.2,
         max_position_embeddings=128,
         pad_token_id=tokenizer.pad_token_id,
-        **({"num_key_value_heads": 4} if decodes else {}),
     )
-    model = getattr(transformers, f"{name}{'ForCausalLM' if decodes else 'Model'}")(config).eval().requires_grad_(False)
+    model = model_class(config).eval().requires_grad_(False)
     install(model)
-    return Backbone("random", model, tokenizer, "causal" if decodes else "encoder", find_layers(model), "0")
+    return Backbone("random", model, tokenizer, "causal" if kind == "llama" else "encoder", find_layers(model), "0")
 
 
 def random_state(model: SteeredModel, seed=1, start="random"):

@@ -10,15 +10,16 @@ import transformers
 from fedreft_lib import last_block
 from fedreft_lib.batches import Sequence
 from fedreft_lib.interventions import LoReFT
-from tests.models import DECODERS, random_backbone, random_state, steered
+from tests.models import random_backbone, random_state, steered
+from tests.test_attention import build
 from tests.test_steering import forked_sequences, some_sequences
 
-FAMILIES = sorted(DECODERS)
+FAMILIES = [kind for kind in ("llama", "Mistral", "Qwen2", "Qwen3") if hasattr(transformers, f"{kind.title()}Config")]
 
 
 def test_every_family_is_tried():
     known = {name for name in last_block.MODELS if hasattr(transformers.models, name)}
-    assert known == set(DECODERS)
+    assert known == {kind.lower() for kind in FAMILIES}
 
 
 def whole():
@@ -38,7 +39,7 @@ def losses_and_gradients(model, batch, state):
 @pytest.mark.parametrize("sequences", [some_sequences(), forked_sequences()], ids=["one answer", "several answers"])
 @pytest.mark.parametrize("layers", [(0, 2), (2,)], ids=str)
 def test_logprobs_and_gradients_are_those_of_the_whole_block(family, packed, sequences, layers):
-    model = steered(random_backbone(family), LoReFT, layers=layers)
+    model = steered(build(family), LoReFT, layers=layers)
     with contextlib.nullcontext() if packed else mock.patch("fedreft_lib.steering.packs", lambda *_: False):
         batch = model.batch(sequences)
     state = random_state(model)
@@ -75,7 +76,7 @@ def test_on_random_shapes(seed):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_its_own_modules_see_each_token_that_is_read_once(family):
-    model, seen = steered(random_backbone(family), LoReFT), []
+    model, seen = steered(build(family), LoReFT), []
     block = model.backbone.layers[-1]
     batch = model.batch(forked_sequences())
     sources = {(row, source) for row, source, _, _ in batch.targets.tolist()}
