@@ -15,7 +15,7 @@ SAID = {"yes": "target met", "no": "target missed", "unclear": "target within th
 
 def ratios(rows: pd.DataFrame) -> Figure:
     """Columns as in bench.csv. The first row is at the top."""
-    fig, (ax,) = panel_row(1, width=9.5, height=0.8 + 0.32 * len(rows))
+    fig, (ax,) = panel_row(1, width=13, height=1.4 + 0.32 * len(rows))
     for met, own in rows.reset_index(drop=True).groupby("met"):
         shape, colour = MARKS[met]
         spread = np.stack([own["ratio"] - own["low"], own["high"] - own["ratio"]])
@@ -27,12 +27,13 @@ def ratios(rows: pd.DataFrame) -> Figure:
     ax.plot(aimed, aimed.index, "|", color=BLACK, markersize=14, markeredgewidth=2, label="target: this or less")
     ax.axvline(1, color=GREY, linestyle="--", linewidth=1.2, label="as much as the other")
     ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    wide = rows["ratio"].max() > 30 * rows["ratio"].min()
+    ax.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
     ax.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.margins(x=0.08)
     ax.set_yticks(range(len(rows)), rows["name"])
     ax.set(xlabel="ours / theirs, log scale (left is better)", ylim=(len(rows) - 0.4, -0.9))
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     title = "What our work costs, as a multiple of what it is compared with"
     return titled(fig, title, f"marks: medians; bars: quartiles; {machine.warning(dict(rows.iloc[0]))}")
