@@ -90,8 +90,11 @@ def start(world: World, config: RunConfig) -> Tensor:
 
 def enrolled(world: World, config: RunConfig) -> ClientStates:
     """`start` for any number of clients."""
-    state = STRATEGIES[config.method].begin(world, config, common_start(world.model, config))
-    return ClientStates(world.model.spec.row(state), len(participants(world, config)))
+    strategy, everybody = STRATEGIES[config.method], participants(world, config)
+    state = common_start(world.model, config)
+    told = [strategy.told(world.model, config, state, each) for each in world.clients]
+    state = strategy.begin(world.model, config, state, told, everybody[0].steps)
+    return ClientStates(world.model.spec.row(state), len(everybody))
 
 
 def trained_names(model: SteeredModel, config: RunConfig) -> tuple[str, ...]:

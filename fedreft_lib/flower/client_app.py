@@ -1,6 +1,8 @@
 """Flower's ClientApp: one client, which keeps its state on its own disk.
 
     query.hello      who it is: client number, name, examples, steps, outputs of its head, a hash of its questions
+    query.tell       what its method needs of its data before the first round
+    train.begin      it is given the state that all begin with, where that is made of what they told
     train.learn      a round's local training; it sends its update, the tensors that its method sends and no others
     train.take_in    what it is told, and how much of that it takes in
     evaluate.scores  its scores on its own test
@@ -26,6 +28,7 @@ from ..errors import ConfigError, FedReFTError
 from ..federation import InProcess
 from ..runs import client_fingerprint
 from ..states import hash_of
+from ..strategies import STRATEGIES
 from ..worlds import open_world
 from . import records
 from .node_files import NodeFiles
@@ -49,7 +52,8 @@ class Node:
     def row(self, before: int, missed: dict) -> torch.Tensor:
         """The state (P,) that the server means, from before round `before`. Raises FedReFTError where it has none."""
         spec, names = self.model.spec, client.sent_names(self.model, self.config)
-        for row in itertools.chain(self.files.rows(before), [self.federation.begin().common]):
+        first = spec.row(client.common_start(self.model, self.config))
+        for row in itertools.chain(self.files.rows(before), [first]):
             state = {**spec.named(row), **missed}
             if hash_of({name: state[name] for name in names}) == self.told["expects"]:
                 return spec.row(state)
@@ -68,6 +72,17 @@ def hello(node: Node, records_: RecordDict) -> RecordDict:
             "questions": client_fingerprint(world.questions[k]),
         }
     )
+
+
+def tell(node: Node, records_: RecordDict) -> RecordDict:
+    start = client.common_start(node.model, node.config)
+    strategy = STRATEGIES[node.config.method]
+    return records.packed({"client": node.k}, strategy.told(node.model, node.config, start, node.world.clients[node.k]))
+
+
+def begin(node: Node, records_: RecordDict) -> RecordDict:
+    node.files.keep_start(node.model.spec.row(records.tensors(records_)))
+    return records.packed({"client": node.k})
 
 
 def learn(node: Node, records_: RecordDict) -> RecordDict:
@@ -111,6 +126,8 @@ def answered(handler: Callable[[Node, RecordDict], RecordDict], home: str | None
 def client_app(home: str | None = None) -> ClientApp:
     app = ClientApp()
     app.query("hello")(functools.partial(answered, hello, home))
+    app.query("tell")(functools.partial(answered, tell, home))
+    app.train("begin")(functools.partial(answered, begin, home))
     app.train("learn")(functools.partial(answered, learn, home))
     app.train("take_in")(functools.partial(answered, take_in, home))
     app.evaluate("scores")(functools.partial(answered, scores, home))

@@ -1,5 +1,6 @@
 """What a node keeps on its own disk between messages, for Flower may start a process for each of them.
 
+start.safetensors              the state that all begin with, where that is not the seed's alone
 after_round_NNNN.safetensors   its state after a round in which it was answered; the last two of those
 learned.safetensors            what it began the present round with, and what it has learned in it
 
@@ -17,6 +18,7 @@ from ..errors import DamageWarning, FedReFTError
 from ..states import load_tensors, save_tensors
 
 KEPT = 2
+START = "start.safetensors"
 
 
 class NodeFiles:
@@ -26,13 +28,19 @@ class NodeFiles:
         self.folder = folder
 
     def rows(self, before: int) -> Iterator[Tensor]:
-        """Its states after rounds before `before`, the newest first; damaged ones are passed over with a warning."""
-        for t, path in sorted(self._rounds().items(), reverse=True):
-            if t < before:
+        """Its states after rounds before `before`, the newest first, and the start; damaged ones are passed over with a
+        warning."""
+        paths = [path for t, path in sorted(self._rounds().items(), reverse=True) if t < before]
+        for path in (*paths, self.folder / START):
+            if path.exists():
                 try:
                     yield load_tensors(path)[0]["row"]
                 except FedReFTError as error:
                     warnings.warn(f"{error}: an older state is looked for", DamageWarning, stacklevel=2)
+
+    def keep_start(self, row: Tensor) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_tensors({"row": row}, self.folder / START)
 
     def keep(self, t: int, row: Tensor) -> None:
         """Its state after round t; what is known of later rounds is of a run that went back, and goes."""

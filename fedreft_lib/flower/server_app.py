@@ -72,8 +72,22 @@ class OverFlower:
         self.sent = client.sent_names(self.model, config)
 
     def begin(self) -> ClientStates:
-        start = client.common_start(self.model, self.config)
+        """Where the start is made of what all tell, all have to answer. Raises FedReFTError where one does not."""
+        strategy, start = STRATEGIES[self.config.method], client.common_start(self.model, self.config)
+        if strategy.told is not Strategy.told:
+            told = self._all("query.tell", None)
+            start = strategy.begin(self.model, self.config, start, told, self.steps[0])
+            if any(told):
+                self._all("train.begin", start)
         return ClientStates(self.model.spec.row(start), self.config.clients)
+
+    def _all(self, kind: str, tensors: State | None) -> list[State]:
+        """What every client sends in reply."""
+        found = self._asked(kind, {k: records.packed(self.common, tensors) for k in range(self.config.clients)})
+        for k, reply in sorted(found.items()):
+            if isinstance(reply, str):
+                raise FedReFTError(f"{self.names[k]} is needed for the start and did not answer: {reply}")
+        return [records.tensors(found[k]) for k in sorted(found)]
 
     def train(
         self, before: dict[int, State], missed: dict[int, State], t: int, on_step: Callable[[], object]
@@ -216,15 +230,8 @@ class OverFlower:
 
 def check(config: RunConfig) -> None:
     """Raises ConfigError for what only clients in one process can do."""
-    strategy = STRATEGIES[config.method]
-    if strategy.pools_data:
+    if STRATEGIES[config.method].pools_data:
         raise ConfigError(f"method={config.method!r} pools everybody's data, and over Flower no data leaves its client")
-    needs_data = strategy.begin is not Strategy.begin and config.intervention == "lora" and config.init != "random"
-    if needs_data:
-        raise ConfigError(
-            f"method={config.method!r} over lora begins with all clients' gradients, which this engine does not ask "
-            'for: use init="random", or intervention="loreft"'
-        )
 
 
 def serve(

@@ -102,7 +102,9 @@ class Strategy:
     mixing(config): the share that a client takes in: a number, "scheduled" or "adaptive".
     form(kind, config): what a client's state is made of. phases(names, kind, config, t): what it trains in round t.
     sends(names, kind, config): which of its tensors it sends. proximal(config): FedProx's mu.
-    begin(world, config, state): the state that all clients start from, where it needs the clients' data.
+    told(model, config, state, client): what a client tells of its data before the first round; nothing, mostly.
+    begin(model, config, state, told, steps): the state that all start from, of what all have told; steps: those of the
+    first client in a round.
     one_for_all: the server answers all alike, and every client has that whole: what it says is the federation's state.
     answer(sent, aggregate): what each client is told. take_in(model, state, answer, lam, config, t): its next state.
     test_share(world, config, state, client, part): for states with a local branch, its share in each test item.
@@ -117,7 +119,10 @@ class Strategy:
     phases: Callable[[Names, Kind | Branches, RunConfig, int], list[Phase]] = everything
     sends: Callable[[Names, Kind | Branches, RunConfig], tuple[str, ...]] = by_sharing
     proximal: Callable[[RunConfig], float] = lambda config: 0.0
-    begin: Callable[["World", RunConfig, State], State] = lambda world, config, state: state
+    told: Callable[["SteeredModel", RunConfig, State, "Client"], State] = lambda model, config, state, client: {}
+    begin: Callable[["SteeredModel", RunConfig, State, Sequence[State], int], State] = (
+        lambda model, config, state, told, steps: state
+    )
     answer: Callable[[Sent, Aggregate], list[State]] = rows
     take_in: Callable[["SteeredModel", State, State, float, RunConfig, int], State] = mix_in
     test_share: Callable[["World", RunConfig, State, "Client", "Encoded"], Tensor | None] = alike

@@ -8,6 +8,7 @@ training set; here each client's is averaged, which a federation can do. The gra
 step, and eta its learning rate at that step. Over LoReFT see lora.SmallLoReFT.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,11 +16,12 @@ import torch
 from ..config import RunConfig
 from ..interventions import State
 from ..lora import LoRA, SmallLoRA, SmallLoReFT
-from ..schedule import learning_rate, steps_per_round
+from ..schedule import learning_rate
 from .base import Phase, Strategy, ending, weighted_mean
 
 if TYPE_CHECKING:
-    from ..worlds import World
+    from ..steering import SteeredModel
+    from ..worlds import Client
 
 SAMPLE = 64  # training items of each client that the gradient is taken of; the paper: some 50 to 550
 
@@ -28,29 +30,11 @@ def small(kind, config: RunConfig):
     return SmallLoRA(kind.scale) if isinstance(kind, LoRA) else SmallLoReFT()
 
 
-def from_first_step(world: "World", config: RunConfig, state: State) -> State:
-    """B, A and S from the clients' mean gradient of the frozen weights; LoReFT's own start needs no data."""
-    adapter = world.model.adapter
+def weight_gradients(model: "SteeredModel", config: RunConfig, state: State, client: "Client") -> State:
+    """For each target, the gradient (L, d_out, d_in) of the loss of some of a client's items, in float32; nothing for
+    LoReFT, whose start needs no data."""
     if config.intervention != "lora" or config.init == "random":
-        return state
-    total: State = {}
-    for client in world.clients:
-        for target, gradient in _weight_gradients(world, client, config, state).items():
-            total[target] = total.get(target, 0) + gradient / len(world.clients)
-    steps = steps_per_round(len(world.clients[0].train), config)
-    eta = config.lr * learning_rate(0, steps, config.warmup, config.schedule)
-    after = dict(state)
-    for target, gradient in total.items():
-        U, sigma, Vh = torch.linalg.svd(-eta * gradient.sign(), full_matrices=False)
-        r = adapter.rank
-        after[f"{target}.B"], after[f"{target}.A"] = U[..., :r].contiguous(), Vh[..., :r, :].contiguous()
-        after[f"{target}.S"] = torch.diag_embed(sigma[..., :r]) / adapter.kind.scale
-    return after
-
-
-def _weight_gradients(world: "World", client, config: RunConfig, state: State) -> State:
-    """For each target, the gradient (L, d_out, d_in) of the loss of some of a client's items, in float32."""
-    model = world.model
+        return {}
     data = client.train.subset(range(min(SAMPLE, len(client.train))))
     weights = {target: model.adapter.modules(model.backbone.layers, target) for target in model.adapter.dims}
     found: State = {}
@@ -71,6 +55,19 @@ def _weight_gradients(world: "World", client, config: RunConfig, state: State) -
     return found
 
 
+def from_first_step(model: "SteeredModel", config: RunConfig, state: State, told: Sequence[State], steps: int) -> State:
+    """B, A and S from the clients' mean gradient of the frozen weights."""
+    eta = config.lr * learning_rate(0, steps, config.warmup, config.schedule)
+    after = dict(state)
+    for target in told[0]:
+        gradient = sum(each[target] / len(told) for each in told)
+        U, sigma, Vh = torch.linalg.svd(-eta * gradient.sign(), full_matrices=False)
+        r = model.adapter.rank
+        after[f"{target}.B"], after[f"{target}.A"] = U[..., :r].contiguous(), Vh[..., :r, :].contiguous()
+        after[f"{target}.S"] = torch.diag_embed(sigma[..., :r]) / model.adapter.kind.scale
+    return after
+
+
 FEDSB = Strategy(
     "fedsb",
     aggregate=weighted_mean,
@@ -79,5 +76,6 @@ FEDSB = Strategy(
     form=small,
     phases=lambda names, kind, config, t: [Phase(ending(names, *kind.map))],
     sends=lambda names, kind, config: ending(names, *kind.map),
+    told=weight_gradients,
     begin=from_first_step,
 )

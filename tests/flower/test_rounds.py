@@ -17,7 +17,7 @@ from tests.flower.grid import DirectGrid
 from tests.test_federation import GLUE, METHODS, ONCE, same, together
 from tests.test_worlds import small
 
-SOME = [fields for fields in ONCE if fields["method"] not in ("centralised", "fedsb")]
+SOME = [fields for fields in ONCE if fields["method"] != "centralised"]
 PART = [
     {"sampled": 3},
     {"drops": [[2, 1], [3, 2]]},
@@ -193,9 +193,34 @@ def test_a_node_that_lost_its_disk_is_told_apart(over, tmp_path):
 
 
 def test_what_only_one_process_can_do_is_refused_in_a_sentence(over):
-    for fields in ({"method": "centralised"}, {"method": "fedsb", "intervention": "lora"}):
-        with pytest.raises(ConfigError, match="over"):
-            over(small(**fields))
+    with pytest.raises(ConfigError, match="over Flower no data leaves its client"):
+        over(small(method="centralised"))
+
+
+def test_a_start_that_is_made_of_what_all_tell_survives_the_servers_end(over, tmp_path):
+    config, seen = small(method="fedsb", intervention="lora", rounds=2), []
+
+    def stops(grid):
+        def breaks(kind, k):
+            seen.append(kind)
+            if seen.count("train.learn") == 6:
+                raise KeyboardInterrupt
+            return False
+
+        grid.breaks = breaks
+
+    with pytest.raises(KeyboardInterrupt):
+        over(config, tmp_path / "run", stops)
+    found, _ = over(config, tmp_path / "run")
+    equal(found, alone(config))
+
+
+def test_a_start_needs_everybody(over):
+    def one_breaks(grid):
+        grid.breaks = lambda kind, k: kind == "query.tell" and k == 2
+
+    with pytest.raises(FedReFTError, match="client3-siqa is needed for the start"):
+        over(small(method="fedsb", intervention="lora"), before=one_breaks)
 
 
 def test_clients_that_do_not_come_are_named(over):

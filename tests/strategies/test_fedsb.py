@@ -1,7 +1,6 @@
 """Fed-SB: between two frozen factors a small matrix is trained; it adds linearly, so its average is exact."""
 
 import copy
-import dataclasses
 
 import numpy as np
 import pytest
@@ -83,9 +82,11 @@ def test_the_gradient_is_taken_without_a_trace_in_the_backbone():
 @BOTH
 def test_a_random_start_asks_for_no_data(intervention):
     config = fedsb(intervention=intervention, init="random")
-    world = dataclasses.replace(open_world(config), clients=[])
-    state = world.model.start("random", 1)
-    found = STRATEGIES["fedsb"].begin(world, config, state)
+    model = open_world(config).model
+    state = model.start("random", 1)
+    told = STRATEGIES["fedsb"].told(model, config, state, None)  # no client, no data
+    assert told == {}
+    found = STRATEGIES["fedsb"].begin(model, config, state, [told], 2)
     assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
 
 
