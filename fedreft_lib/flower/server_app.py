@@ -151,8 +151,21 @@ class OverFlower:
             told = {**self.common, "round": t, "untrained": X is None, "expects": expects}
             asked[k] = records.packed(told, newest)
         found = self._asked("evaluate.scores", asked)
-        answered = {k: records.told(reply) for k, reply in sorted(found.items()) if not isinstance(reply, str)}
-        return [row for each in answered.values() for row in each["rows"]]
+        return [row for k in sorted(found) for row in self._rows(k, t, found[k])]
+
+    def _rows(self, k: int, t: int, reply: RecordDict | str) -> list[dict]:
+        """A client's rows for the history; none, with a warning, where it has not sent any that can be read."""
+        try:
+            if isinstance(reply, str):
+                raise ValueError(reply)
+            return [
+                {"round": t, "client": self.names[k], "split": str(row["split"]), "metric": str(row["metric"]),
+                 "value": float(row["value"]), "task": str(row["task"])}
+                for row in records.told(reply)["rows"]
+            ]  # fmt: skip
+        except (KeyError, TypeError, ValueError) as error:
+            warnings.warn(f"there are no scores of {self.names[k]} after round {t}: {error}", stacklevel=3)
+            return []
 
     def _name(self, state: State) -> str:
         """What a node looks for among its states."""

@@ -51,6 +51,17 @@ def test_a_node_that_answers_nonsense_is_as_one_that_drops_out(grid, changes):
     assert torch.equal(found.states, alone(config.but(drops=[[4, 1]])).states)
 
 
+@pytest.mark.parametrize("rows", [[{"client": "client1"}], "none", [{"split": "test", "value": "good"}]], ids=str)
+def test_scores_that_cannot_be_read_are_left_out_with_a_warning(grid, rows):
+    grid.spoils = lambda kind, k, content: said(content, rows=rows) if kind == "evaluate.scores" and k == 2 else content
+    config = small(rounds=1)
+    with pytest.warns(UserWarning, match="there are no scores of client3-siqa after round"):
+        found = serve(grid, config, None, patience=60.0)
+    assert torch.equal(found.states, alone(config).states)
+    scored = found.history[found.history["metric"] == "accuracy"]
+    assert sorted(set(scored["client"])) == ["client1-arc_easy", "client2-piqa", "client4-boolq"]
+
+
 @pytest.mark.parametrize("share", [float("nan"), -0.1, 1.5, "all"])
 def test_a_share_that_nobody_can_take_in_is_not_believed(grid, share):
     grid.spoils = lambda kind, k, content: said(content, lam=share) if kind == "train.take_in" and k == 0 else content
