@@ -5,8 +5,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from fedreft_lib.assets import DownloadError, fetch
+
+settings.register_profile("no test asserts a time", deadline=None)
+settings.load_profile("no test asserts a time")
 
 
 @pytest.fixture(scope="session", autouse=True)
