@@ -187,7 +187,8 @@ def test_a_node_that_lost_its_disk_is_told_apart(over, tmp_path):
 
         grid.breaks = breaks
 
-    found, _ = over(config, before=loses_its_disk)
+    with pytest.warns(UserWarning, match="there are no scores of client1-arc_easy after round 2"):
+        found, _ = over(config, before=loses_its_disk)
     (row,) = [row for row in found.history.to_dict("records") if row["metric"] == "present"]
     assert row["round"] == 2 and "has no state of before round 2 as the server holds it" in row["note"]
 
