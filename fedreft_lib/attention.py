@@ -25,8 +25,9 @@ if GIVEN:
     from transformers.masking_utils import sdpa_mask
 
 NAME = "fedreft"
+LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")  # decoders of one build: modules, names, `inputs_embeds`
 # Models that hand what they do not know, such as `packing`, on to their attention.
-PACKABLE = ("llama", "mistral", "qwen2", "qwen3", "bert", "roberta")
+PACKABLE = (*LLAMA_LIKE, "bert", "roberta")
 EXPLICIT = 256  # tokens; the probabilities that are kept for the backward pass grow with the square
 
 

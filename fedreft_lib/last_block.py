@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from .owners import filled
 
-MODELS = ("llama", "mistral", "qwen2", "qwen3")  # whose blocks have these modules
-OWN = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
+OWN = ("self_attn.q_proj", "self_attn.o_proj", "mlp")  # as models of `attention.LLAMA_LIKE` have them
 
 
 @contextmanager

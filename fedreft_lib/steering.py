@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 from . import last_block
 from .adapters import Adapter
-from .attention import Packing, packs
+from .attention import LLAMA_LIKE, Packing, packs
 from .backbone import Backbone
 from .batches import Batch, Sequence, added_to_scores, by_length, collate
 from .heads import Head
@@ -25,8 +25,6 @@ from .states import Spec
 
 AT_A_TIME = 16  # answer tokens whose probabilities over the vocabulary are in memory in float32
 BLOCKS_RETURN_TUPLES = tuple(map(int, transformers.__version__.split(".")[:2])) < (4, 54)
-# Models whose blocks take what comes before them as plain `inputs_embeds`, so that they can start in the middle.
-STARTS_ANYWHERE = ("llama", "mistral", "qwen2", "qwen3")
 
 
 class SteeredModel:
@@ -156,7 +154,7 @@ class SteeredModel:
         """Whether `hidden_below` saves anything: the state acts above block 0, and the model takes its output."""
         config = self.backbone.model.config
         alike = len(set(getattr(config, "layer_types", None) or [])) < 2  # else block n attends as its number says
-        return self.adapter.below > 0 and alike and config.model_type in STARTS_ANYWHERE
+        return self.adapter.below > 0 and alike and config.model_type in LLAMA_LIKE
 
     @torch.no_grad()
     def hidden_below(self, sequences: Many[Sequence], batch_size: int = 16) -> list[Tensor]:
@@ -222,7 +220,7 @@ class SteeredModel:
 
     def _last_block_at(self, tokens: Tensor, batch: Batch) -> AbstractContextManager:
         """`last_block.read_at` tokens (M,), flat places in (B, T), where this model and this adapter bear it."""
-        if self.backbone.model.config.model_type not in last_block.MODELS or self.adapter.every_token:
+        if self.backbone.model.config.model_type not in LLAMA_LIKE or self.adapter.every_token:
             return nullcontext()  # an addition in the last block's modules has to know the row of each token
         if batch.packed:
             return last_block.read_at(self.backbone.layers[-1], batch.numbers[tokens], (1, len(batch.index)))

@@ -36,17 +36,16 @@ class Participant:
 
     name: str
     train: Answers | Labels
-    held_out: Answers | Labels
     steps: int
 
 
 def participants(world: World, config: RunConfig) -> list[Participant]:
     """The clients; for a strategy that pools data, one learner that takes as many steps as they all together."""
-    each = [Participant(c.name, c.train, c.held_out, steps_per_round(len(c.train), config)) for c in world.clients]
+    each = [Participant(c.name, c.train, steps_per_round(len(c.train), config)) for c in world.clients]
     if not STRATEGIES[config.method].pools_data:
         return each
     joined = type(each[0].train).join([p.train for p in each])
-    return [Participant("all", joined, each[0].held_out, sum(p.steps for p in each))]
+    return [Participant("all", joined, sum(p.steps for p in each))]
 
 
 def train_clients(

@@ -194,7 +194,7 @@ def participants(*lengths, steps=2):
     made = {}
     for k, n in enumerate(lengths):
         longer = dataclasses.replace(data.sequences[0], ids=(5,) * n, prompt_length=n - 2)
-        made[k] = Participant(f"c{k}", dataclasses.replace(data, sequences=[longer]), data, steps)
+        made[k] = Participant(f"c{k}", dataclasses.replace(data, sequences=[longer]), steps)
     return made
 
 

@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from fedreft_lib import last_block
+from fedreft_lib.attention import LLAMA_LIKE
 from fedreft_lib.batches import Sequence
 from fedreft_lib.interventions import LoReFT
 from tests.models import random_backbone, random_state, steered
@@ -18,7 +19,7 @@ FAMILIES = [kind for kind in ("llama", "Mistral", "Qwen2", "Qwen3") if hasattr(t
 
 
 def test_every_family_is_tried():
-    known = {name for name in last_block.MODELS if hasattr(transformers.models, name)}
+    known = {name for name in LLAMA_LIKE if hasattr(transformers.models, name)}
     assert known == {kind.lower() for kind in FAMILIES}
 
 

@@ -13,8 +13,7 @@ and where its data is.
 
 import functools
 import hashlib
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -52,12 +51,16 @@ class Node:
     def row(self, before: int, missed: dict) -> torch.Tensor:
         """The state (P,) that the server means, from before round `before`. Raises FedReFTError where it has none."""
         spec, names = self.model.spec, client.sent_names(self.model, self.config)
-        first = spec.row(client.common_start(self.model, self.config))
-        for row in itertools.chain(self.files.rows(before), [first]):
+        for row in self._rows(before):
             state = {**spec.named(row), **missed}
             if hash_of({name: state[name] for name in names}) == self.told["expects"]:
                 return spec.row(state)
         raise FedReFTError(f"client {self.k + 1} has no state of before round {before} as the server holds it")
+
+    def _rows(self, before: int) -> Iterator[torch.Tensor]:
+        """Its states of before a round, the newest first; the last is the seed's."""
+        yield from self.files.rows(before)
+        yield self.model.spec.row(client.common_start(self.model, self.config))
 
 
 def hello(node: Node, records_: RecordDict) -> RecordDict:
@@ -77,12 +80,12 @@ def hello(node: Node, records_: RecordDict) -> RecordDict:
 def tell(node: Node, records_: RecordDict) -> RecordDict:
     start = client.common_start(node.model, node.config)
     strategy = STRATEGIES[node.config.method]
-    return records.packed({"client": node.k}, strategy.told(node.model, node.config, start, node.world.clients[node.k]))
+    return records.packed({}, strategy.told(node.model, node.config, start, node.world.clients[node.k]))
 
 
 def begin(node: Node, records_: RecordDict) -> RecordDict:
     node.files.keep_start(node.model.spec.row(records.tensors(records_)))
-    return records.packed({"client": node.k})
+    return records.packed({})
 
 
 def learn(node: Node, records_: RecordDict) -> RecordDict:
@@ -90,9 +93,9 @@ def learn(node: Node, records_: RecordDict) -> RecordDict:
     before = node.row(t, records.tensors(records_))
     found = node.federation.train({k: spec.named(before)}, {}, t, lambda: None)[k]
     usable = refusal(found.state, 1, spec) is None
-    node.files.keep_learned(t, before, spec.row(found.state) if usable else None)
+    node.files.keep_learned(before, spec.row(found.state) if usable else None)
     told = {"examples": found.update.examples, "fault": found.fault, "loss": found.loss, "seconds": found.seconds}
-    return records.packed({**told, "client": k}, found.update.state)
+    return records.packed(told, found.update.state)
 
 
 def take_in(node: Node, records_: RecordDict) -> RecordDict:
@@ -101,9 +104,7 @@ def take_in(node: Node, records_: RecordDict) -> RecordDict:
     answer = records.tensors(records_) if node.told["answered"] else None
     taken = client.take_in(node.world, node.config, k, t, state, answer)
     node.files.keep(t, spec.row(taken.state))
-    return records.packed(
-        {"client": k, "lam": taken.lam, "losses": list(taken.losses.items()), "errors": list(taken.errors)}
-    )
+    return records.packed({"lam": taken.lam, "losses": list(taken.losses.items()), "errors": list(taken.errors)})
 
 
 def scores(node: Node, records_: RecordDict) -> RecordDict:
@@ -112,7 +113,7 @@ def scores(node: Node, records_: RecordDict) -> RecordDict:
         X = node.row(node.t + 1, {})[None]
     memory = {f"{server.FOR_ALL}{name}": tensor for name, tensor in newest.items()}
     rows = testing.evaluate_all(node.world, node.config, X, node.t, memory=memory, who=[node.k])
-    return records.packed({"client": node.k, "rows": rows})
+    return records.packed({"rows": rows})
 
 
 def answered(handler: Callable[[Node, RecordDict], RecordDict], home: str | None, message: Message, context: Context):

@@ -142,8 +142,8 @@ class Loopback:
         try:
             process.wait(15)
         except subprocess.TimeoutExpired:
-            self.processes[name] = process
-            self.kill(name)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
     def stop(self) -> None:
         """Nodes first, or they would look for the superlink."""
@@ -198,11 +198,7 @@ def run(config: RunConfig, folder: Path, seconds: float = 3600.0) -> Run:
     """`federation.run` as a deployment on this machine; says how far it is."""
 
     def look() -> str:
-        try:
-            done = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return ""
-        return f"round {done['round']} of {done['rounds']} is done"
+        return f"round {rounds_done(folder)} of {config.rounds} is done"
 
     print(
         f"a superlink and {config.clients} nodes on this machine; a process for each message, seconds each", flush=True
@@ -210,6 +206,14 @@ def run(config: RunConfig, folder: Path, seconds: float = 3600.0) -> Run:
     with federation(folder / "flower", config.clients) as here:
         here.wait(here.submit(config, folder), seconds, look)
     return load_run(folder)
+
+
+def rounds_done(folder: Path) -> int:
+    """Of the run in a folder; 0 before there is one."""
+    try:
+        return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["round"]
+    except (OSError, ValueError):
+        return 0
 
 
 def free_port() -> int:

@@ -51,11 +51,11 @@ class NodeFiles:
             if other > t or other in sorted(n for n in there if n <= t)[:-KEPT]:
                 there[other].unlink()
 
-    def keep_learned(self, t: int, before: Tensor, learned: Tensor | None) -> None:
+    def keep_learned(self, before: Tensor, learned: Tensor | None) -> None:
         """learned: None where nobody may take it in."""
         self.folder.mkdir(parents=True, exist_ok=True)
         rows = {"before": before} | ({} if learned is None else {"learned": learned})
-        save_tensors(rows, self.folder / "learned.safetensors", {"round": str(t)})
+        save_tensors(rows, self.folder / "learned.safetensors")
 
     def learned(self, refused: bool) -> Tensor:
         """What it learned in the last round in which it trained, or, where that was refused, what it had before.

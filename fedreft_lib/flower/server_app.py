@@ -178,7 +178,7 @@ class OverFlower:
         known: dict[int, dict] = {}
         deadline = time.monotonic() + self.patience
         while True:
-            known |= self._greet_newcomers()
+            known |= self._greet_newcomers(set(self.grid.get_node_ids()))
             missing = [k + 1 for k in range(self.config.clients) if k not in known]
             if not missing:
                 return [known[k] for k in range(self.config.clients)]
@@ -186,9 +186,8 @@ class OverFlower:
                 raise FedReFTError(f"after {self.patience:g} seconds these clients have not come: {missing}")
             self._wait()
 
-    def _greet_newcomers(self) -> dict[int, dict]:
+    def _greet_newcomers(self, online: set[int]) -> dict[int, dict]:
         """What the nodes that have come since say of themselves, by client: one that was away may have a new number."""
-        online = set(self.grid.get_node_ids())
         new, found = online - self.greeted, {}
         self.greeted |= new
         for node, reply in self._sent("query.hello", {node: records.packed(self.common) for node in new}).items():
@@ -209,8 +208,8 @@ class OverFlower:
         self, kind: str, what: dict[int, RecordDict], on_reply: Callable[[int], object] = lambda k: None
     ) -> dict[int, RecordDict | str]:
         """By client: its reply, or why there is none."""
-        self._greet_newcomers()
         online = set(self.grid.get_node_ids())
+        self._greet_newcomers(online)
         away: dict[int, RecordDict | str] = {k: "its node is not there" for k in what if self.nodes[k] not in online}
         number = {node: k for k, node in self.nodes.items()}
         contents = {self.nodes[k]: content for k, content in what.items() if k not in away}

@@ -77,8 +77,8 @@ def test_a_node_that_is_away_is_not_waited_for_and_comes_back_under_another_numb
 
     def breaks(kind, k):
         trained = sum(kind == "train.learn" for kind, *_ in grid.sent)
-        if kind == "train.take_in" and trained == 4 and not gone:
-            gone.append(grid.nodes.pop(102))  # after it has trained in the first round
+        if kind == "train.take_in" and k == 2 and trained == 4:
+            gone.append(grid.nodes.pop(102))  # after it has been answered in the first round
         if kind == "train.take_in" and trained == 7 and gone:
             grid.nodes[202] = gone.pop()
         return False

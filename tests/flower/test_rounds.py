@@ -130,20 +130,23 @@ def test_what_goes_over_the_wire_is_what_is_sent_and_as_much_as_the_history_says
             assert {array.stype for array in each.content["arrays"].values()} <= {"numpy.ndarray"}
 
 
+def stops(kind, times):
+    """Ends the server over so many messages of a kind."""
+    seen = []
+
+    def breaks(found, k):
+        seen.append(found)
+        if seen.count(kind) == times:
+            raise KeyboardInterrupt
+        return False
+
+    return lambda grid: setattr(grid, "breaks", breaks)
+
+
 def test_a_server_that_stopped_goes_on_from_its_checkpoint(over, tmp_path):
-    config, seen = small(rounds=4), []
-
-    def stops_in_the_third_round(grid):
-        def breaks(kind, k):
-            seen.append(kind)
-            if seen.count("train.take_in") == 10:  # two clients have been answered, two have not
-                raise KeyboardInterrupt
-            return False
-
-        grid.breaks = breaks
-
-    with pytest.raises(KeyboardInterrupt):
-        over(config, tmp_path / "run", stops_in_the_third_round)
+    config = small(rounds=4)
+    with pytest.raises(KeyboardInterrupt):  # in the third round, when two clients have been answered, and two have not
+        over(config, tmp_path / "run", stops("train.take_in", 10))
     found, grid = over(config, tmp_path / "run")
     assert sum(kind == "train.learn" for kind, *_ in grid.sent) == 2 * config.clients
     equal(found, alone(config))
@@ -199,19 +202,9 @@ def test_what_only_one_process_can_do_is_refused_in_a_sentence(over):
 
 
 def test_a_start_that_is_made_of_what_all_tell_survives_the_servers_end(over, tmp_path):
-    config, seen = small(method="fedsb", intervention="lora", rounds=2), []
-
-    def stops(grid):
-        def breaks(kind, k):
-            seen.append(kind)
-            if seen.count("train.learn") == 6:
-                raise KeyboardInterrupt
-            return False
-
-        grid.breaks = breaks
-
+    config = small(method="fedsb", intervention="lora", rounds=2)
     with pytest.raises(KeyboardInterrupt):
-        over(config, tmp_path / "run", stops)
+        over(config, tmp_path / "run", stops("train.learn", 6))
     found, _ = over(config, tmp_path / "run")
     equal(found, alone(config))
 

@@ -8,7 +8,6 @@ A trial survives if the run ends by itself with every round that had been writte
 with the bits of a run that nobody disturbed.
 """
 
-import json
 import os
 import random
 import sys
@@ -55,7 +54,7 @@ def _trial(victim: str, instant: float, folder: Path, whole) -> None:
     with loopback.federation(folder / "flower", CONFIG.clients) as here:
         number = here.submit(CONFIG, where, PATIENCE)
         time.sleep(instant)
-        done = _round(where)
+        done = loopback.rounds_done(where)
         here.kill(victim)
         if victim == "superlink":
             here.start_superlink()
@@ -81,13 +80,6 @@ def _resubmitted(here: loopback.Loopback, where: Path) -> str:
         if not here.status(number)[0].startswith("finished:failed"):
             return number
     raise FedReFTError("the run could not be submitted again")
-
-
-def _round(where: Path) -> int:
-    try:
-        return json.loads((where / "manifest.json").read_text(encoding="utf-8"))["round"]
-    except (OSError, ValueError):
-        return 0
 
 
 if __name__ == "__main__":
