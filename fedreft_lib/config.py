@@ -93,7 +93,7 @@ class RunConfig(BaseModel):
         32, "of a generation; ReFT: 32 for commonsense, more for chains of thought", ge=1, le=4096
     )
     max_length: int = param(256, "tokens; a longer prompt loses its beginning", ge=16, le=32768)
-    setup: Literal["distinct", "mixed", "iid", "dirichlet"] = param(
+    setup: Literal["distinct", "mixed", "iid", "dirichlet", "own"] = param(
         "distinct", "paper: Distinct Task (one task a client) and Mixed Task (subsets of the union)", symbol="DT, MT"
     )
     alpha: float = param(0.5, 'concentration of setup="dirichlet": small is uneven', gt=0, le=1000)
@@ -201,6 +201,10 @@ class RunConfig(BaseModel):
         if (self.source == "local") != (self.data_dir is not None):
             raise ValueError(
                 f'data_dir goes with source="local": got source={self.source!r}, data_dir={self.data_dir!r}'
+            )
+        if self.setup == "own" and self.source != "local":
+            raise ValueError(
+                f'setup="own" is for source="local", where each client has its own folder: got source={self.source!r}'
             )
         if self.scoring == "generation" and self.prompt_format != "llm_adapters" and self.benchmark == "commonsense":
             raise ValueError('scoring="generation" needs prompt_format="llm_adapters", whose answers are words')

@@ -24,6 +24,10 @@ class DataError(FedReFTError, ValueError):
     """A dataset that is missing, malformed, or shares examples where it must not."""
 
 
+class NoFileError(DataError):
+    """A file of a dataset that is not there."""
+
+
 class DamageWarning(UserWarning):
     """Something was damaged and the last good state is used instead; the message says which."""
 

@@ -7,6 +7,8 @@ A partition is a matrix of counts, clients x tasks; the setups differ in that ma
     iid         each client has the same shares of tasks, those of the union (MT without the luck of the draw)
     dirichlet   client k's shares of tasks are drawn from Dirichlet(alpha, ..., alpha)
 
+Where clients bring what they have (`brought`; setup "own"), nothing is dealt.
+
 The paper does not print which client had which task, nor how the parts were drawn; this is our reconstruction. Where a
 union has tasks of very different sizes, so have the clients of `mixed` and `iid`.
 
@@ -16,7 +18,7 @@ No question is in two places: not in two clients, not in two of a client's three
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -94,10 +96,23 @@ def partition(
 
     dealt = []
     for k, hand in enumerate(hands):
-        name = f"client{k + 1}" + (f"-{tasks[k % len(tasks)]}" if setup == "distinct" else "")
+        name = _name(k, tasks[k % len(tasks)] if setup == "distinct" else "")
         dealt.append(ClientData(name, *(tuple(_shuffled(hand[split], seed, setup, name, split)) for split in SPLITS)))
     check_disjoint(dealt)
     return dealt
+
+
+def brought(k: int, pools: Mapping[str, Pool], *, seed: int, **sizes: int) -> ClientData:
+    """Client k's (from 0) own questions: the sizes that are asked for out of what it has, each task's share as there.
+
+    Whether another client has one of them can be known only where all are together, see `check_disjoint`.
+    """
+    (own,) = partition(pools, "iid", 1, seed=seed, **sizes)
+    return replace(own, name=_name(k, next(iter(pools)) if len(pools) == 1 else ""))
+
+
+def _name(k: int, task: str = "") -> str:
+    return f"client{k + 1}-{task}" if task else f"client{k + 1}"
 
 
 def drop_repeats(pools: Mapping[str, Pool]) -> tuple[dict[str, Pool], dict[str, dict[str, int]]]:

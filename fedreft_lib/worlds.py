@@ -8,10 +8,12 @@ computed once (see hidden_cache); all such runs read them. What each kind of ite
     Labelled    its class or score, by a head              Labels    what the head says
 """
 
+import contextlib
 import functools
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -24,13 +26,13 @@ from .backbone import Backbone, choose_device, choose_dtype, find_layers, load_b
 from .batches import Batch, Sequence, encode, encode_pair
 from .config import RunConfig
 from .engine import rows_in_a_pass
-from .errors import ConfigError, DataError
+from .errors import ConfigError, DataError, NoFileError
 from .heads import Head
 from .hidden_cache import HiddenCache, keeps
 from .hostile import with_flipped_labels
 from .interventions import INTERVENTIONS, State
 from .lora import LoRA
-from .partition import ClientData, Pool, check_disjoint, partition
+from .partition import ClientData, Pool, brought, check_disjoint, partition
 from .sites import Sites, parse_layers, parse_positions
 from .steering import SteeredModel
 from .strategies import STRATEGIES
@@ -178,8 +180,12 @@ WORLD_FIELDS = (
 )  # fmt: skip
 
 
-def open_world(config: RunConfig) -> World:
-    """The world of a config. Data and cached states are remembered for the last two, so runs share them."""
+def open_world(config: RunConfig, only: int | None = None, outputs: int = 0) -> World:
+    """The world of a config. Data and cached states are remembered for the last two, so runs share them.
+
+    only: the one client (from 0) whose questions are read, on a machine that is that client's; the others have none
+    here. outputs: of a head that is to serve clients with more classes than are known here.
+    """
     if config.backbone in ARCHITECTURES:
         _announce(config.backbone, config.dtype, config.device, needs(config))
     backbone = shared_backbone(config.backbone, config.dtype, config.device)
@@ -190,7 +196,7 @@ def open_world(config: RunConfig) -> World:
         same |= {"attack": config.attack, "hostile": config.hostile}
     data = RunConfig(method="local", **same)
     below = adapter.below if keeps(SteeredModel(backbone, adapter), config) else None
-    world = _build(data, backbone, below)
+    world = _build(data, backbone, below, only, outputs)
     head = world.model.head
     return replace(world, model=SteeredModel(backbone, adapter, head))
 
@@ -233,17 +239,17 @@ def _announce(backbone: str, dtype: str, device: str, needed: str) -> None:
 
 
 @functools.lru_cache(maxsize=2)
-def _build(config: RunConfig, backbone: Backbone, below: int | None) -> World:
+def _build(config: RunConfig, backbone: Backbone, below: int | None, only: int | None, outputs: int) -> World:
     """The world with any adapter that leaves the blocks up to `below` alone."""
     family = FAMILIES[config.benchmark]
     if backbone.kind != family.backbone:
         needed, found = KINDS[family.backbone], KINDS[backbone.kind]
         raise DataError(f"{config.benchmark} needs {needed}, and {config.backbone} is {found}")
-    questions = partition_of(config)
+    questions = partition_of(config, only)
     items = [item for client in questions for part in (client.train, client.held_out, client.test) for item in part]
     head = None
     if family.backbone == "encoder":
-        head = Head(backbone.hidden_size, max(max(item.classes for item in items), 1))
+        head = Head(backbone.hidden_size, max(*(item.classes for item in items), outputs, 1))
     sites = Sites((below or 0,), 1, 0)
     model = SteeredModel(backbone, AtSites(INTERVENTIONS["loreft"], sites, 1, backbone.hidden_size), head)
 
@@ -271,20 +277,46 @@ def _union(tests: Many[tuple], size: int) -> tuple:
     return tuple(chosen)
 
 
-def partition_of(config: RunConfig) -> list[ClientData]:
-    """Every client's items, checked to share none. Loads no model."""
-    load = functools.partial(
-        FAMILIES[config.benchmark].load, source=config.source, data_dir=config.data_dir, seed=config.seed
-    )
-    pools = {
-        task: Pool(**{split: tuple(load(task, split)) for split in ("train", "dev", "test")}) for task in config.tasks
-    }
-    questions = partition(
-        pools, config.setup, config.clients, seed=config.seed, alpha=config.alpha,
-        train_size=config.train_size, held_out_size=config.held_out_size, test_size=config.test_size,
-    )  # fmt: skip
+def partition_of(config: RunConfig, only: int | None = None) -> list[ClientData]:
+    """Every client's items, checked to share none; none of the others' where `only` is one client. Loads no model.
+
+    With setup="own" client 3's are those of the tasks that have files in `data_dir`/client3.
+    """
+    sizes = {name: getattr(config, name) for name in ("seed", "train_size", "held_out_size", "test_size")}
+    nothing = [ClientData(f"client{k + 1}", (), (), ()) for k in range(config.clients)]
+    if config.setup == "own":
+        questions = list(nothing)
+        for k in range(config.clients) if only is None else (only,):
+            questions[k] = brought(k, _own_pools(config, k), **sizes)
+    else:
+        load = _loader(config, config.data_dir)
+        pools = {task: _pool(load, task, load(task, "train")) for task in config.tasks}
+        questions = partition(pools, config.setup, config.clients, alpha=config.alpha, **sizes)
     check_disjoint(questions)
-    return with_flipped_labels(questions, config)
+    questions = with_flipped_labels(questions, config)
+    if only is None or config.union_size:  # the union is of everybody's tests
+        return questions
+    return [*nothing[:only], questions[only], *nothing[only + 1 :]]
+
+
+def _own_pools(config: RunConfig, k: int) -> dict[str, Pool]:
+    """Those of the config's tasks that client k (from 0) has training files of."""
+    folder = Path(str(config.data_dir)) / f"client{k + 1}"
+    load, train = _loader(config, folder), {}
+    for task in config.tasks:
+        with contextlib.suppress(NoFileError):
+            train[task] = load(task, "train")
+    if not train:
+        raise DataError(f"There is no train file of {' or '.join(config.tasks)} in {folder}.")
+    return {task: _pool(load, task, items) for task, items in train.items()}
+
+
+def _loader(config: RunConfig, folder: str | Path | None) -> Callable[[str, str], list[Item]]:
+    return functools.partial(FAMILIES[config.benchmark].load, source=config.source, data_dir=folder, seed=config.seed)
+
+
+def _pool(load: Callable[[str, str], list[Item]], task: str, train: list[Item]) -> Pool:
+    return Pool(tuple(train), test=tuple(load(task, "test")), dev=tuple(load(task, "dev")))
 
 
 @functools.lru_cache(maxsize=1)

@@ -80,6 +80,7 @@ BAD = [
     ({"tasks": "piqa"}, "'piqa'"),
     ({"source": "local"}, "data_dir"),
     ({"data_dir": "questions"}, 'source="local"'),
+    ({"setup": "own"}, 'source="local"'),
     ({"decayed": ["W", "R"]}, "orthogonal parametrisation"),
     ({"decayed": ["V"]}, '["W", "b"]'),
     ({"warmup": 1.0}, "less than 1"),

@@ -1,12 +1,16 @@
 """Eight tasks of one's own, one a client, labels and free text together: read from files, trained and tested."""
 
 import json
+import shutil
+from collections import Counter
 
 import pytest
 
 from fedreft_lib import RunConfig, run
+from fedreft_lib.errors import DataError
 from fedreft_lib.federation import federated_round, start
-from fedreft_lib.worlds import Options, Texts, open_world
+from fedreft_lib.partition import ClientData
+from fedreft_lib.worlds import Options, Texts, open_world, partition_of
 
 LABELLED = {
     "news": lambda i: {"text": f"Report {i} of the match.", "label_text": ("sports", "science", "world")[i % 3]},
@@ -62,3 +66,52 @@ def test_mixed_clients_have_a_part_for_each_kind_of_item(folder):
         assert sum(map(len, client.test)) == len(dealt.test) == 12
     X = start(world, config)
     assert not federated_round(world, config, X, 1)[0].equal(X)
+
+
+# ---- clients that bring their own -----------------------------------------------------------------------------------
+
+
+def brought(folder, **changes) -> RunConfig:
+    return own(folder, setup="own", clients=2, **changes)
+
+
+@pytest.fixture
+def homes(folder):
+    """Client 1 has texts and quizzes, client 2 quizzes of its own."""
+    for client, tasks in (("client1", ("news", "quiz")), ("client2", ("quiz",))):
+        (folder / client).mkdir()
+        for task in tasks:
+            for split in ("train", "test"):
+                rows = json.loads((folder / f"{task}_{split}.json").read_text(encoding="utf-8"))
+                for row in rows if client == "client2" else ():
+                    row["question"] = f"Again: {row['question']}"
+                (folder / client / f"{task}_{split}.json").write_text(json.dumps(rows), encoding="utf-8")
+    return folder
+
+
+def test_clients_that_bring_their_own_have_that_alone_and_in_its_shares(homes):
+    one, two = partition_of(brought(homes))
+    assert (one.name, two.name) == ("client1", "client2-quiz")
+    assert Counter(item.task for item in one.train) == {"news": 8, "quiz": 8}
+    assert {item.task for item in two.train + two.held_out + two.test} == {"quiz"}
+    for split, size in (("train", 16), ("held_out", 4), ("test", 6)):
+        assert len(getattr(one, split)) == len(getattr(two, split)) == size
+    assert partition_of(brought(homes), only=1) == [ClientData("client1", (), (), ()), two]
+    assert partition_of(brought(homes, seed=1))[0] != one
+
+
+def test_a_question_that_two_clients_bring_is_refused_where_both_are_seen(homes):
+    for split in ("train", "test"):
+        (homes / "client2" / f"quiz_{split}.json").write_bytes((homes / "client1" / f"quiz_{split}.json").read_bytes())
+    with pytest.raises(DataError, match="of quiz is in the .* set of client1 and again in the .* set of client2-quiz"):
+        partition_of(brought(homes))
+    assert partition_of(brought(homes), only=1)[1].train
+
+
+def test_a_client_without_files_is_named(homes):
+    shutil.rmtree(homes / "client2")
+    with pytest.raises(DataError, match="There is no train file of news or .* in .*client2"):
+        partition_of(brought(homes))
+    (homes / "client1" / "quiz_test.json").unlink()
+    with pytest.raises(DataError, match="There is no test file of quiz in .*client1"):
+        partition_of(brought(homes))

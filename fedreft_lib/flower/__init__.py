@@ -5,17 +5,36 @@
     records      what is sent, as Flower's records
     node_files   what a node keeps between messages
     simulation   all of it on this machine, from a notebook or a script
+    node         a host of a deployment; `link` is how Flower's processes reach it
+    loopback     a whole deployment on this machine
 
 Needs flwr: pip install ".[flower]".
 """
 
 import os
+import socket
+import sys
+from pathlib import Path
 
 # Flower and Ray look for newer releases and send usage data; what runs here needs no network but its own.
-for variable, value in {
+ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",  # seconds between looks for a message
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it warns of what a later version will do
-}.items():
+}
+for variable, value in ENVIRONMENT.items():
     os.environ.setdefault(variable, value)
+
+
+def program(name: str) -> str:
+    """A command of flwr's, which lies beside this python."""
+    return str(Path(sys.executable).parent / name)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]

@@ -8,10 +8,10 @@
     evaluate.scores  its scores on its own test
 
 Every message brings the config of the run, so a node has no settings but its client's number, the folder for its states
-and where its data is.
+and where its data is. In a deployment all of this is done by a host's `node`, to which Flower's process for a message
+passes it on.
 """
 
-import functools
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,22 +28,25 @@ from ..federation import InProcess
 from ..runs import client_fingerprint
 from ..states import hash_of
 from ..strategies import STRATEGIES
-from ..worlds import open_world
-from . import records
+from ..worlds import World, open_world
+from . import link, records
 from .node_files import NodeFiles
 
 
 class Node:
-    """A client of a run, for one message."""
+    """A client of a run, for one message.
 
-    def __init__(self, home: Path, k: int, told: dict):
+    home: where its states are. opened: its world, by the run's config and the outputs of the run's head.
+    """
+
+    def __init__(self, home: Path, k: int, told: dict, opened: Callable[[RunConfig, int], World]):
         if "threads" in told:
             torch.set_num_threads(told["threads"])
         self.config = RunConfig(**told["config"])
         self.k, self.t, self.told = k, told.get("round", 0), told
         if not 0 <= k < self.config.clients:
             raise ConfigError(f"this node is client {k + 1} of a federation of {self.config.clients}")
-        self.federation = InProcess(open_world(self.config), self.config)
+        self.federation = InProcess(opened(self.config, told.get("outputs", 0)), self.config)
         self.world, self.model = self.federation.world, self.federation.model
         run = hashlib.sha256(self.config.model_dump_json().encode()).hexdigest()[:16]
         self.files = NodeFiles(home / run / f"client{k + 1}")
@@ -116,20 +119,31 @@ def scores(node: Node, records_: RecordDict) -> RecordDict:
     return records.packed({"rows": rows})
 
 
-def answered(handler: Callable[[Node, RecordDict], RecordDict], home: str | None, message: Message, context: Context):
-    """What Flower calls. home: where nodes keep their states; of a node of its own, "home" in its node config."""
-    config = context.node_config
-    number = config["client"] - 1 if "client" in config else config["partition-id"]
-    node = Node(Path(home or config["home"]), int(number), records.told(message.content))
-    return Message(handler(node, message.content), reply_to=message)
+HANDLERS: dict[str, Callable[[Node, RecordDict], RecordDict]] = {
+    "query.hello": hello,
+    "query.tell": tell,
+    "train.begin": begin,
+    "train.learn": learn,
+    "train.take_in": take_in,
+    "evaluate.scores": scores,
+}
 
 
-def client_app(home: str | None = None) -> ClientApp:
-    app = ClientApp()
-    app.query("hello")(functools.partial(answered, hello, home))
-    app.query("tell")(functools.partial(answered, tell, home))
-    app.train("begin")(functools.partial(answered, begin, home))
-    app.train("learn")(functools.partial(answered, learn, home))
-    app.train("take_in")(functools.partial(answered, take_in, home))
-    app.evaluate("scores")(functools.partial(answered, scores, home))
-    return app
+def answer(kind: str, content: RecordDict, k: int, home: Path, opened: Callable[[RunConfig, int], World]) -> RecordDict:
+    """What client k (from 0) answers to a message; the others as for Node."""
+    return HANDLERS[kind](Node(home, k, records.told(content), opened), content)
+
+
+def client_app(home: str) -> ClientApp:
+    """Clients that are served by any process that Flower chooses, as in a simulation: the states of all are below
+    `home`, and each process has a backbone and everybody's data."""
+
+    def opened(config: RunConfig, outputs: int) -> World:
+        return open_world(config)
+
+    def answered(message: Message, context: Context) -> Message:
+        k = int(context.node_config["partition-id"])
+        found = answer(message.metadata.message_type, message.content, k, Path(home), opened)
+        return Message(found, reply_to=message)
+
+    return link.app_of(dict.fromkeys(HANDLERS, answered))

@@ -4,9 +4,9 @@
 
 The processes are those of a deployment on several hosts, and so is the order in which they are started:
 
-    flower-superlink    one, on the server's host; clients' data never comes here
-    flower-supernode    one a client, on the host that has its data
-    flwr run            from wherever the run is started: it sends the app to the superlink
+    flower-superlink           one, on the server's host; clients' data never comes here
+    fedreft_lib.flower.node    one a client, on the host that has its data; it starts a flower-supernode
+    flwr run                   from wherever the run is started: it sends the app to the superlink
 """
 
 import argparse
@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -27,16 +26,10 @@ from pathlib import Path
 from ..config import RunConfig
 from ..errors import FedReFTError
 from ..runs import Run, load_run
-from . import secrets
+from . import free_port, program, secrets
 
 APP = Path(__file__).parent / "app"
-ENVIRONMENT = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
-    "NO_PROXY": "127.0.0.1,localhost",
-}
+EVERY = 10.0  # seconds between looks at a run's status, each of which starts a python
 SITE = "loopback"  # what flwr's own configuration calls the superlink
 
 
@@ -58,7 +51,7 @@ class Loopback:
     def start_superlink(self) -> None:
         """Its database is a file, so one that is started again knows nodes and runs of before."""
         self._start(
-            "superlink", "flower-superlink", "--host", "127.0.0.1", "--port", self.port,
+            "superlink", program("flower-superlink"), "--host", "127.0.0.1", "--port", self.port,
             "--ssl-ca-certfile", self.ca, "--ssl-certfile", self.certificate, "--ssl-keyfile", self.key,
             "--enable-supernode-auth", "--database", self.folder / "superlink.db",
         )  # fmt: skip
@@ -72,14 +65,15 @@ class Loopback:
             raise FedReFTError(f"the superlink did not register client {client}: {found}")
         return private
 
-    def start_node(self, client: int, key: Path, *, name: str = "", ca: Path | None = None) -> None:
-        """The node of a client (from 1). name, ca: for one that shall be refused."""
-        name, home = name or f"client{client}", self.folder / "nodes"
-        port = free_port()
+    def start_node(
+        self, client: int, key: Path, *, data: Path | None = None, name: str = "", ca: Path | None = None
+    ) -> None:
+        """The node of a client (from 1). data: its own files. name, ca: for one that shall be refused."""
+        name = name or f"client{client}"
         self._start(
-            name, "flower-supernode", "--superlink", f"127.0.0.1:{self.port}", "--root-certificates", ca or self.ca,
-            "--auth-supernode-private-key", key, "--port", port,
-            "--node-config", f'client={client} home="{home}"',
+            name, sys.executable, "-m", "fedreft_lib.flower.node", "--client", client, "--home", self.folder / "nodes",
+            "--superlink", f"127.0.0.1:{self.port}", "--root-certificates", ca or self.ca, "--key", key,
+            *(["--data", data] if data else []),
         )  # fmt: skip
 
     def start_again(self, client: int, seconds: float = 180.0) -> None:
@@ -112,21 +106,25 @@ class Loopback:
     def wait(self, run_id: str, seconds: float, look: Callable[[], str] = lambda: "") -> None:
         """Raises FedReFTError where the run fails or takes longer. Prints the status, and what a look at the run says,
         whenever either changes."""
-        deadline, said = time.monotonic() + seconds, ""
+        deadline, asked, seen, said = time.monotonic() + seconds, float("-inf"), None, ""
         while time.monotonic() < deadline:
+            time.sleep(1)
+            now = look()
+            if now == seen and time.monotonic() < asked + EVERY:
+                continue
             status, details = self.status(run_id)
-            if (now := " ".join(filter(None, [status, look()]))) != said:
+            asked, seen = time.monotonic(), now
+            if (now := " ".join(filter(None, [status, now]))) != said:
                 print(said := now, flush=True)
             if status == "finished:completed":
                 return
             if status.startswith("finished"):
                 raise FedReFTError(f"the run ended as {status} ({details}); {self.folder / 'logs'} says more")
-            time.sleep(1)
         raise FedReFTError(f"the run has not ended after {seconds:g} seconds; {self.folder / 'logs'} says more")
 
     def flwr(self, *arguments: object) -> dict:
         """What a command of flwr answers."""
-        command = [_program("flwr"), *map(str, arguments), "--format", "json"]
+        command = [program("flwr"), *map(str, arguments), "--format", "json"]
         done = subprocess.run(command, env=self._environment("cli"), capture_output=True, text=True, timeout=120)
         try:
             return json.loads(done.stdout[done.stdout.index("{") :])
@@ -150,19 +148,20 @@ class Loopback:
         for name in reversed(list(self.processes)):
             self.kill(name, signal.SIGTERM)
 
-    def _start(self, name: str, program: str, *arguments: object) -> None:
+    def _start(self, name: str, *command: object) -> None:
         log = self.folder / "logs" / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             self.processes[name] = subprocess.Popen(
-                [_program(program), *map(str, arguments)],
+                [*map(str, command)],
                 env=self._environment(name), stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
 
     def _environment(self, name: str) -> dict[str, str]:
         """Each process has a folder of Flower's own to itself."""
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        return {**os.environ, **ENVIRONMENT, "PATH": path, "FLWR_HOME": str(self.folder / "flwr" / name)}
+        own = {"PATH": path, "NO_PROXY": "127.0.0.1,localhost", "FLWR_HOME": str(self.folder / "flwr" / name)}
+        return {**os.environ, **own}
 
     def _await_health(self, name: str, url: str, seconds: float = 60.0) -> None:
         trusted = ssl.create_default_context(cafile=str(self.ca))
@@ -182,13 +181,13 @@ class Loopback:
 
 
 @contextlib.contextmanager
-def federation(folder: Path, clients: int) -> Iterator[Loopback]:
-    """A superlink and a node for each client; at the end every process has ended."""
+def federation(folder: Path, clients: int, data: Path | None = None) -> Iterator[Loopback]:
+    """A superlink and a node for each client, with `data` for its own files; at the end every process has ended."""
     here = Loopback(folder)
     try:
         here.start_superlink()
         for client in range(1, clients + 1):
-            here.start_node(client, here.register(client))
+            here.start_node(client, here.register(client), data=data)
         yield here
     finally:
         here.stop()
@@ -200,10 +199,8 @@ def run(config: RunConfig, folder: Path, seconds: float = 3600.0) -> Run:
     def look() -> str:
         return f"round {rounds_done(folder)} of {config.rounds} is done"
 
-    print(
-        f"a superlink and {config.clients} nodes on this machine; a process for each message, seconds each", flush=True
-    )
-    with federation(folder / "flower", config.clients) as here:
+    print(f"a superlink and {config.clients} nodes on this machine, each with a model of its own", flush=True)
+    with federation(folder / "flower", config.clients, config.data_dir and Path(config.data_dir)) as here:
         here.wait(here.submit(config, folder), seconds, look)
     return load_run(folder)
 
@@ -214,17 +211,6 @@ def rounds_done(folder: Path) -> int:
         return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["round"]
     except (OSError, ValueError):
         return 0
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-def _program(name: str) -> str:
-    """A command of flwr's, which lies beside this python."""
-    return str(Path(sys.executable).parent / name)
 
 
 def main() -> None:

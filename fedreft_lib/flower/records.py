@@ -8,8 +8,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from ..interventions import State
-
-ARRAYS, TOLD = "arrays", "told"
+from .link import ARRAYS, TOLD
 
 
 def packed(told: Mapping[str, Any], tensors: State | None = None) -> RecordDict:

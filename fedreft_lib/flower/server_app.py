@@ -66,7 +66,7 @@ class OverFlower:
         self.names, self.examples, self.steps = ([each[n] for each in known] for n in ("name", "examples", "steps"))
         self.questions = joint_fingerprint(each["questions"] for each in known)
         backbone = shared_backbone(config.backbone, config.dtype, config.device)
-        outputs = max(each["outputs"] for each in known)
+        self.common["outputs"] = outputs = max(each["outputs"] for each in known)
         adapter: Adapter = adapter_of(config, backbone)
         self.model = SteeredModel(backbone, adapter, Head(backbone.hidden_size, outputs) if outputs else None)
         self.sent = client.sent_names(self.model, config)
@@ -244,6 +244,8 @@ def check(config: RunConfig) -> None:
     """Raises ConfigError for what only clients in one process can do."""
     if STRATEGIES[config.method].pools_data:
         raise ConfigError(f"method={config.method!r} pools everybody's data, and over Flower no data leaves its client")
+    if config.setup == "own" and config.union_size:
+        raise ConfigError('union_size asks for questions of all clients, and with setup="own" nobody has them together')
 
 
 def serve(

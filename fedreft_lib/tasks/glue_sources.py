@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow
 
 from fedreft_lib import assets
-from fedreft_lib.errors import DataError
+from fedreft_lib.errors import DataError, NoFileError
 from fedreft_lib.tasks import hub
 from fedreft_lib.tasks.plain_text import lines, refused
 from fedreft_lib.tasks.questions import Labelled
@@ -146,7 +146,7 @@ def _path(task: str, split: str, folder: Path) -> Path:
     if path is None:
         name = _SPLIT_NAMES[split][0]
         official = f"{GLUE[task].name}/{name}.tsv, " if task in GLUE else ""
-        raise DataError(
+        raise NoFileError(
             f"There is no {name} file of {task} in {folder}: "
             f"it would be called {official}{task}_{name}.json or {task}/{name}.jsonl."
         )

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedreft_lib.errors import DataError
+from fedreft_lib.errors import DataError, NoFileError
 from fedreft_lib.tasks.plain_text import LONGEST, lines, one_line, pieces, refused, too_long
 from fedreft_lib.tasks.strict_json import NOT_JSON, Fault, decode, loads
 
@@ -27,7 +27,7 @@ def find(names: Sequence[str], split: str, folder: Path, endings: Sequence[str] 
     if path := look_for(names, split, folder, endings):
         return path
     called = " or ".join(_paths(names, split, endings))
-    raise DataError(one_line(f"There is no {split} file of {names[0]} in {folder}: it would be called {called}."))
+    raise NoFileError(one_line(f"There is no {split} file of {names[0]} in {folder}: it would be called {called}."))
 
 
 def look_for(names: Sequence[str], split: str, folder: Path, endings: Sequence[str] = ENDINGS) -> Path | None:

@@ -15,13 +15,15 @@ from flwr.supercore.task_identity import TaskIdentity
 class DirectGrid(Grid):
     """Nodes 100, 101, ... for clients 1, 2, ...; they answer in an order that `seed` shuffles.
 
+    configs: each node's own; else it is told which part it has, as in a simulation.
     loses(kind, client): whether a reply never arrives. breaks: whether the node fails over the message. spoils(kind,
     client, content): what it says in place of its reply's content.
     """
 
-    def __init__(self, app: ClientApp, clients: int, seed: int = 0):
+    def __init__(self, app: ClientApp, clients: int, seed: int = 0, configs: list[dict] | None = None):
         TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
         self.app, self.order = app, random.Random(seed)
+        self.configs = configs
         self.nodes = {100 + k: k for k in range(clients)}
         self.replies: dict[str, Message] = {}
         self.sent: list[tuple[str, int, Message, Message]] = []  # kind, client, message, reply
@@ -60,7 +62,7 @@ class DirectGrid(Grid):
         context = Context(
             run_id=1,
             node_id=message.metadata.dst_node_id,
-            node_config={"partition-id": k},
+            node_config=self.configs[k] if self.configs else {"partition-id": k},
             state=RecordDict(),
             run_config={},
         )
