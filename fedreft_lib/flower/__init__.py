@@ -4,6 +4,7 @@
     client_app   `client` and `training`, for the one client that a node is
     records      what is sent, as Flower's records
     node_files   what a node keeps between messages
+    sums         Mean-ABM by a server that is told sums alone
     simulation   all of it on this machine, from a notebook or a script
     node         a host of a deployment; `link` is how Flower's processes reach it
     loopback     a whole deployment on this machine

@@ -4,6 +4,7 @@
     query.tell       what its method needs of its data before the first round
     train.begin      it is given the state that all begin with, where that is made of what they told
     train.learn      a round's local training; it sends its update, the tensors that its method sends and no others
+    train.hidden     the same for a sum: this is what masks are put on, on the way to Flower (see link)
     train.take_in    what it is told, and how much of that it takes in
     evaluate.scores  its scores on its own test
 
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 
 from .. import client, server, testing
@@ -26,10 +27,11 @@ from ..config import RunConfig
 from ..errors import ConfigError, FedReFTError
 from ..federation import InProcess
 from ..runs import client_fingerprint
-from ..states import hash_of
+from ..states import Spec, hash_of
 from ..strategies import STRATEGIES
 from ..worlds import World, open_world
 from . import link, records
+from .levels import Levels
 from .node_files import NodeFiles
 
 
@@ -44,6 +46,7 @@ class Node:
             torch.set_num_threads(told["threads"])
         self.config = RunConfig(**told["config"])
         self.k, self.t, self.told = k, told.get("round", 0), told
+        self.levels = Levels(*told["levels"]) if "levels" in told else None  # where only sums are to be known
         if not 0 <= k < self.config.clients:
             raise ConfigError(f"this node is client {k + 1} of a federation of {self.config.clients}")
         self.federation = InProcess(opened(self.config, told.get("outputs", 0)), self.config)
@@ -51,12 +54,23 @@ class Node:
         run = hashlib.sha256(self.config.model_dump_json().encode()).hexdigest()[:16]
         self.files = NodeFiles(home / run / f"client{k + 1}")
 
+    @property
+    def sent(self) -> Spec:
+        """Of what it sends."""
+        return client.part(self.model.spec, client.sent_names(self.model, self.config))
+
+    def on_grid(self, row: torch.Tensor) -> torch.Tensor:
+        """What it sends of a state (P,), as numbers that can be summed behind masks, float64."""
+        state = self.model.spec.named(row)
+        return self.levels.rounded(self.sent.row({name: state[name] for name, _ in self.sent.shapes}))
+
     def row(self, before: int, missed: dict) -> torch.Tensor:
-        """The state (P,) that the server means, from before round `before`. Raises FedReFTError where it has none."""
+        """The state (P,) that the server means, from before round `before`: the newest where it knows of none. Raises
+        FedReFTError where there is no such state."""
         spec, names = self.model.spec, client.sent_names(self.model, self.config)
         for row in self._rows(before):
             state = {**spec.named(row), **missed}
-            if hash_of({name: state[name] for name in names}) == self.told["expects"]:
+            if self.told["expects"] in (None, hash_of({name: state[name] for name in names})):
                 return spec.row(state)
         raise FedReFTError(f"client {self.k + 1} has no state of before round {before} as the server holds it")
 
@@ -98,13 +112,21 @@ def learn(node: Node, records_: RecordDict) -> RecordDict:
     usable = refusal(found.state, 1, spec) is None
     node.files.keep_learned(before, spec.row(found.state) if usable else None)
     told = {"examples": found.update.examples, "fault": found.fault, "loss": found.loss, "seconds": found.seconds}
-    return records.packed(told, found.update.state)
+    return records.packed(told, {} if node.levels else found.update.state)
+
+
+def hidden(node: Node, records_: RecordDict) -> RecordDict:
+    """What was learned, for the masks: this process hands it to the one that puts them on."""
+    return records.packed({}, {"x": node.on_grid(node.files.learned(refused=False))})
 
 
 def take_in(node: Node, records_: RecordDict) -> RecordDict:
     k, t, spec = node.k, node.t, node.model.spec
     state = spec.named(node.files.learned(node.told["refused"]))
     answer = records.tensors(records_) if node.told["answered"] else None
+    if node.levels:
+        x, n = node.on_grid(node.files.learned(refused=False)), node.told["sum_of"]
+        answer = node.sent.named(((answer["sum"] - x) / (n - 1)).float())
     taken = client.take_in(node.world, node.config, k, t, state, answer)
     node.files.keep(t, spec.row(taken.state))
     return records.packed({"lam": taken.lam, "losses": list(taken.losses.items()), "errors": list(taken.errors)})
@@ -124,6 +146,7 @@ HANDLERS: dict[str, Callable[[Node, RecordDict], RecordDict]] = {
     "query.tell": tell,
     "train.begin": begin,
     "train.learn": learn,
+    link.HIDDEN: hidden,
     "train.take_in": take_in,
     "evaluate.scores": scores,
 }
@@ -141,9 +164,7 @@ def client_app(home: str) -> ClientApp:
     def opened(config: RunConfig, outputs: int) -> World:
         return open_world(config)
 
-    def answered(message: Message, context: Context) -> Message:
-        k = int(context.node_config["partition-id"])
-        found = answer(message.metadata.message_type, message.content, k, Path(home), opened)
-        return Message(found, reply_to=message)
+    def answers(kind: str, content: RecordDict, context: Context) -> RecordDict:
+        return answer(kind, content, int(context.node_config["partition-id"]), Path(home), opened)
 
-    return link.app_of(dict.fromkeys(HANDLERS, answered))
+    return link.app_of(answers)

@@ -11,33 +11,51 @@ import json
 from collections.abc import Callable
 from multiprocessing.connection import Client, Connection, Listener
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.client.mod import secaggplus_mod
 from flwr.clientapp import ClientApp
 
 ARRAYS, TOLD = "arrays", "told"
 # what a node is asked; `client_app` says what each is
 KINDS = ("query.hello", "query.tell", "train.begin", "train.learn", "train.take_in", "evaluate.scores")
+HIDDEN = "train.hidden"  # no message has this kind: what is to be masked in this process
 
-Handler = Callable[[Message, Context], Message]
+Answers = Callable[[str, RecordDict, Context], RecordDict]  # to a message of a kind
 
 
-def app_of(handlers: dict[str, Handler]) -> ClientApp:
-    """A ClientApp that answers each kind of message with its handler."""
+def app_of(answers: Answers) -> ClientApp:
+    """A ClientApp that gives these answers; what is to be summed behind masks is masked here."""
     app = ClientApp()
-    for kind, handler in handlers.items():
+
+    def plainly(message: Message, context: Context) -> Message:
+        return Message(answers(message.metadata.message_type, message.content, context), reply_to=message)
+
+    def masked(message: Message, context: Context) -> Message:
+        if message.metadata.message_type != "train":  # "train.default" comes here as well, and would not be masked
+            raise ValueError("an update is sent behind masks or not at all")
+        asked = RecordDict({ARRAYS: ArrayRecord(), TOLD: message.content["fitins.config"]})
+        found = answers(HIDDEN, asked, context)
+        # What the masks are put on, in the records of Flower's older interface, which SecAgg+ reads.
+        content = RecordDict(
+            {
+                "fitres.parameters": ArrayRecord([array.numpy() for array in found[ARRAYS].values()]),
+                "fitres.num_examples": MetricRecord({"num_examples": 1}),
+                "fitres.metrics": ConfigRecord(),
+                "fitres.status": ConfigRecord({"code": 0, "message": ""}),
+            }
+        )
+        return Message(content, reply_to=message)
+
+    for kind in KINDS:
         category, name = kind.split(".")
-        getattr(app, category)(name)(handler)
+        getattr(app, category)(name)(plainly)
+    app.train(mods=[secaggplus_mod])(masked)
     return app
 
 
 def client_app() -> ClientApp:
     """What the app that is sent to the hosts consists of. "link" in the config of a node is where its host listens."""
-
-    def passed_on(message: Message, context: Context) -> Message:
-        address = str(context.node_config["link"])
-        return Message(asked(address, message.metadata.message_type, message.content), reply_to=message)
-
-    return app_of(dict.fromkeys(KINDS, passed_on))
+    return app_of(lambda kind, content, context: asked(str(context.node_config["link"]), kind, content))
 
 
 def asked(address: str, kind: str, content: RecordDict) -> RecordDict:

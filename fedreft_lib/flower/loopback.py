@@ -20,7 +20,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ..config import RunConfig
@@ -34,28 +34,29 @@ SITE = "loopback"  # what flwr's own configuration calls the superlink
 
 
 class Loopback:
-    """A superlink and the nodes that have been started, all on 127.0.0.1; `federation` starts and stops one."""
+    """A superlink at an address of this machine and the nodes that have been started; `federation` starts and stops
+    one."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.port = folder.absolute(), free_port()
+    def __init__(self, folder: Path, address: str = "127.0.0.1"):
+        self.folder, self.address, self.port = folder.absolute(), address, free_port()
         self.processes: dict[str, subprocess.Popen] = {}
-        self.ca, self.certificate, self.key = secrets.certificates(self.folder / "secrets")
+        self.ca, self.certificate, self.key = secrets.certificates(self.folder / "secrets", address)
         home = self.folder / "flwr" / "cli"
         home.mkdir(parents=True, exist_ok=True)
         (home / "config.toml").write_text(
             f'[superlink]\ndefault = "{SITE}"\n\n[superlink.{SITE}]\n'
-            f'address = "127.0.0.1:{self.port}"\nroot-certificates = "{self.ca}"\n',
+            f'address = "{self.address}:{self.port}"\nroot-certificates = "{self.ca}"\n',
             encoding="utf-8",
         )
 
     def start_superlink(self) -> None:
         """Its database is a file, so one that is started again knows nodes and runs of before."""
-        self._start(
-            "superlink", program("flower-superlink"), "--host", "127.0.0.1", "--port", self.port,
+        self.start(
+            "superlink", program("flower-superlink"), "--host", self.address, "--port", self.port,
             "--ssl-ca-certfile", self.ca, "--ssl-certfile", self.certificate, "--ssl-keyfile", self.key,
             "--enable-supernode-auth", "--database", self.folder / "superlink.db",
         )  # fmt: skip
-        self._await_health("superlink", f"https://127.0.0.1:{self.port}/health")
+        self._await_health("superlink", f"https://{self.address}:{self.port}/health")
 
     def register(self, client: int) -> Path:
         """Make a key for the client and tell the superlink of it; the private key's path."""
@@ -66,14 +67,21 @@ class Loopback:
         return private
 
     def start_node(
-        self, client: int, key: Path, *, data: Path | None = None, name: str = "", ca: Path | None = None
+        self,
+        client: int,
+        key: Path,
+        *,
+        data: Path | None = None,
+        name: str = "",
+        ca: Path | None = None,
+        within: Sequence[str] = (),
     ) -> None:
-        """The node of a client (from 1). data: its own files. name, ca: for one that shall be refused."""
-        name = name or f"client{client}"
-        self._start(
-            name, sys.executable, "-m", "fedreft_lib.flower.node", "--client", client, "--home", self.folder / "nodes",
-            "--superlink", f"127.0.0.1:{self.port}", "--root-certificates", ca or self.ca, "--key", key,
-            *(["--data", data] if data else []),
+        """The node of a client (from 1). data: its own files. name, ca: for one that shall be refused. within: a
+        command that starts it somewhere, such as in a network namespace."""
+        self.start(
+            name or f"client{client}", *within, sys.executable, "-m", "fedreft_lib.flower.node", "--client", client,
+            "--home", self.folder / "nodes", "--superlink", f"{self.address}:{self.port}",
+            "--root-certificates", ca or self.ca, "--key", key, *(["--data", data] if data else []),
         )  # fmt: skip
 
     def start_again(self, client: int, seconds: float = 180.0) -> None:
@@ -88,12 +96,14 @@ class Loopback:
             self.kill(name)
         raise FedReFTError(f"client {client} was not taken back: {self.folder / 'logs' / name}.log says why")
 
-    def submit(self, config: RunConfig, run_folder: Path, patience: float = 600.0) -> str:
-        """Start a run; its number."""
+    def submit(
+        self, config: RunConfig, run_folder: Path, patience: float = 600.0, *, sums: bool = False, app: Path = APP
+    ) -> str:
+        """Start a run; its number. sums: the server is told sums alone."""
         path = self.folder / "config.json"
         path.write_text(config.model_dump_json(indent=1), encoding="utf-8")
-        given = f'config="{path}" folder="{run_folder.absolute()}" patience={float(patience)}'
-        found = self.flwr("run", APP, SITE, "-c", given)
+        given = f'config="{path}" folder="{run_folder.absolute()}" patience={float(patience)} sums={str(sums).lower()}'
+        found = self.flwr("run", app, SITE, "-c", given)
         if "run-id" not in found:
             raise FedReFTError(f"the superlink did not take the run: {found}")
         return str(found["run-id"])
@@ -132,6 +142,16 @@ class Loopback:
             said = " ".join((done.stdout + done.stderr).split())
             raise FedReFTError(f"{' '.join(command)} answered: {said}") from None
 
+    def start(self, name: str, *command: object) -> None:
+        """A process of the deployment, by a name of its own."""
+        log = self.folder / "logs" / f"{name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            self.processes[name] = subprocess.Popen(
+                [*map(str, command)],
+                env=self._environment(name), stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+
     def kill(self, name: str, how: int = signal.SIGKILL) -> None:
         """End a process and all that it has started."""
         process = self.processes.pop(name)
@@ -148,19 +168,10 @@ class Loopback:
         for name in reversed(list(self.processes)):
             self.kill(name, signal.SIGTERM)
 
-    def _start(self, name: str, *command: object) -> None:
-        log = self.folder / "logs" / f"{name}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as output:
-            self.processes[name] = subprocess.Popen(
-                [*map(str, command)],
-                env=self._environment(name), stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
-
     def _environment(self, name: str) -> dict[str, str]:
         """Each process has a folder of Flower's own to itself."""
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        own = {"PATH": path, "NO_PROXY": "127.0.0.1,localhost", "FLWR_HOME": str(self.folder / "flwr" / name)}
+        own = {"PATH": path, "NO_PROXY": self.address, "FLWR_HOME": str(self.folder / "flwr" / name)}
         return {**os.environ, **own}
 
     def _await_health(self, name: str, url: str, seconds: float = 60.0) -> None:

@@ -1,4 +1,4 @@
-"""Certificates and keys for a federation on loopback addresses: made for the occasion, and worth nothing elsewhere."""
+"""Certificates and keys for a federation on one machine: made for the occasion, and worth nothing elsewhere."""
 
 import datetime
 import ipaddress
@@ -13,8 +13,8 @@ from cryptography.x509.oid import NameOID
 VALID = datetime.timedelta(days=1)
 
 
-def certificates(folder: Path) -> tuple[Path, Path, Path]:
-    """ca.crt, server.pem and server.key: an authority, and a server of 127.0.0.1 that it vouches for."""
+def certificates(folder: Path, address: str = "127.0.0.1") -> tuple[Path, Path, Path]:
+    """ca.crt, server.pem and server.key: an authority, and a server of an address that it vouches for."""
     authority, server = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
     name, issuer = _named("localhost"), _named("FedReFT loopback authority")
     root = (
@@ -22,7 +22,7 @@ def certificates(folder: Path) -> tuple[Path, Path, Path]:
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(authority, hashes.SHA256())
     )
-    places = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    places = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address(address))]
     own = (
         _certificate(name, issuer, server.public_key())
         .add_extension(x509.SubjectAlternativeName(places), critical=False)

@@ -1,11 +1,10 @@
-"""Flower's ServerApp: the round of `server`, whose clients are Flower's nodes.
+"""The server: the round of `server`, whose clients are Flower's nodes.
 
 ABM tells every client something else, so each node is sent a message of its own. Of a client's state the server knows
 the tensors that are sent; it computes for itself what becomes of those, and names the state that it means by their
 hash.
 """
 
-import json
 import threading
 import time
 import warnings
@@ -13,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flwr.app import DEFAULT_TTL, Context, Message, RecordDict
-from flwr.serverapp import Grid, ServerApp
+from flwr.app import DEFAULT_TTL, Message, RecordDict
+from flwr.serverapp import Grid
 
 from .. import client, server
 from ..adapters import Adapter
@@ -83,7 +82,7 @@ class OverFlower:
 
     def _all(self, kind: str, tensors: State | None) -> list[State]:
         """What every client sends in reply."""
-        found = self._asked(kind, {k: records.packed(self.common, tensors) for k in range(self.config.clients)})
+        found = self.asked(kind, {k: records.packed(self.common, tensors) for k in range(self.config.clients)})
         for k, reply in sorted(found.items()):
             if isinstance(reply, str):
                 raise FedReFTError(f"{self.names[k]} is needed for the start and did not answer: {reply}")
@@ -101,7 +100,7 @@ class OverFlower:
             for _ in range(self.steps[k]):
                 on_step()
 
-        found = self._asked("train.learn", asked, trained)
+        found = self.asked("train.learn", asked, trained)
         return {k: self._learned(k, before[k], found[k]) for k in before}
 
     def _learned(self, k: int, before: State, reply: RecordDict | str) -> Learned | str:
@@ -123,7 +122,7 @@ class OverFlower:
         for k in states:
             told = {**self.common, "round": t, "refused": k in refused, "answered": answers[k] is not None}
             asked[k] = records.packed(told, answers[k])
-        found = self._asked("train.take_in", asked)
+        found = self.asked("train.take_in", asked)
         return {k: self._taken(states[k], answers[k], found[k], t) for k in states}
 
     def _taken(self, state: State, answer: State | None, reply: RecordDict | str, t: int) -> Taken | str:
@@ -150,7 +149,7 @@ class OverFlower:
             expects = "" if X is None else self._name(self.model.spec.named(X[k]))
             told = {**self.common, "round": t, "untrained": X is None, "expects": expects}
             asked[k] = records.packed(told, newest)
-        found = self._asked("evaluate.scores", asked)
+        found = self.asked("evaluate.scores", asked)
         return [row for k in sorted(found) for row in self._rows(k, t, found[k])]
 
     def _rows(self, k: int, t: int, reply: RecordDict | str) -> list[dict]:
@@ -204,7 +203,7 @@ class OverFlower:
             self.nodes[k], found[k] = node, told
         return found
 
-    def _asked(
+    def asked(
         self, kind: str, what: dict[int, RecordDict], on_reply: Callable[[int], object] = lambda k: None
     ) -> dict[int, RecordDict | str]:
         """By client: its reply, or why there is none."""
@@ -258,16 +257,3 @@ def serve(
         if resume and (finished := store.finished(lambda: federation.questions)):
             return finished
         return rest_of(federation, config, store, resume, progress)
-
-
-def server_app() -> ServerApp:
-    """The app of a deployment. Its run config names a JSON file of RunConfig's fields and the folder of the run."""
-    app = ServerApp()
-
-    @app.main()
-    def main(grid: Grid, context: Context) -> None:
-        given = context.run_config
-        config = RunConfig(**json.loads(Path(str(given["config"])).read_text(encoding="utf-8")))
-        serve(grid, config, str(given["folder"]), patience=float(given["patience"]))
-
-    return app

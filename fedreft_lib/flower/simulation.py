@@ -3,7 +3,9 @@
 import logging
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from flwr.app import Context
@@ -15,6 +17,9 @@ from ..errors import FedReFTError
 from ..runs import Run
 from .client_app import client_app
 from .server_app import check, serve
+from .sums import Sums, check_sums, serve_sums
+
+Outcome = TypeVar("Outcome")
 
 
 def simulate(
@@ -26,32 +31,51 @@ def simulate(
     the backbone. The bits are those of `run` with as many threads as each of them has.
     """
     check(config)
-    how = {"threads": max(1, torch.get_num_threads() // at_once), "patience": float("inf")}  # no node gets lost here
+
+    def served(grid: Grid, context: Context, **how) -> Run:
+        return serve(grid, config, folder, resume=resume, progress=progress, **how)
+
+    with tempfile.TemporaryDirectory() as temporary:
+        return _simulated(served, config, temporary if folder is None else str(Path(folder) / "nodes"), at_once)
+
+
+def simulate_sums(config: RunConfig, folder: str | Path, *, at_once: int = 1) -> Sums:
+    """`sums.serve_sums` on this machine; the clients' states are below folder/nodes, and only they know them."""
+    check_sums(config)
+
+    def served(grid: Grid, context: Context, **how) -> Sums:
+        return serve_sums(grid, context, config, **how)
+
+    return _simulated(served, config, str(Path(folder) / "nodes"), at_once)
+
+
+def _simulated(served: Callable[..., Outcome], config: RunConfig, home: str, at_once: int) -> Outcome:
+    """What a server says at the end of a simulation."""
     ended = threading.Event()
-    outcome: list[Run | BaseException] = []
+    # No node gets lost here.
+    how = {"threads": max(1, torch.get_num_threads() // at_once), "patience": float("inf"), "ended": ended}
+    outcome: list[Outcome | BaseException] = []
     server_app = ServerApp()
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
         try:
-            outcome.append(serve(grid, config, folder, resume=resume, progress=progress, ended=ended, **how))
+            outcome.append(served(grid, context, **how))
         except Exception as error:  # else Flower ends the thread with a traceback of its own
             outcome.append(error)
 
-    with tempfile.TemporaryDirectory() as temporary:
-        home = temporary if folder is None else str(Path(folder) / "nodes")
-        resources = {
-            "init_args": {"num_cpus": at_once, "include_dashboard": False, "log_to_driver": False},
-            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-        }
-        log = logging.getLogger("flwr")
-        level = log.level
-        log.setLevel(logging.ERROR)  # it tells of each step, and that `flwr run` is the newer way
-        try:
-            run_simulation(server_app, client_app(home), config.clients, backend_config=resources)
-        finally:
-            ended.set()
-            log.setLevel(level)
+    resources = {
+        "init_args": {"num_cpus": at_once, "include_dashboard": False, "log_to_driver": False},
+        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+    }
+    log = logging.getLogger("flwr")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it tells of each step, and that `flwr run` is the newer way
+    try:
+        run_simulation(server_app, client_app(home), config.clients, backend_config=resources)
+    finally:
+        ended.set()
+        log.setLevel(level)
     if not outcome:
         raise FedReFTError("Flower's simulation ended before the run did: its log above says why")
     if isinstance(outcome[0], BaseException):

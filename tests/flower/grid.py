@@ -23,7 +23,7 @@ class DirectGrid(Grid):
     def __init__(self, app: ClientApp, clients: int, seed: int = 0, configs: list[dict] | None = None):
         TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
         self.app, self.order = app, random.Random(seed)
-        self.configs = configs
+        self.configs, self.contexts = configs, {}
         self.nodes = {100 + k: k for k in range(clients)}
         self.replies: dict[str, Message] = {}
         self.sent: list[tuple[str, int, Message, Message]] = []  # kind, client, message, reply
@@ -59,26 +59,26 @@ class DirectGrid(Grid):
     def _answer(self, message: Message, kind: str, k: int) -> Message:
         if self.breaks(kind, k):
             return Message(Error(2, "the node broke"), reply_to=message)
-        context = Context(
-            run_id=1,
-            node_id=message.metadata.dst_node_id,
-            node_config=self.configs[k] if self.configs else {"partition-id": k},
-            state=RecordDict(),
-            run_config={},
-        )
         try:
-            reply = self.app(over_the_wire(message), context)
+            reply = self.app(over_the_wire(message), self._context(k))
             reply.content = self.spoils(kind, k, reply.content)
             return over_the_wire(reply)
         except Exception as error:  # as Flower has it
             return Message(Error(2, f"{type(error)}:<{error}>"), reply_to=message)
 
+    def _context(self, k: int) -> Context:
+        """What a node keeps between messages."""
+        if k not in self.contexts:
+            own = self.configs[k] if self.configs else {"partition-id": k}
+            self.contexts[k] = Context(run_id=1, node_id=100 + k, node_config=own, state=RecordDict(), run_config={})
+        return self.contexts[k]
+
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         ready = [self.replies.pop(i) for i in message_ids if i in self.replies]
         return self.order.sample(ready, len(ready))
 
-    def send_and_receive(self, messages, *, timeout=None):
-        raise NotImplementedError
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        return self.pull_messages(self.push_messages(messages))
 
 
 def over_the_wire(message: Message) -> Message:

@@ -1,0 +1,29 @@
+"""The ServerApp of a deployment."""
+
+import json
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from ..config import RunConfig
+from .server_app import serve
+from .sums import serve_sums
+
+
+def server_app() -> ServerApp:
+    """Its run config names a JSON file of RunConfig's fields, the folder of the run, how long a node is waited for, and
+    whether the server is to be told sums alone; these then lie in the folder, with the history."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        given = context.run_config
+        config = RunConfig(**json.loads(Path(str(given["config"])).read_text(encoding="utf-8")))
+        folder, patience = Path(str(given["folder"])), float(given["patience"])
+        if given["sums"]:
+            serve_sums(grid, context, config, patience=patience).save(folder)
+        else:
+            serve(grid, config, folder, patience=patience)
+
+    return app
