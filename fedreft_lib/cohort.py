@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from .config import RunConfig
+from .encoded import Answers, Labels
 from .interventions import State
 from .local import Trained, descend
 from .schedule import batches
 from .steering import SteeredModel
-from .worlds import Answers, Labels
 
 
 def train_together(

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from .batches import Sequence, by_length
 from .config import RunConfig
+from .encoded import Answers, Labels, Options, Texts, rows_share
 from .interventions import State
 from .metrics import scores as label_scores
 from .rouge import rouge_l
 from .steering import SteeredModel
 from .tasks.numbers import graded
 from .tasks.styles import STYLES
-from .worlds import Answers, Labels, Options, Texts, rows_share
 
 Share = float | Tensor | None  # of the local branch, for states that have one: see branches.Blend
 Score = tuple[str, str, float]  # task, metric, value; accuracies, correlations and ROUGE in percent

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from .config import RunConfig
+from .encoded import Answers, Labels
 from .interventions import State
 from .rotation import Rotation
 from .schedule import batches, learning_rate
 from .steering import SteeredModel
-from .worlds import Answers, Labels
 
 
 @dataclass(frozen=True)

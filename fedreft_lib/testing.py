@@ -11,13 +11,14 @@ from . import evaluate, participation
 from .client import common_start
 from .client_states import ClientStates
 from .config import RunConfig
+from .encoded import Encoded, Labels
 from .interventions import State
 from .listening import Listening
 from .server import Report, held_for_all
 from .states import hash_of
 from .strategies import STRATEGIES
 from .strategies.base import alike
-from .worlds import Client, Encoded, Labels, World
+from .worlds import Client, World
 
 
 def evaluate_all(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .cohort import train_together
 from .config import RunConfig
+from .encoded import Answers, Labels
 from .engine import cohorts
 from .interventions import State
 from .local import Trained, train
@@ -17,7 +18,7 @@ from .schedule import steps_per_round
 from .states import hash_of
 from .strategies import STRATEGIES
 from .strategies.base import Phase
-from .worlds import Answers, Labels, World
+from .worlds import World
 
 # What local training does not depend on, so that runs which differ in these alone share their first round. The engine
 # is among them because those who train together are named in the key.

@@ -11,12 +11,13 @@ from transformers.models.roberta.modeling_roberta import RobertaClassificationHe
 from fedreft_lib import LoReFT, RunConfig, evaluate, federation
 from fedreft_lib.adapters import AtSites
 from fedreft_lib.batches import Sequence, encode_pair
+from fedreft_lib.encoded import Labels
 from fedreft_lib.federation import federated_round, start
 from fedreft_lib.heads import Head
 from fedreft_lib.sites import Sites
 from fedreft_lib.steering import SteeredModel
 from fedreft_lib.strategies import STRATEGIES
-from fedreft_lib.worlds import Labels, open_world
+from fedreft_lib.worlds import open_world
 from tests.models import random_backbone
 
 THEIRS = {"head.D": "dense.weight", "head.e": "dense.bias", "head.C": "out_proj.weight", "head.f": "out_proj.bias"}

@@ -7,11 +7,11 @@ import torch
 
 from fedreft_lib import RunConfig
 from fedreft_lib.batches import Sequence
+from fedreft_lib.encoded import Answers
 from fedreft_lib.interventions import INTERVENTIONS, DiReFT, LoReFT
 from fedreft_lib.local import train
 from fedreft_lib.rotation import Rotation, orthonormality_error
 from fedreft_lib.schedule import batches, learning_rate
-from fedreft_lib.worlds import Answers
 from tests.models import random_backbone, random_state, steered
 
 

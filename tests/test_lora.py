@@ -11,11 +11,11 @@ from fedreft_lib import RunConfig
 from fedreft_lib.adapters import InLinears
 from fedreft_lib.backbone import load_backbone
 from fedreft_lib.batches import Sequence
+from fedreft_lib.encoded import Answers
 from fedreft_lib.local import train
 from fedreft_lib.lora import LoRA, SmallLoRA, SmallLoReFT
 from fedreft_lib.schedule import batches
 from fedreft_lib.steering import SteeredModel
-from fedreft_lib.worlds import Answers
 from tests.models import random_backbone
 
 peft = pytest.importorskip("peft")

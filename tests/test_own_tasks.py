@@ -7,10 +7,11 @@ from collections import Counter
 import pytest
 
 from fedreft_lib import RunConfig, run
+from fedreft_lib.encoded import Options, Texts
 from fedreft_lib.errors import DataError
 from fedreft_lib.federation import federated_round, start
 from fedreft_lib.partition import ClientData
-from fedreft_lib.worlds import Options, Texts, open_world, partition_of
+from fedreft_lib.worlds import open_world, partition_of
 
 LABELLED = {
     "news": lambda i: {"text": f"Report {i} of the match.", "label_text": ("sports", "science", "world")[i % 3]},

@@ -19,8 +19,9 @@ from ..interventions import State
 from ..states import Spec
 
 if TYPE_CHECKING:
+    from ..encoded import Encoded
     from ..steering import SteeredModel
-    from ..worlds import Client, Encoded, World
+    from ..worlds import Client, World
 
 Names = Sequence[str]
 

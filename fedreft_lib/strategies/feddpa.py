@@ -23,7 +23,8 @@ from ..randomness import derive
 from .base import Phase, Strategy, of_branch, plain_mean
 
 if TYPE_CHECKING:
-    from ..worlds import Client, Encoded, World
+    from ..encoded import Encoded
+    from ..worlds import Client, World
 
 NEIGHBOURS = 5  # training items that a test item is compared with
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fedreft_lib.aggregation import all_but_me
+from fedreft_lib.encoded import Answers
 from fedreft_lib.local import train
-from fedreft_lib.worlds import Answers
 from tests.benchmarks import peak, step
 from tests.benchmarks.contest import Contest, Rival, Skipped, timed
 from tests.benchmarks.sizes import Size

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedreft_lib import RunConfig, load_backbone
 from fedreft_lib.batches import encode
+from fedreft_lib.encoded import Answers
 from fedreft_lib.federation import federated_round, start
 from fedreft_lib.interventions import State
 from fedreft_lib.local import train
@@ -22,7 +23,7 @@ from fedreft_lib.rotation import retract
 from fedreft_lib.schedule import steps_per_round
 from fedreft_lib.steering import SteeredModel
 from fedreft_lib.tasks import render
-from fedreft_lib.worlds import Answers, World, adapter_of, open_world
+from fedreft_lib.worlds import World, adapter_of, open_world
 from tests.benchmarks.aggregation import direct
 from tests.benchmarks.contest import Contest, Rival, Skipped, timed
 from tests.benchmarks.sizes import Size

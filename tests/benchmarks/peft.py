@@ -15,11 +15,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from fedreft_lib.adapters import InLinears
+from fedreft_lib.encoded import Answers
 from fedreft_lib.interventions import State
 from fedreft_lib.local import train
 from fedreft_lib.lora import LoRA
 from fedreft_lib.steering import SteeredModel
-from fedreft_lib.worlds import Answers
 from tests.benchmarks import step
 from tests.benchmarks.contest import Contest, Marks, Rival
 from tests.benchmarks.sizes import Size

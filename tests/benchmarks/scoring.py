@@ -13,9 +13,10 @@ from torch import Tensor
 
 from fedreft_lib import RunConfig, evaluate
 from fedreft_lib.batches import Sequence, by_length
+from fedreft_lib.encoded import Options
 from fedreft_lib.interventions import State
 from fedreft_lib.steering import SteeredModel
-from fedreft_lib.worlds import Options, open_world
+from fedreft_lib.worlds import open_world
 from tests.benchmarks.contest import Contest, Rival, timed
 from tests.benchmarks.sizes import Size
 

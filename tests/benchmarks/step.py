@@ -22,11 +22,12 @@ from fedreft_lib import RunConfig
 from fedreft_lib.adapters import AtSites
 from fedreft_lib.backbone import Backbone
 from fedreft_lib.batches import Batch, Sequence
+from fedreft_lib.encoded import Answers
 from fedreft_lib.interventions import LoReFT, State
 from fedreft_lib.local import train
 from fedreft_lib.sites import Sites
 from fedreft_lib.steering import SteeredModel
-from fedreft_lib.worlds import Answers, shared_backbone
+from fedreft_lib.worlds import shared_backbone
 from tests.benchmarks.contest import Contest, Marks, Rival, Side, timed
 from tests.benchmarks.sizes import Size
 from tests.test_pyreft_parity import locations, wrapped

@@ -1,0 +1,123 @@
+"""Items as the model reads them: what each kind of item is trained on and tested by.
+
+    Question    its right choice, on top of the prompt     Options   which choice is most likely, or is generated
+    Exchange    its response                               Texts     what the model writes
+    Labelled    its class or score, by a head              Labels    what the head says
+"""
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from .batches import Batch, Sequence
+from .interventions import State
+from .steering import SteeredModel
+from .tasks import Exchange
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Items as the model reads them. Each field has an entry an item."""
+
+    sequences: list[Sequence]
+    hidden: list[Tensor] | None
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def batch(
+        self,
+        model: SteeredModel,
+        indices: Many[int],
+        share: float | Tensor | None = None,
+        owners: Tensor | None = None,
+    ) -> Batch:
+        """share: of the local branch, one for all rows or one for each item of the whole (see branches.Blend).
+
+        owners: of each row, where rows have states of their own.
+        """
+        hidden = None if self.hidden is None else [self.hidden[i] for i in indices]
+        batch = model.batch([self.sequences[i] for i in indices], hidden=hidden, owners=owners)
+        return replace(batch, share=rows_share(share, indices, batch.ids.device))
+
+    def subset(self, indices: Many[int]) -> Self:
+        """The items at `indices`, with what is cached of them."""
+        lists = {each.name: getattr(self, each.name) for each in fields(self)}
+        return type(self)(**{name: None if of is None else [of[i] for i in indices] for name, of in lists.items()})
+
+    @classmethod
+    def join(cls, parts: Many[Self]) -> Self:
+        """The items of several clients as one."""
+        lists = {each.name: [getattr(part, each.name) for part in parts] for each in fields(cls)}
+        return cls(**{name: None if None in of else [x for part in of for x in part] for name, of in lists.items()})
+
+
+def rows_share(share: float | Tensor | None, indices: Many[int], device: torch.device) -> Tensor | None:
+    """The shares (B,) of a batch's rows: `share` for all of them, or their own out of share (items,)."""
+    if share is None:
+        return None
+    every = share[list(indices)] if isinstance(share, Tensor) else torch.full((len(indices),), float(share))
+    return every.to(device, torch.float32)
+
+
+@dataclass(frozen=True)
+class Answers(Encoded):
+    """Prompts with their right answers, to train on or to take a loss of."""
+
+    def losses(
+        self, model: SteeredModel, indices: Many[int], state: State | None, *, share=None, owners=None, dropout=0.0
+    ):
+        """Negative log-likelihood (M,) of each answer token of these items (nats)."""
+        return -model.answer_logprobs(self.batch(model, indices, share, owners), state, dropout)[0]
+
+    def losses_in(self, i: int) -> int:
+        """How many of `losses` are item i's."""
+        return len(self.sequences[i].ids) - self.sequences[i].prompt_length
+
+
+@dataclass(frozen=True)
+class Options(Encoded):
+    """Questions to test: a sequence each, with all options on top of the prompt, or with none for generation."""
+
+    characters: list[Tensor]  # lengths of the options' texts
+    gold: list[int]
+    tasks: list[str]
+    labels: list[tuple[str, ...]]  # the words a generation may answer with
+
+
+@dataclass(frozen=True)
+class Texts(Answers):
+    """Exchanges to test: prompt and response, for the loss; the prompt alone is what a generation starts from."""
+
+    items: list[Exchange]
+
+    @property
+    def tasks(self) -> list[str]:
+        return [item.task for item in self.items]
+
+
+@dataclass(frozen=True)
+class Labels(Encoded):
+    """Labelled texts, to train on or to test."""
+
+    labels: list[int | float]
+    classes: list[int]  # 0: a regression
+    tasks: list[str]
+
+    def losses(self, model: SteeredModel, indices: Many[int], state: State, *, share=None, owners=None, dropout=0.0):
+        """Cross-entropy, or squared error, (B,) of each of these items."""
+        outputs = model.class_logits(self.batch(model, indices, share, owners), state, dropout)
+        classes = torch.tensor([self.classes[i] for i in indices], device=outputs.device)
+        labels = torch.tensor([float(self.labels[i]) for i in indices], device=outputs.device)
+        # A task of fewer classes than the head has outputs (MNLI beside RTE) knows only its own.
+        own = torch.arange(outputs.shape[1], device=outputs.device) < classes[:, None].clamp_min(1)
+        masked = outputs.masked_fill(~own, float("-inf"))
+        entropy = nn.functional.cross_entropy(masked, torch.where(classes > 0, labels, 0).long(), reduction="none")
+        return torch.where(classes > 0, entropy, (outputs[:, 0] - labels).square())
+
+    def losses_in(self, i: int) -> int:
+        """How many of `losses` are item i's."""
+        return 1
