@@ -94,7 +94,9 @@ class RunConfig(BaseModel):
     )
     max_length: int = param(256, "tokens; a longer prompt loses its beginning", ge=16, le=32768)
     setup: Literal["distinct", "mixed", "iid", "dirichlet", "own"] = param(
-        "distinct", "paper: Distinct Task (one task a client) and Mixed Task (subsets of the union)", symbol="DT, MT"
+        "distinct",
+        "paper: Distinct Task (one task a client) and Mixed Task (subsets of the union); own: what each client has",
+        symbol="DT, MT",
     )
     alpha: float = param(0.5, 'concentration of setup="dirichlet": small is uneven', gt=0, le=1000)
     clients: int = param(4, "with 3, the geometric median of the others is their mean", symbol="C", ge=1, le=10000)

@@ -4,9 +4,10 @@
     client_app   `client` and `training`, for the one client that a node is
     records      what is sent, as Flower's records
     node_files   what a node keeps between messages
-    sums         Mean-ABM by a server that is told sums alone
+    sums         Mean-ABM by a server that is told sums alone; `levels` are the numbers that it sums
     simulation   all of it on this machine, from a notebook or a script
-    node         a host of a deployment; `link` is how Flower's processes reach it
+    deployed     the ServerApp of a deployment
+    node         a host of one; `link` is how Flower's processes reach it
     loopback     a whole deployment on this machine
 
 Needs flwr: pip install ".[flower]".
@@ -21,7 +22,6 @@ from pathlib import Path
 ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",  # seconds between looks for a message
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it warns of what a later version will do

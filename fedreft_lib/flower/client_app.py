@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 from flwr.app import Context, RecordDict
-from flwr.clientapp import ClientApp
 
 from .. import client, server, testing
 from ..admission import refusal
@@ -157,14 +156,14 @@ def answer(kind: str, content: RecordDict, k: int, home: Path, opened: Callable[
     return HANDLERS[kind](Node(home, k, records.told(content), opened), content)
 
 
-def client_app(home: str) -> ClientApp:
-    """Clients that are served by any process that Flower chooses, as in a simulation: the states of all are below
-    `home`, and each process has a backbone and everybody's data."""
+def in_this_process(home: Path) -> link.Answers:
+    """Of any process that Flower chooses, as in a simulation: the states of all clients are below `home`, and the
+    process has a backbone and everybody's data."""
 
     def opened(config: RunConfig, outputs: int) -> World:
         return open_world(config)
 
     def answers(kind: str, content: RecordDict, context: Context) -> RecordDict:
-        return answer(kind, content, int(context.node_config["partition-id"]), Path(home), opened)
+        return answer(kind, content, int(context.node_config["partition-id"]), home, opened)
 
-    return link.app_of(answers)
+    return answers

@@ -10,6 +10,7 @@ import contextlib
 import json
 from collections.abc import Callable
 from multiprocessing.connection import Client, Connection, Listener
+from pathlib import Path
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.client.mod import secaggplus_mod
@@ -54,8 +55,17 @@ def app_of(answers: Answers) -> ClientApp:
 
 
 def client_app() -> ClientApp:
-    """What the app that is sent to the hosts consists of. "link" in the config of a node is where its host listens."""
-    return app_of(lambda kind, content, context: asked(str(context.node_config["link"]), kind, content))
+    """What the app that is sent to the hosts consists of. "link" in the config of a node is where its host listens; a
+    simulation by `flwr run` has no hosts, and its processes answer themselves."""
+
+    def answers(kind: str, content: RecordDict, context: Context) -> RecordDict:
+        if address := context.node_config.get("link"):
+            return asked(str(address), kind, content)
+        from .client_app import in_this_process  # loads torch
+
+        return in_this_process(Path(str(context.run_config["folder"])) / "nodes")(kind, content, context)
+
+    return app_of(answers)
 
 
 def asked(address: str, kind: str, content: RecordDict) -> RecordDict:

@@ -23,6 +23,8 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import torch
+
 from ..config import RunConfig
 from ..errors import FedReFTError
 from ..runs import Run, load_run
@@ -35,10 +37,10 @@ SITE = "loopback"  # what flwr's own configuration calls the superlink
 
 class Loopback:
     """A superlink at an address of this machine and the nodes that have been started; `federation` starts and stops
-    one."""
+    one. threads: torch's, of each process; by default what each would take on a machine of its own."""
 
-    def __init__(self, folder: Path, address: str = "127.0.0.1"):
-        self.folder, self.address, self.port = folder.absolute(), address, free_port()
+    def __init__(self, folder: Path, address: str = "127.0.0.1", threads: int | None = None):
+        self.folder, self.address, self.port, self.threads = folder.absolute(), address, free_port(), threads
         self.processes: dict[str, subprocess.Popen] = {}
         self.ca, self.certificate, self.key = secrets.certificates(self.folder / "secrets", address)
         home = self.folder / "flwr" / "cli"
@@ -55,8 +57,9 @@ class Loopback:
             "superlink", program("flower-superlink"), "--host", self.address, "--port", self.port,
             "--ssl-ca-certfile", self.ca, "--ssl-certfile", self.certificate, "--ssl-keyfile", self.key,
             "--enable-supernode-auth", "--database", self.folder / "superlink.db",
+            "--disable-runtime-dependency-installation",
         )  # fmt: skip
-        self._await_health("superlink", f"https://{self.address}:{self.port}/health")
+        self.await_health("superlink", f"https://{self.address}:{self.port}/health")
 
     def register(self, client: int) -> Path:
         """Make a key for the client and tell the superlink of it; the private key's path."""
@@ -172,9 +175,10 @@ class Loopback:
         """Each process has a folder of Flower's own to itself."""
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         own = {"PATH": path, "NO_PROXY": self.address, "FLWR_HOME": str(self.folder / "flwr" / name)}
-        return {**os.environ, **own}
+        return {**os.environ, **own, **({"OMP_NUM_THREADS": str(self.threads)} if self.threads else {})}
 
-    def _await_health(self, name: str, url: str, seconds: float = 60.0) -> None:
+    def await_health(self, name: str, url: str, seconds: float = 60.0) -> None:
+        """Until the process of that name answers there. Raises FedReFTError where it does not."""
         trusted = ssl.create_default_context(cafile=str(self.ca))
         opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusted)
@@ -192,9 +196,9 @@ class Loopback:
 
 
 @contextlib.contextmanager
-def federation(folder: Path, clients: int, data: Path | None = None) -> Iterator[Loopback]:
+def federation(folder: Path, clients: int, data: Path | None = None, threads: int | None = None) -> Iterator[Loopback]:
     """A superlink and a node for each client, with `data` for its own files; at the end every process has ended."""
-    here = Loopback(folder)
+    here = Loopback(folder, threads=threads)
     try:
         here.start_superlink()
         for client in range(1, clients + 1):
@@ -205,13 +209,18 @@ def federation(folder: Path, clients: int, data: Path | None = None) -> Iterator
 
 
 def run(config: RunConfig, folder: Path, seconds: float = 3600.0) -> Run:
-    """`federation.run` as a deployment on this machine; says how far it is."""
+    """`federation.run` as a deployment on this machine; says how far it is. Its bits are those of `run` with as many
+    threads as it says that each host has."""
 
     def look() -> str:
         return f"round {rounds_done(folder)} of {config.rounds} is done"
 
-    print(f"a superlink and {config.clients} nodes on this machine, each with a model of its own", flush=True)
-    with federation(folder / "flower", config.clients, config.data_dir and Path(config.data_dir)) as here:
+    threads = max(1, torch.get_num_threads() // config.clients)  # they all share this machine's
+    print(
+        f"a superlink and {config.clients} hosts here, each with a model and {threads} threads of its own", flush=True
+    )
+    data = config.data_dir and Path(config.data_dir)
+    with federation(folder / "flower", config.clients, data, threads) as here:
         here.wait(here.submit(config, folder), seconds, look)
     return load_run(folder)
 
@@ -229,6 +238,7 @@ def main() -> None:
     parser.add_argument("config", type=Path, help="a JSON file of RunConfig's fields")
     parser.add_argument("folder", type=Path, help="of the run; what Flower needs goes below it")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("loopback: stopped"))  # or the processes would stay
     try:
         config = RunConfig(**json.loads(given.config.read_text(encoding="utf-8")))
         done = run(config, given.folder)

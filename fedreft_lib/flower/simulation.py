@@ -15,7 +15,8 @@ from flwr.simulation import run_simulation
 from ..config import RunConfig
 from ..errors import FedReFTError
 from ..runs import Run
-from .client_app import client_app
+from .client_app import in_this_process
+from .link import app_of
 from .server_app import check, serve
 from .sums import Sums, check_sums, serve_sums
 
@@ -72,7 +73,7 @@ def _simulated(served: Callable[..., Outcome], config: RunConfig, home: str, at_
     level = log.level
     log.setLevel(logging.ERROR)  # it tells of each step, and that `flwr run` is the newer way
     try:
-        run_simulation(server_app, client_app(home), config.clients, backend_config=resources)
+        run_simulation(server_app, app_of(in_this_process(Path(home))), config.clients, backend_config=resources)
     finally:
         ended.set()
         log.setLevel(level)

@@ -8,9 +8,9 @@ The mean of the others is (S - x_k) / (N - 1), which client k can compute itself
 
 As nobody's update is known, there is no admission, no checkpoint and no state at the server: clients keep theirs.
 
-What it protects is less than the name says. Flower 1.41 makes masks from a 32-bit number (`pseudo_rand_gen`), which one
-core goes through in minutes; keys are not vouched for; and a server that cheats may ask for what opens a mask. What the
-server does with honest code is all that it learns: the sums, and what clients say of themselves.
+What it protects is less than the name says. Flower 1.41 makes masks from a 32-bit number (`pseudo_rand_gen`; Flower's
+issue 7522), which one core goes through in minutes; keys are not vouched for; and a server that cheats may ask for what
+opens a mask. A server that runs this code and looks no further learns the sums, and what clients say of themselves.
 """
 
 import math

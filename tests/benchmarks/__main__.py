@@ -18,6 +18,7 @@ from tests.benchmarks import (
     aggregation,
     cache,
     cohort,
+    deployment,
     enrolled,
     federation,
     generation,
@@ -33,7 +34,19 @@ from tests.benchmarks.sizes import FULL, Size
 
 TOPICS = {
     module.__name__.rsplit(".", 1)[-1]: module.contests
-    for module in (step, peft, scoring, generation, aggregation, federation, cache, cohort, enrolled, slopes)
+    for module in (
+        step,
+        peft,
+        scoring,
+        generation,
+        aggregation,
+        federation,
+        deployment,
+        cache,
+        cohort,
+        enrolled,
+        slopes,
+    )
 }
 COLUMNS = [
     "name", "ours", "baseline", "ratio", "low", "high", "target", "met", "unit", "repeats", "machine", "torch",

@@ -7,7 +7,8 @@ pytest.importorskip("flwr", reason="the flower extra is not installed")
 
 from fedreft_lib.errors import DamageWarning, FedReFTError
 from fedreft_lib.flower import records
-from fedreft_lib.flower.client_app import client_app
+from fedreft_lib.flower.client_app import in_this_process
+from fedreft_lib.flower.link import app_of
 from fedreft_lib.flower.node_files import NodeFiles
 from fedreft_lib.flower.server_app import serve
 from tests.flower.grid import DirectGrid
@@ -17,7 +18,7 @@ from tests.test_worlds import small
 
 @pytest.fixture
 def grid(tmp_path):
-    return DirectGrid(client_app(str(tmp_path / "nodes")), 4)
+    return DirectGrid(app_of(in_this_process(tmp_path / "nodes")), 4)
 
 
 def absent(done):

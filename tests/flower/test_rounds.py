@@ -9,7 +9,8 @@ from fedreft_lib import run
 from fedreft_lib.client import sent_names
 from fedreft_lib.errors import ConfigError, FedReFTError
 from fedreft_lib.flower import records
-from fedreft_lib.flower.client_app import client_app
+from fedreft_lib.flower.client_app import in_this_process
+from fedreft_lib.flower.link import app_of
 from fedreft_lib.flower.server_app import serve
 from fedreft_lib.hostile import ATTACKS, BAD_UPDATES
 from fedreft_lib.worlds import open_world
@@ -44,7 +45,7 @@ def over(tmp_path):
     """run_over_flower(config, folder=None, before=...): a run, and the grid that it went over."""
 
     def run_over_flower(config, folder=None, before=lambda grid: None, seed=0, **how):
-        grid = DirectGrid(client_app(str(tmp_path / "nodes")), config.clients, seed)
+        grid = DirectGrid(app_of(in_this_process(tmp_path / "nodes")), config.clients, seed)
         before(grid)
         return serve(grid, config, folder, **{"patience": 60.0, **how}), grid
 

@@ -1,13 +1,16 @@
 """Flower's own simulation, with Ray: the numbers of a run in one process."""
 
+import os
 import subprocess
 import sys
 
 import pytest
+import torch
 
 pytest.importorskip("flwr", reason="the flower extra is not installed")
 
 from fedreft_lib import load_run, run
+from fedreft_lib.flower import loopback, program
 from fedreft_lib.plan import PROJECT
 from fedreft_lib.worlds import open_world
 from tests.test_federation import same
@@ -35,3 +38,25 @@ def test_a_simulation_gives_the_numbers_of_one_process_and_is_read_back(tmp_path
 def test_what_ends_a_run_ends_the_simulation_with_the_same_sentence(tmp_path):
     code, said = simulated(small(hostile=3, attack="one_nan", rounds=1), tmp_path)
     assert code and "round 1 has 1 admitted updates and needs 2" in said
+
+
+def test_flwr_run_simulates_the_same_app(tmp_path):
+    config = small(rounds=1)
+    here = loopback.Loopback(tmp_path / "flower", threads=torch.get_num_threads())
+    (here.folder / "flwr" / "cli" / "config.toml").write_text(
+        f'[superlink.{loopback.SITE}]\naddress = "127.0.0.1:{here.port}"\ninsecure = true\n'
+        f"options.num-supernodes = {config.clients}\noptions.backend.client-resources.num-cpus = {os.cpu_count()}\n"
+        "options.backend.init-args.log-to-driver = false\n",
+        encoding="utf-8",
+    )
+    try:
+        here.start(
+            "superlink", program("flower-superlink"), "--insecure", "--simulation", "--host", here.address,
+            "--port", here.port, "--disable-runtime-dependency-installation",
+        )  # fmt: skip
+        here.await_health("superlink", f"http://{here.address}:{here.port}/health")
+        here.wait(here.submit(config, tmp_path / "run"), 300)
+    finally:
+        here.stop()
+    open_world(config).memo.clear()
+    same(load_run(tmp_path / "run"), run(config, progress=False))

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from fedreft_lib import run
 from fedreft_lib.errors import ConfigError, FedReFTError
 from fedreft_lib.flower import records
-from fedreft_lib.flower.client_app import client_app
+from fedreft_lib.flower.client_app import in_this_process
 from fedreft_lib.flower.levels import MODULUS, Levels
+from fedreft_lib.flower.link import app_of
 from fedreft_lib.flower.node_files import NodeFiles
 from fedreft_lib.flower.sums import check_sums, serve_sums
 from fedreft_lib.states import load_tensors
@@ -27,7 +28,7 @@ N = 4
 
 @pytest.fixture
 def grid(tmp_path):
-    return DirectGrid(client_app(str(tmp_path / "nodes")), N)
+    return DirectGrid(app_of(in_this_process(tmp_path / "nodes")), N)
 
 
 def mean_abm(**changes):

@@ -16,7 +16,7 @@ from tests.torture import (
     GOOD,
     batch_kills,
     checkpoint_damage,
-    deployment_kills,
+    deployment,
     files,
     full_disk,
     parameters,
@@ -33,7 +33,8 @@ def bad_updates(n: int, seed: int, folder: Path) -> dict[str, int]:
 PARTS = {
     "kills of training": (training_kills.tried, 200),
     "kills of the batch": (batch_kills.tried, 50),
-    "kills in a deployment": (deployment_kills.tried, 6),
+    "hits in a deployment": (deployment.hit, 9),
+    "guests of a deployment": (deployment.guests, 15),
     "full disks": (full_disk.tried, 20),
     "bad updates x aggregations": (bad_updates, 3),
     "damaged run folders": (checkpoint_damage.tried, 200),
