@@ -168,10 +168,9 @@ def _sums(here: loopback.Loopback, where: Path) -> None:
     config = CONFIG.but(rounds=1, aggregation="mean", mixing=0.5)
     here.wait(here.submit(config, where, PATIENCE, sums=True), MOST)
     levels = Levels.of(config.clients)
-    learned = [
-        load_tensors(path)[0]["learned"]
-        for path in sorted((here.folder / "nodes").glob("*/*/learned.safetensors"), key=lambda p: p.stat().st_mtime)
-    ][-config.clients :]
+    newest = max((here.folder / "nodes").glob("*/client1/learned.safetensors"), key=lambda path: path.stat().st_mtime)
+    paths = newest.parents[1].glob("*/learned.safetensors")
+    learned = [load_tensors(path)[0]["learned"] for path in paths]
     (S,) = load_tensors(where / "sums.safetensors")[0]["S"]
     assert torch.equal(S, sum(map(levels.rounded, learned))), "the sum is not that of the clients' updates"
 
