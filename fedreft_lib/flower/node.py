@@ -25,6 +25,8 @@ from ..worlds import World, open_world, shared_backbone
 from . import free_port, link, program
 from .client_app import answer
 
+PATIENCE = 15.0  # seconds for the SuperNode to take its leave
+
 
 class Host:
     """Client k (from 0). home: the folder for its states; data: its own files, for a run with source="local"."""
@@ -75,7 +77,11 @@ def main() -> None:
             pass
         finally:
             supernode.terminate()
-            code = supernode.wait()
+            try:
+                code = supernode.wait(PATIENCE)
+            except subprocess.TimeoutExpired:  # it looks for a server that has gone
+                supernode.kill()
+                code = supernode.wait()
     sys.exit(code)
 
 

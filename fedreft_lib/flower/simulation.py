@@ -3,6 +3,7 @@
 import logging
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -21,6 +22,7 @@ from .server_app import check, serve
 from .sums import Sums, check_sums, serve_sums
 
 Outcome = TypeVar("Outcome")
+GRACE = 30.0  # seconds for a server to end when its clients have
 
 
 def simulate(
@@ -50,9 +52,25 @@ def simulate_sums(config: RunConfig, folder: str | Path, *, at_once: int = 1) ->
     return _simulated(served, config, str(Path(folder) / "nodes"), at_once)
 
 
+class _BrokenDown(Exception):
+    """Flower's simulation has, not the run."""
+
+
 def _simulated(served: Callable[..., Outcome], config: RunConfig, home: str, at_once: int) -> Outcome:
-    """What a server says at the end of a simulation."""
-    ended = threading.Event()
+    """What a server says at the end of a simulation. Ray gives up where a busy machine does not start it within half a
+    minute, so one that breaks down is tried once more."""
+    try:
+        return _tried(served, config, home, at_once)
+    except _BrokenDown:
+        warnings.warn("Flower's simulation broke down, its log says why: it is tried once more", stacklevel=3)
+    try:
+        return _tried(served, config, home, at_once)
+    except _BrokenDown as error:
+        raise FedReFTError("Flower's simulation broke down twice: its log above says why") from error
+
+
+def _tried(served: Callable[..., Outcome], config: RunConfig, home: str, at_once: int) -> Outcome:
+    ended, over = threading.Event(), threading.Event()
     # No node gets lost here.
     how = {"threads": max(1, torch.get_num_threads() // at_once), "patience": float("inf"), "ended": ended}
     outcome: list[Outcome | BaseException] = []
@@ -64,6 +82,8 @@ def _simulated(served: Callable[..., Outcome], config: RunConfig, home: str, at_
             outcome.append(served(grid, context, **how))
         except Exception as error:  # else Flower ends the thread with a traceback of its own
             outcome.append(error)
+        finally:
+            over.set()
 
     resources = {
         "init_args": {"num_cpus": at_once, "include_dashboard": False, "log_to_driver": False},
@@ -74,6 +94,10 @@ def _simulated(served: Callable[..., Outcome], config: RunConfig, home: str, at_
     log.setLevel(logging.ERROR)  # it tells of each step, and that `flwr run` is the newer way
     try:
         run_simulation(server_app, app_of(in_this_process(Path(home))), config.clients, backend_config=resources)
+    except RuntimeError as error:
+        ended.set()
+        over.wait(GRACE)  # the server lets go of the run's folder
+        raise _BrokenDown from error
     finally:
         ended.set()
         log.setLevel(level)

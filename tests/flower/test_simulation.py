@@ -3,16 +3,21 @@
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
 
 pytest.importorskip("flwr", reason="the flower extra is not installed")
 
+from flwr.app import Context, RecordDict
+
 from fedreft_lib import load_run, run
-from fedreft_lib.flower import loopback, program
+from fedreft_lib.errors import FedReFTError
+from fedreft_lib.flower import loopback, program, simulation
 from fedreft_lib.plan import PROJECT
 from fedreft_lib.worlds import open_world
+from tests.flower.grid import DirectGrid
 from tests.test_federation import same
 from tests.test_worlds import small
 
@@ -60,3 +65,31 @@ def test_flwr_run_simulates_the_same_app(tmp_path):
         here.stop()
     open_world(config).memo.clear()
     same(load_run(tmp_path / "run"), run(config, progress=False))
+
+
+def breaking_down(times):
+    """Flower's run_simulation, which breaks down so many times once the server is at work, and then does not."""
+    left = [times]
+
+    def run_simulation(server_app, client_app, clients, backend_config):
+        grid, context = DirectGrid(client_app, clients), Context(1, 1, {}, RecordDict(), {})
+        if left[0]:
+            left[0] -= 1
+            grid.get_node_ids = list  # nobody comes
+            threading.Thread(target=server_app, args=(grid, context)).start()
+            raise RuntimeError("raylet did not start")
+        server_app(grid, context)
+
+    return run_simulation
+
+
+def test_a_simulation_that_breaks_down_is_tried_once_more(tmp_path, monkeypatch):
+    config = small(rounds=1)
+    monkeypatch.setattr(simulation, "run_simulation", breaking_down(1))
+    with pytest.warns(UserWarning, match="broke down.*tried once more"):
+        found = simulation.simulate(config, tmp_path, progress=False)
+    open_world(config).memo.clear()
+    same(found, run(config, progress=False))
+    monkeypatch.setattr(simulation, "run_simulation", breaking_down(2))
+    with pytest.warns(UserWarning, match="broke down"), pytest.raises(FedReFTError, match="broke down twice"):
+        simulation.simulate(config.but(seed=1), tmp_path / "two", progress=False)
