@@ -26,7 +26,7 @@ reproduce: $(LOCKED)  ## run the ordered notebooks (PROFILE=quick)
 test: lint  ## lint and run the tests
 	@TOKENIZERS_PARALLELISM=false .venv/bin/python -m pytest
 
-torture: $(LOCKED)  ## kill, damage and poison everything some hundreds of times (half an hour)
+torture: $(LOCKED)  ## kill, damage and poison everything some hundreds of times (an hour and a quarter)
 	@.venv/bin/python -m tests.torture
 
 bench: $(LOCKED)  ## measure our speed as ratios to that of others (half an hour, on a quiet machine)

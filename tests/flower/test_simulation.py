@@ -47,12 +47,13 @@ def test_what_ends_a_run_ends_the_simulation_with_the_same_sentence(tmp_path):
 
 def test_flwr_run_simulates_the_same_app(tmp_path):
     config = small(rounds=1)
+    (tmp_path / "config.json").write_text(config.model_dump_json(), encoding="utf-8")
+    given = f'config="{tmp_path / "config.json"}" folder="{tmp_path / "run"}"'
+    cpus = os.cpu_count()
+    resources = f"num-supernodes={config.clients} client-resources-num-cpus={cpus} init-args-num-cpus={cpus}"
     here = loopback.Loopback(tmp_path / "flower", threads=torch.get_num_threads())
     (here.folder / "flwr" / "cli" / "config.toml").write_text(
-        f'[superlink.{loopback.SITE}]\naddress = "127.0.0.1:{here.port}"\ninsecure = true\n'
-        f"options.num-supernodes = {config.clients}\noptions.backend.client-resources.num-cpus = {os.cpu_count()}\n"
-        "options.backend.init-args.log-to-driver = false\n",
-        encoding="utf-8",
+        f'[superlink.{loopback.SITE}]\naddress = "127.0.0.1:{here.port}"\ninsecure = true\n', encoding="utf-8"
     )
     try:
         here.start(
@@ -60,7 +61,8 @@ def test_flwr_run_simulates_the_same_app(tmp_path):
             "--port", here.port, "--disable-runtime-dependency-installation",
         )  # fmt: skip
         here.await_health("superlink", f"http://{here.address}:{here.port}/health")
-        here.wait(here.submit(config, tmp_path / "run"), 300)
+        found = here.flwr("run", loopback.APP, loopback.SITE, "--federation-config", resources, "-c", given)
+        here.wait(str(found["run-id"]), 300)
     finally:
         here.stop()
     open_world(config).memo.clear()
