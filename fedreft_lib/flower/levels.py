@@ -36,7 +36,7 @@ class Levels:
         x = x.double()
         if not bool((x.abs() <= self.clip).all()):
             raise FedReFTError(f"a number of the update is beyond {self.clip:g}, the largest that can be summed")
-        return torch.round((x + self.clip) / self.step) * self.step - self.clip
+        return torch.round(x / self.step) * self.step  # exact but for the rounding: the step is a power of two
 
     def of_mean(self, mean: Tensor, n: int) -> Tensor:
         """The sum of n vectors on the grid, exactly, from their mean."""
