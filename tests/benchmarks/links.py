@@ -10,6 +10,7 @@ A row is a method over a link: the bytes that the history counts for a client in
 from the end of one round to the end of the next (with TLS, HTTP, looking for messages, and signs of life), and the
 seconds between. All hosts share this machine's cores; the process that Flower starts for every message and its look for
 messages every three seconds are in the seconds, so the first rows, over cables that nothing slows, say what these cost.
+Flower does not carry an array that the server already holds, so less may be carried than is counted.
 """
 
 import os
