@@ -37,6 +37,8 @@ from . import records
 from .levels import Levels
 from .server_app import OverFlower
 
+LEAST = 3  # updates in a sum: of two, each client could tell the other's
+
 
 @dataclass(frozen=True)
 class Sums:
@@ -94,8 +96,8 @@ def check_sums(config: RunConfig) -> None:
         raise ConfigError(
             "where only sums are known nobody is drawn, joins, leaves, is late or attacked, and nothing is shortened"
         )
-    if config.clients < 3:
-        raise ConfigError(f"a sum of {config.clients} says everything of the other: use 3 clients or more")
+    if config.clients < LEAST:
+        raise ConfigError(f"a sum of {config.clients} says everything of the other: use {LEAST} clients or more")
     if config.benchmark == "glue" and config.head == "averaged":
         raise ConfigError('of a head only what All-But-Me sends is summed: use head="shared" or "private"')
 
@@ -148,13 +150,15 @@ def _sum(
     grid: Grid, context: Context, nodes: Sequence[int], told: dict, levels: Levels, seconds: float
 ) -> tuple[Tensor | None, set[int]]:
     """S (Q,) float64 and the nodes whose updates are in it; None where too few answered."""
+    if len(nodes) < LEAST:
+        return None, set()
     strategy = _Everyone(nodes, told)
     legacy = LegacyContext(context, strategy=strategy, client_manager=SimpleClientManager())
     legacy.state["config"] = ConfigRecord({"current_round": told["round"]})
     legacy.state["parameters"] = ArrayRecord()
     workflow = SecAggPlusWorkflow(
         num_shares=1.0,  # of each secret, one for every other client
-        reconstruction_threshold=max(2, math.ceil(2 * len(nodes) / 3)),
+        reconstruction_threshold=max(LEAST, math.ceil(2 * len(nodes) / 3)),
         max_weight=1.0,  # everybody's: All-But-Me counts clients, not examples
         clipping_range=levels.clip,
         quantization_range=levels.count,

@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -91,25 +92,22 @@ def plainly(config: RunConfig, folder: Path) -> Run:
     return load_run(folder)
 
 
-class watched:
+@contextmanager
+def watched(folder: Path, note: Callable[[], object] = time.perf_counter) -> Iterator[dict]:
     """What `note` says when the rounds of a run in a folder end, by round, by looking all the time."""
+    from fedreft_lib.flower.loopback import rounds_done
 
-    def __init__(self, folder: Path, note: Callable[[], object] = time.perf_counter):
-        self.folder, self.note, self.over = folder, note, threading.Event()
-        self.ends: dict[int, object] = {}
-        self.thread = threading.Thread(target=self._look, daemon=True)
+    ends, over = {}, threading.Event()
 
-    def __enter__(self) -> dict:
-        self.thread.start()
-        return self.ends
+    def look() -> None:
+        while not over.wait(0.05):
+            if (t := rounds_done(folder)) not in ends:
+                ends[t] = note()
 
-    def __exit__(self, *_) -> None:
-        self.over.set()
-        self.thread.join()
-
-    def _look(self) -> None:
-        from fedreft_lib.flower.loopback import rounds_done
-
-        while not self.over.wait(0.05):
-            if (t := rounds_done(self.folder)) not in self.ends:
-                self.ends[t] = self.note()
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield ends
+    finally:
+        over.set()
+        thread.join()

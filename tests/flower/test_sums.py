@@ -128,10 +128,13 @@ def test_who_does_not_answer_is_not_in_the_sum_and_keeps_its_state(grid, tmp_pat
     )
 
 
-def test_a_run_with_too_few_for_a_sum_ends_with_a_sentence(grid):
-    grid.breaks = lambda kind, k: kind == "train" and k > 1
-    with pytest.raises(FedReFTError, match="round 1: there is no sum out of 4 clients, clients keep what they have"):
+@pytest.mark.parametrize(("kind", "asked"), [("train", 4), ("train.learn", 2)])
+def test_a_sum_of_two_is_not_made_and_the_run_ends_with_a_sentence(grid, tmp_path, kind, asked):
+    grid.breaks = lambda each, k: each == kind and k > 1
+    said = f"round 1: there is no sum out of {asked} clients, clients keep what they have"
+    with pytest.raises(FedReFTError, match=said):
         served(grid, mean_abm())
+    assert not list((tmp_path / "nodes").glob("*/*/after_round*"))
 
 
 @pytest.mark.parametrize(
