@@ -62,6 +62,11 @@ def sent_names(model: SteeredModel, config: RunConfig) -> tuple[str, ...]:
     return (*strategy.sends(model.adapter_names, model.adapter.kind, config), *head)
 
 
+def sent_spec(model: SteeredModel, config: RunConfig) -> Spec:
+    """The spec of what a client sends."""
+    return part(model.spec, sent_names(model, config))
+
+
 def learned(
     model: SteeredModel, config: RunConfig, k: int, t: int, client: Participant, before: State, trained: Trained
 ) -> Learned:

@@ -15,7 +15,7 @@ from torch import Tensor
 from . import participation
 from .admission import Update, refusal, refusals
 from .aggregation import Aggregate, mixing_matrix
-from .client import Learned, Taken, part, sent_names
+from .client import Learned, Taken, part, sent_names, sent_spec
 from .config import RunConfig
 from .errors import FedReFTError
 from .interventions import State
@@ -178,8 +178,7 @@ def _collect(
             report.add(t, clients.names[k], "train", "present", 0.0, note=reason)
     training = {k: before[i] for i, k in enumerate(who) if k not in held}
     found = clients.train(training, missed, t, on_step)
-    names = sent_names(model, config)
-    spec = part(model.spec, names)
+    names, spec = sent_names(model, config), sent_spec(model, config)
     arrived: dict[int, Learned] = {}
     for i, k in enumerate(who):
         name = clients.names[k]
@@ -211,12 +210,11 @@ def _refused(
     arrived: dict[int, Learned], before: list[State], model: SteeredModel, config: RunConfig, t: int, report: Report
 ) -> dict[int, str]:
     """By place, why an update is set aside."""
-    names = sent_names(model, config)
-    sent = part(model.spec, names)
+    sent = sent_spec(model, config)
     reasons = {i: each.fault for i, each in arrived.items() if each.fault}
     rest = [i for i in arrived if i not in reasons]
     origins = [{name: before[i][name] for name, _ in sent.shapes} for i in rest]
-    if names:
+    if sent.shapes:
         found = refusals([arrived[i].update for i in rest], origins, sent, config.norm_limit)
         reasons |= {i: reason for i, reason in zip(rest, found, strict=True) if reason}
     for i, each in arrived.items():

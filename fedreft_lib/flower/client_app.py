@@ -26,7 +26,7 @@ from ..config import RunConfig
 from ..errors import ConfigError, FedReFTError
 from ..federation import InProcess
 from ..runs import client_fingerprint
-from ..states import Spec, hash_of
+from ..states import hash_of
 from ..strategies import STRATEGIES
 from ..worlds import World, open_world
 from . import link, records
@@ -53,15 +53,10 @@ class Node:
         run = hashlib.sha256(self.config.model_dump_json().encode()).hexdigest()[:16]
         self.files = NodeFiles(home / run / f"client{k + 1}")
 
-    @property
-    def sent(self) -> Spec:
-        """Of what it sends."""
-        return client.part(self.model.spec, client.sent_names(self.model, self.config))
-
     def on_grid(self, row: torch.Tensor) -> torch.Tensor:
         """What it sends of a state (P,), as numbers that can be summed behind masks, float64."""
-        state = self.model.spec.named(row)
-        return self.levels.rounded(self.sent.row({name: state[name] for name, _ in self.sent.shapes}))
+        state, sent = self.model.spec.named(row), client.sent_spec(self.model, self.config)
+        return self.levels.rounded(sent.row({name: state[name] for name, _ in sent.shapes}))
 
     def row(self, before: int, missed: dict) -> torch.Tensor:
         """The state (P,) that the server means, from before round `before`: the newest where it knows of none. Raises
@@ -121,12 +116,12 @@ def hidden(node: Node, records_: RecordDict) -> RecordDict:
 
 def take_in(node: Node, records_: RecordDict) -> RecordDict:
     k, t, spec = node.k, node.t, node.model.spec
-    state = spec.named(node.files.learned(node.told["refused"]))
+    row = node.files.learned(node.told["refused"])
     answer = records.tensors(records_) if node.told["answered"] else None
     if node.levels:
-        x, n = node.on_grid(node.files.learned(refused=False)), node.told["sum_of"]
-        answer = node.sent.named(((answer["sum"] - x) / (n - 1)).float())
-    taken = client.take_in(node.world, node.config, k, t, state, answer)
+        of_others = (answer["sum"] - node.on_grid(row)) / (node.told["sum_of"] - 1)
+        answer = client.sent_spec(node.model, node.config).named(of_others.float())
+    taken = client.take_in(node.world, node.config, k, t, spec.named(row), answer)
     node.files.keep(t, spec.row(taken.state))
     return records.packed({"lam": taken.lam, "losses": list(taken.losses.items()), "errors": list(taken.errors)})
 

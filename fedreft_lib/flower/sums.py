@@ -60,7 +60,7 @@ def serve_sums(grid: Grid, context: Context, config: RunConfig, *, seconds: floa
     """
     check_sums(config)
     nodes, levels = OverFlower(grid, config, **how), Levels.of(config.clients)
-    rows = _scores(nodes, levels, 0)
+    rows = _scores(nodes, 0)
     sums = []
     for t in range(1, config.rounds + 1):
         told = {**nodes.common, "round": t, "levels": [levels.clip, levels.count]}
@@ -81,7 +81,7 @@ def serve_sums(grid: Grid, context: Context, config: RunConfig, *, seconds: floa
         for k, why in ({k: "its update is not in the sum" for k in learned if k not in who} | missing | away).items():
             rows.append(_row(t, nodes.names[k], "server", "answered", 0.0, note=why))
         if t == config.rounds or (config.eval_every and t % config.eval_every == 0):
-            rows += _scores(nodes, levels, t)
+            rows += _scores(nodes, t)
     return Sums(pd.DataFrame(rows), torch.stack(sums))
 
 
@@ -113,7 +113,7 @@ def _answered(
     )
 
 
-def _scores(nodes: OverFlower, levels: Levels, t: int) -> list[dict]:
+def _scores(nodes: OverFlower, t: int) -> list[dict]:
     told = {**nodes.common, "round": t, "untrained": t == 0, "expects": None}
     found, _ = _answered(nodes, "evaluate.scores", told, range(len(nodes.names)))
     return [row for reply in found.values() for row in reply["rows"]]
