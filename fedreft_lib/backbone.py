@@ -11,9 +11,10 @@
 import hashlib
 import math
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -41,6 +42,7 @@ from .architectures import ARCHITECTURES, count_parameters, empty_model, fit, ki
 from .assets import ASSETS, backbone_folder
 from .attention import install
 from .errors import ConfigError, FedReFTError, did_you_mean
+from .ways import Ways
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # transformers 4.56 renamed the argument; the old name warns there, the new one is unknown before.
@@ -48,6 +50,7 @@ DTYPE_ARGUMENT = "dtype" if tuple(map(int, transformers.__version__.split(".")[:
 TINY = ("tiny-llama", "tiny-roberta")
 TINY_SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
 TINY_LENGTH = 2048  # tokens, which in a tiny model are bytes
+BLOCKS = ("layers", "layer", "h", "blocks", "block")  # what models call the list of their transformer blocks
 HUB_TIMEOUT = 10  # seconds for the hub's first answer; left alone, transformers tries for 23 s and more
 
 REFUSALS = (  # the hub client's error, the status if that matters, what it means; the first that fits is said
@@ -78,6 +81,7 @@ class Backbone:
     kind: Literal["causal", "encoder"]
     layers: nn.ModuleList  # the transformer blocks, lowest first
     fingerprint: str  # of the weights, the same in every dtype and on every device
+    ways: dict[tuple, Ways] = field(default_factory=dict, init=False, repr=False)  # found right, see SteeredModel.ways
 
     @property
     def n_layers(self) -> int:
@@ -94,6 +98,10 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        return (self.tokenizer.eos_token_id,)
 
     @property
     def n_parameters(self) -> int:
@@ -169,17 +177,23 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def find_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The transformer blocks: the list called `layers` or `layer` with one entry for each hidden layer.
+    """The transformer blocks: a list by one of the names in `BLOCKS`, with one entry for each hidden layer.
 
-    Raises FedReFTError where there is none, as in models that share one block or name their list otherwise.
+    Raises FedReFTError where there is none, as in models that share one block, or that are several models in one.
     """
+    config = model.config
+    depth = getattr(config, "num_hidden_layers", None)
+    if depth is None or getattr(config, "hidden_size", None) is None:
+        raise FedReFTError(
+            f"{type(model).__name__} is several models in one (its config.json has no width and depth of its own): use "
+            "a folder that holds its language model alone."
+        )
     for path, module in model.named_modules():
-        right_name = path.rsplit(".", 1)[-1] in ("layers", "layer")
-        if right_name and isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers:
+        if path.rsplit(".", 1)[-1] in BLOCKS and isinstance(module, nn.ModuleList) and len(module) == depth:
             return module
     raise FedReFTError(
-        f"No list of {model.config.num_hidden_layers} transformer blocks was found in {type(model).__name__}; use a "
-        "model like LLaMA, BERT or RoBERTa."
+        f"No list of {depth} transformer blocks was found in {type(model).__name__}; use a model like LLaMA, BERT or "
+        "RoBERTa."
     )
 
 
@@ -317,7 +331,9 @@ def _load(
                     f"The model {name} cannot be used: {config.model_type} is an encoder-decoder, not a decoder or an "
                     "encoder."
                 )
-            size = fit(name, empty_model(config), dtype, device)
+            empty = empty_model(config)
+            find_layers(empty)  # before anything large is read
+            size = fit(name, empty, dtype, device)
             if from_hub:
                 tqdm.write(size)
             auto = AutoModelForCausalLM if kind_of(config) == "causal" else AutoModel
@@ -345,7 +361,27 @@ def _load(
             f"The files of {name} lack {len(missing)} of the model's weights ({missing[0]} is one); download or save "
             "the model again."
         )
+    if left_out := sorted(key for key in report["unexpected_keys"] if _belongs(key, model)):
+        raise FedReFTError(
+            f"The files of {name} hold {len(left_out)} weights that its config.json leaves out ({left_out[0]} is one), "
+            "so the model would be another one than was trained; put its config.json right, or save the model again."
+        )
     return model, tokenizer
+
+
+def _belongs(key: str, model: PreTrainedModel) -> bool:
+    """Whether a weight that the model has no place for is one of a block, or of a module that the model has.
+
+    What does not matter are heads for other tasks, and what a model computes for itself: rotary frequencies, masks.
+    """
+    if key.endswith(("inv_freq", ".masked_bias")):
+        return False
+    prefix = f"{model.base_model_prefix}."
+    for path in (key, key.removeprefix(prefix), prefix + key):
+        module, _, leaf = path.rpartition(".")
+        with suppress(AttributeError):
+            return bool(module) and getattr(model.get_submodule(module), leaf, None) is None
+    return re.search(rf"(^|\.)({'|'.join(BLOCKS)})\.\d+\.", key) is not None
 
 
 def _moved(model: PreTrainedModel, device: torch.device, name: str) -> PreTrainedModel:

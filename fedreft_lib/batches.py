@@ -5,13 +5,16 @@ the prompt and itself but no other option, and takes its positions right after t
 (prompt, option) pair apart computes, in a third of the tokens.
 """
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn.utils import rnn
+
+from .ways import TOGETHER, Ways
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,11 @@ class Sequence:
     prompt_length: int
     answer_lengths: tuple[int, ...] = ()
     segments: tuple[int, ...] = ()  # 0 and 1 for the two texts of a pair, where an encoder tells them apart
+
+    @property
+    def reach(self) -> int:
+        """Tokens of the longest text in it: the prompt with its longest answer."""
+        return self.prompt_length + max(self.answer_lengths, default=0)
 
     @cached_property
     def branches(self) -> list[int]:
@@ -59,6 +67,8 @@ class Batch:
     hidden: Tensor | None = None
     share: Tensor | None = None  # (B,), see branches.Blend
     owners: Tensor | None = None  # (B,), each row's state where there are several, see owners.py
+    ways: Ways = TOGETHER
+    items: Tensor | None = None  # (B,), the sequence that each row is of, where those with several answers have several
     order: Tensor | None = None  # (B,), the model reads all tokens as one row, in this order, see attention.py
 
     @property
@@ -92,6 +102,23 @@ class Batch:
             return hidden
         grid = hidden.new_zeros(self.ids.numel(), hidden.shape[2])
         return grid.index_copy(0, self.index, hidden[0]).view(*self.ids.shape, -1)
+
+    @property
+    def firsts(self) -> Tensor:
+        """The first row of each sequence."""
+        items = torch.arange(len(self.ids), device=self.ids.device) if self.items is None else self.items
+        return torch.cat([items.new_ones(1), items.diff()]).nonzero()[:, 0]
+
+    def rows_alone(self) -> Iterator["Batch"]:
+        """Each row of a batch that is padded on the right as a batch of its own, to read; it has no targets."""
+        for row, n in enumerate(self.mask.sum(1).tolist()):
+            one = slice(row, row + 1)
+            tables = {name: getattr(self, name)[one, :n] for name in ("ids", "mask", "places", "branches")}
+            each = {name: getattr(self, name)[one] for name in ("prompt_lengths", "starts")}
+            optional = {name: getattr(self, name) for name in ("share", "owners")}
+            each |= {name: None if values is None else values[one] for name, values in optional.items()}
+            segments = None if self.segments is None else self.segments[one, :n]
+            yield Batch(**tables, **each, segments=segments, targets=self.targets[:0], ways=self.ways)
 
     @cached_property
     def branching(self) -> bool:
@@ -140,6 +167,19 @@ def encode_pair(tokenizer, text_a: str, text_b: str, *, max_length: int) -> Sequ
     return Sequence(tuple(found.input_ids), len(found.input_ids), segments=tuple(found.token_type_ids))
 
 
+def apart(sequences: Many[Sequence]) -> tuple[list[Sequence], list[int]]:
+    """A sequence for each answer with its prompt (one for a prompt alone), and the index of that which it is of."""
+    found, of = [], []
+    for i, sequence in enumerate(sequences):
+        prompt, first = sequence.ids[: sequence.prompt_length], sequence.prompt_length
+        for n in sequence.answer_lengths or (0,):
+            answer = sequence.ids[first : first + n]
+            found.append(replace(sequence, ids=(*prompt, *answer), answer_lengths=(n,) if n else ()))
+            of.append(i)
+            first += n
+    return found, of
+
+
 def collate(
     sequences: Many[Sequence],
     pad_id: int,
@@ -147,14 +187,23 @@ def collate(
     *,
     side: str = "right",
     hidden: Many[Tensor] | None = None,
-    packed: bool = False,
+    ways: Ways = TOGETHER,
     owners: Tensor | None = None,
+    share: Tensor | None = None,
 ) -> Batch:
-    """Pad to the longest. side="left" is for generation. hidden: for each sequence its cached (T_i, d).
+    """Pad to the longest. side="left" is for generation, which knows no layout.
+
+    hidden: for each sequence its cached (T_i, d). owners, share: (sequences,).
 
     Answers are numbered through the batch, in the order of the sequences. A packed batch has the sequences of one owner
     after those of another, the longest first, so that each owner's tokens stand as they stand in a batch of their own.
+    Where options are read apart there is a row for each, and what is cached of the sequence as a whole is left out.
     """
+    packed, items = ways.layout == "packed" and side == "right", None
+    if not ways.whole and side == "right":
+        sequences, of = apart(sequences)
+        items, hidden = torch.tensor(of, device=device), None
+        owners, share = (None if values is None else values[items] for values in (owners, share))
     longest = max(len(s.ids) for s in sequences)
     starts = [longest - len(s.ids) if side == "left" else 0 for s in sequences]
 
@@ -187,7 +236,10 @@ def collate(
         targets=torch.tensor(targets, dtype=torch.long, device=device).reshape(-1, 4),
         segments=padded([s.segments for s in sequences], 0) if any(s.segments for s in sequences) else None,
         hidden=stacked,
+        share=share,
         owners=owners,
+        ways=ways,
+        items=items,
         order=torch.tensor(order, device=device) if packed else None,
     )
 

@@ -6,7 +6,7 @@
 """
 
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Self
 
 import torch
@@ -40,8 +40,8 @@ class Encoded:
         owners: of each row, where rows have states of their own.
         """
         hidden = None if self.hidden is None else [self.hidden[i] for i in indices]
-        batch = model.batch([self.sequences[i] for i in indices], hidden=hidden, owners=owners)
-        return replace(batch, share=rows_share(share, indices, batch.ids.device))
+        share = rows_share(share, indices, model.backbone.device)
+        return model.batch([self.sequences[i] for i in indices], hidden=hidden, owners=owners, share=share)
 
     def subset(self, indices: Many[int]) -> Self:
         """The items at `indices`, with what is cached of them."""

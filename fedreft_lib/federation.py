@@ -35,6 +35,7 @@ class Federation(server.Clients, Protocol):
     model: SteeredModel
     engine: str
     questions: str  # a hash of who holds which
+    longest: int  # tokens of their longest text
     steps: list[int]  # of each client in a round
 
     def begin(self) -> ClientStates:
@@ -48,7 +49,7 @@ class InProcess:
     """A federation whose clients are all in this process."""
 
     def __init__(self, world: World, config: RunConfig):
-        self.world, self.config, self.model = world, config, world.model
+        self.world, self.config, self.model, self.longest = world, config, world.model, world.longest
         self.participants = participants(world, config)
         self.names = [p.name for p in self.participants]
         self.examples, self.steps = [len(p.train) for p in self.participants], [p.steps for p in self.participants]
@@ -147,7 +148,8 @@ def run(config: RunConfig, folder: str | Path | None = None, resume: bool = True
 def rest_of(federation: Federation, config: RunConfig, store: runs.Store, resume: bool, progress: bool) -> Run:
     """Whatever rounds of the run are missing."""
     model = federation.model
-    store.describe(model, federation.questions, trained_names(model, config), federation.engine)
+    ways = model.ways(federation.longest)
+    store.describe(model, federation.questions, trained_names(model, config), federation.engine, ways)
     begin = federation.begin()
     saved = store.resume(begin) if resume else store.afresh(begin)
     X, memory, done = saved.states, saved.memory, saved.manifest["round"]

@@ -37,6 +37,7 @@ from .environment import BITS, environment
 from .errors import DamageWarning, FedReFTError
 from .states import hash_of, load_tensors, write_tensors
 from .steering import SteeredModel
+from .ways import Ways
 
 DISK_LIMIT = 8 * 2**30  # bytes of all files together; never more than a quarter of the disk that is free without them
 MEMORY_LIMIT = 2 * 2**30  # bytes of a world that stay in memory where the disk does not take them
@@ -56,8 +57,10 @@ def keeps(model: SteeredModel, config: RunConfig) -> bool:
     return model.can_start_in_the_middle and config.sampled is None
 
 
-def offer(model: SteeredModel, config: RunConfig) -> str:
-    """What can be kept of a model, for a run's manifest."""
+def offer(model: SteeredModel, config: RunConfig, ways: Ways) -> str:
+    """What can be kept of a model, for a run's manifest. ways: in which its longest text is read."""
+    if keeps(model, config) and not ways.whole:
+        return "nothing is kept: options are read apart"
     if keeps(model, config):
         return f"the output of block {model.adapter.below} is computed once and kept"
     if config.sampled is not None:
@@ -82,7 +85,10 @@ class HiddenCache:
         self.on_disk, self.in_memory = _limit(self.folder), MEMORY_LIMIT  # bytes left
 
     def states(self, sequences: Many[Sequence]) -> list[Tensor] | None:
-        """`hidden_below` of the sequences, on the CPU: (T_i, d) each; None where there is no room for them."""
+        """`hidden_below` of the sequences, on the CPU: (T_i, d) each; None where there is no room for them, or where
+        they are not read as they are (ways.py)."""
+        if sequences and not self.model.ways(max(s.reach for s in sequences)).whole:
+            return None
         size = sum(len(s.ids) for s in sequences) * self.bytes
         if size > max(self.on_disk if self.writes else 0, self.in_memory):
             return None

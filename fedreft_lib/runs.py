@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from .partition import ClientData
     from .steering import SteeredModel
+    from .ways import Ways
 
 # The columns of results.csv: one row per (run, round, client, metric).
 RESULTS = (
@@ -160,9 +161,11 @@ class Store:
         _warn_of_elsewhere([saved], self.folder)
         return _as_run(saved, self.folder)
 
-    def describe(self, model: "SteeredModel", questions: str, trained: tuple[str, ...], engine: str) -> None:
+    def describe(
+        self, model: "SteeredModel", questions: str, trained: tuple[str, ...], engine: str, ways: "Ways"
+    ) -> None:
         """Note what the run depends on besides its config. questions: see `data_fingerprint`; `trained` names the
-        tensors that a client trains."""
+        tensors that a client trains; ways: in which the longest text is read."""
         backbone = model.backbone
         self.spec = model.spec
         sizes = {name: math.prod(shape) for name, shape in self.spec.shapes}
@@ -171,7 +174,8 @@ class Store:
             "backbone": backbone.fingerprint,
             "data": questions,
             "dtype": str(backbone.dtype),
-            "cache": hidden_cache.offer(model, self.config),
+            "reading": str(ways),
+            "cache": hidden_cache.offer(model, self.config, ways),
             "seed": self.config.seed,
             "engine": engine,
             "trainable_params": sum(sizes[name] for name in trained),

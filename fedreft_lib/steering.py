@@ -6,22 +6,22 @@ The backbone is shared by all clients; a client is nothing but the state that is
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import DynamicCache
 
-from . import last_block
+from . import agreement, last_block
 from .adapters import Adapter
-from .attention import LLAMA_LIKE, Packing, packs
+from .attention import LLAMA_LIKE, Packing
 from .backbone import Backbone
 from .batches import Batch, Sequence, added_to_scores, by_length, collate
+from .generation import Anew, Cached
 from .heads import Head
 from .interventions import State
 from .owners import Lines, filled
 from .states import Spec
+from .ways import Ways, known_to
 
 AT_A_TIME = 16  # answer tokens whose probabilities over the vocabulary are in memory in float32
 BLOCKS_RETURN_TUPLES = tuple(map(int, transformers.__version__.split(".")[:2])) < (4, 54)
@@ -42,6 +42,7 @@ class SteeredModel:
 
     def __init__(self, backbone: Backbone, adapter: Adapter, head: Head | None = None):
         self.backbone, self.adapter, self.head = backbone, adapter, head
+        self._ways: Ways | None = None  # None: whatever is right
         self.spec = Spec.of({**adapter.shapes, **(head.shapes if head else {})})
 
     @property
@@ -58,6 +59,26 @@ class SteeredModel:
         generator = torch.Generator().manual_seed(seed)
         return {**self.adapter.start(init, generator), **(self.head.start(generator) if self.head else {})}
 
+    def ways(self, longest: int) -> Ways:
+        """How texts of up to `longest` tokens are read: the fastest ways that are right for them.
+
+        The first time, they are tried out, see `agreement`. Raises FedReFTError where none is right.
+        """
+        if self._ways is not None:
+            return self._ways
+        known, config = self.backbone.ways, self.backbone.model.config
+        size = agreement.size_of(longest, config)
+        key = size, config._attn_implementation  # a user may set another one
+        if key not in known:
+            known[key] = agreement.found(self, size)
+        return known[key]
+
+    def read_by(self, ways: Ways) -> "SteeredModel":
+        """The same model, read in given ways, whether they are right or not."""
+        other = SteeredModel(self.backbone, self.adapter, self.head)
+        other._ways = ways
+        return other
+
     def batch(
         self,
         sequences: Many[Sequence],
@@ -65,15 +86,22 @@ class SteeredModel:
         side: str = "right",
         hidden: Many[Tensor] | None = None,
         owners: Tensor | None = None,
+        share: Tensor | None = None,
     ) -> Batch:
-        """The sequences as one batch; packed where the model can read that, for generation (side="left") padded."""
-        packed = side == "right" and packs(self.backbone.model, max(len(s.ids) for s in sequences))
+        """The sequences as one batch, in the ways that are right for them; for generation (side="left") padded.
+
+        hidden, owners and share have an entry a sequence. Where options are read apart, each has a row of its own.
+        """
+        ways = self.ways(max(s.reach for s in sequences))
         pad, device = self.backbone.tokenizer.pad_token_id, self.backbone.device
-        return collate(sequences, pad, device, side=side, hidden=hidden, packed=packed, owners=owners)
+        return collate(sequences, pad, device, side=side, hidden=hidden, ways=ways, owners=owners, share=share)
 
     def hidden_states(self, batch: Batch, state: State | None, dropout: float = 0.0) -> Tensor:
         """Last hidden states (B, T, d), steered by `state`; by nothing where it is None."""
-        with self._blocks(batch) as (layers, inputs), self._steered(layers, batch, state, dropout):
+        if batch.ways.layout == "alone" and len(batch.ids) > 1:
+            rows = [self.hidden_states(row, state, dropout)[0] for row in batch.rows_alone()]
+            return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        with self._blocks(batch) as (layers, inputs), self.steered(layers, batch, state, dropout):
             return batch.as_grid(self.backbone.model.base_model(**inputs, **self._reading(batch)).last_hidden_state)
 
     def class_logits(self, batch: Batch, state: State, dropout: float = 0.0) -> Tensor:
@@ -94,14 +122,63 @@ class SteeredModel:
         """
         row, source, column, answer = batch.targets.unbind(1)
         read, which = (row * batch.ids.shape[1] + source).unique(return_inverse=True)  # options share their first one
-        with self._last_block_at(read, batch):
-            hidden = self.hidden_states(batch, state, dropout)
-        logits = self.backbone.model.get_output_embeddings()(hidden.flatten(0, 1)[filled(read)])[: len(read)]
+        logits = self.logits_at(batch, read, state, dropout)
         # Some at a time, since the allocator gives large tensors back to the system, which is slow to hand them out.
         some = (logits[at] for at in which.split(AT_A_TIME)) if batch.branching else logits.split(AT_A_TIME)
         each = zip(some, batch.ids[row, column].split(AT_A_TIME), strict=True)
         losses = [nn.functional.cross_entropy(part.float(), ids, reduction="none") for part, ids in each]
         return -torch.cat(losses), answer
+
+    def logits_at(self, batch: Batch, read: Tensor, state: State | None, dropout: float = 0.0) -> Tensor:
+        """Logits (m, V) of what follows the tokens read (m,), flat places in (B, T) that increase."""
+        if batch.ways.layout == "alone" and len(batch.ids) > 1:
+            T, rows = batch.ids.shape[1], read // batch.ids.shape[1]
+            each = [(own, read[rows == i] - i * T) for i, own in enumerate(batch.rows_alone())]
+            return torch.cat([self.logits_at(own, places, state, dropout) for own, places in each if len(places)])
+        places, shape = read, tuple(batch.ids.shape)
+        if batch.packed:
+            places, shape = batch.numbers[read], (1, len(batch.index))
+        at_these = self._last_block_at(places, shape)
+        with at_these, self._blocks(batch) as (layers, inputs), self.steered(layers, batch, state, dropout):
+            return self.logits_of({**inputs, **self._reading(batch)}, places, shape, batch.ways.bare)
+
+    def logits_of(self, inputs: dict, places: Tensor, shape: tuple[int, int], bare: bool) -> Tensor:
+        """Logits (m, V) at places (m,), flat in the shape (B, T) of a forward pass on `inputs`."""
+        model = self.backbone.model
+        read = filled(places)
+        if bare:
+            hidden = model.base_model(**inputs).last_hidden_state
+            return model.get_output_embeddings()(hidden.flatten(0, 1)[read])[: len(places)]
+
+        def some(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
+            """The vocabulary is the widest product of a small model: it is computed where it is read alone."""
+            whole = tuple(args[0].shape[:2]) == shape
+            return (args[0].flatten(0, 1)[read].unsqueeze(0), *args[1:]) if whole else None
+
+        embeddings = model.get_output_embeddings()
+        handle = embeddings and embeddings.register_forward_pre_hook(some)
+        try:
+            logits = model(**inputs).logits
+        finally:
+            if handle:
+                handle.remove()
+        at = read if tuple(logits.shape[:2]) == shape else slice(None)
+        return logits.flatten(0, 1)[at][: len(places)]
+
+    def continuation(
+        self,
+        prompts: Many[Sequence],
+        state: State | None,
+        longest: int,
+        share: Tensor | None = None,
+        owners: Tensor | None = None,
+    ) -> Cached | Anew:
+        """What comes after the prompts, a token at a time, in texts of up to `longest` tokens.
+
+        share and owners (B,) as of `Batch`.
+        """
+        how = Cached if self.ways(longest).cached else Anew
+        return how(self, prompts, state and self._moved(state), share, owners)
 
     @torch.no_grad()
     def generate(
@@ -113,41 +190,27 @@ class SteeredModel:
         share: Tensor | None = None,
         owners: Tensor | None = None,
     ) -> list[str]:
-        """Greedy continuations, read with a key-value cache, each until the end token; finished rows are dropped.
+        """Greedy continuations, each until an end token; finished rows are dropped.
 
-        Interventions steer the prompt alone; additions in linear modules act on every token. owners (B,): each prompt's
-        state, where `state` holds several (K, ...): a token costs about the same for many rows as for a few.
+        owners (B,): each prompt's state, where `state` holds several (K, ...): a token costs about the same for many
+        rows as for a few.
         """
-        model, tokenizer = self.backbone.model, self.backbone.tokenizer
-        batch = replace(self.batch(prompts, side="left", owners=owners), share=share)
-        mask, tokens, cache = batch.mask, batch.ids, DynamicCache()
+        longest = max(prompt.reach for prompt in prompts) + max_new_tokens
+        text = self.continuation(prompts, state, longest, share, owners)
+        ends = torch.tensor(self.backbone.end_ids, device=self.backbone.device)
         produced: list[list[int]] = [[] for _ in prompts]
-        running, state = list(range(len(prompts))), state and self._moved(state)
-        for step in range(max_new_tokens):
-            steered = self._steered(self.backbone.layers, batch, state)
-            place = (mask.cumsum(1) - 1).clamp_min(0)[:, -tokens.shape[1] :]
-            with steered if step == 0 or self.adapter.every_token else nullcontext():
-                out = model.base_model(
-                    input_ids=tokens, attention_mask=mask, position_ids=place, past_key_values=cache, use_cache=True
-                )
-            chosen = model.get_output_embeddings()(out.last_hidden_state[:, -1]).argmax(-1)  # (B,)
-            on = (chosen != tokenizer.eos_token_id).nonzero()[:, 0]  # the rows that go on
-            if len(on) < len(running):
-                running = [running[row] for row in on.tolist()]
-                if not running:
-                    break
-                chosen, mask = chosen[on], mask[on]
-                cache.batch_select_indices(on)
-                batch = replace(
-                    batch,
-                    share=None if batch.share is None else batch.share[on],
-                    owners=None if batch.owners is None else batch.owners[on],
-                )
-            for row, token in zip(running, chosen.tolist(), strict=True):
+        running = list(range(len(prompts)))
+        for _ in range(max_new_tokens):
+            chosen = text.logits().argmax(-1)  # (B,)
+            on = torch.isin(chosen, ends, invert=True).nonzero()[:, 0]  # the rows that go on
+            rows = on if len(on) < len(running) else None
+            running = [running[row] for row in on.tolist()]
+            if not running:
+                break
+            for row, token in zip(running, chosen[on].tolist(), strict=True):
                 produced[row].append(token)
-            tokens = chosen.unsqueeze(1)
-            mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
-        return [tokenizer.decode(ids, skip_special_tokens=True) for ids in produced]
+            text.go_on(chosen, rows)
+        return [self.backbone.tokenizer.decode(ids, skip_special_tokens=True) for ids in produced]
 
     @property
     def can_start_in_the_middle(self) -> bool:
@@ -165,31 +228,33 @@ class SteeredModel:
         """
         last = self.adapter.below
         caught: list = []
-        handle = self.backbone.layers[last].register_forward_hook(lambda module, args, output: caught.append(output))
         found: dict[int, Tensor] = {}
+        handle = self.backbone.layers[last].register_forward_hook(lambda module, args, output: caught.append(output))
         try:
-            with self._replaced(list(self.backbone.layers[: last + 1])):
-                for indices in by_length(sequences, batch_size):
-                    batch = self.batch([sequences[i] for i in indices])
+            for indices in by_length(sequences, batch_size):
+                batch = self.batch([sequences[i] for i in indices])
+                with self._replaced(list(self.backbone.layers[: last + 1])):
                     self.backbone.model.base_model(input_ids=batch.as_read(batch.ids), **self._reading(batch))
-                    output = caught.pop()
-                    hidden = batch.as_grid(output[0] if isinstance(output, tuple) else output)
-                    found |= {i: hidden[row, : len(sequences[i].ids)].clone() for row, i in enumerate(indices)}
+                output = caught.pop()  # what a trial of the batch's ways has passed through is below
+                hidden = batch.as_grid(output[0] if isinstance(output, tuple) else output)
+                found |= {i: hidden[row, : len(sequences[i].ids)].clone() for row, i in enumerate(indices)}
         finally:
             handle.remove()
         return [found[i] for i in range(len(sequences))]
 
     def _reading(self, batch: Batch) -> dict:
         """How the model is to read a batch: what each token sees and where it stands."""
-        config = self.backbone.model.config
-        if self.backbone.kind == "causal":
+        config, causal = self.backbone.model.config, self.backbone.kind == "causal"
+        segments = {} if batch.segments is None else self.segments(batch.as_read(batch.segments))
+        if not (batch.packed or causal and batch.ways.whole):  # masks and positions are the model's own
+            own = {} if batch.ways.layout == "alone" else {"attention_mask": batch.mask}
+            if causal and bool(batch.starts.any()):  # padded on the left, which no model takes into account
+                own["position_ids"] = batch.places
+            return {**known_to(self.backbone.model, {**own, "use_cache": False}), **segments}
+        if causal:
             seen, places = batch.attention(self.backbone.dtype), batch.places
             reading = {"attention_mask": seen, "position_ids": batch.as_read(places), "use_cache": False}
             return {**reading, **self._packing(batch, seen, causal=not batch.branching)}
-        types = getattr(config, "type_vocab_size", 1) > 1 and batch.segments is not None
-        segments = {"token_type_ids": batch.as_read(batch.segments)} if types else {}
-        if not batch.packed:  # it numbers positions itself
-            return {"attention_mask": batch.mask, **segments}
         places = batch.places
         if config.model_type == "roberta":  # which counts from pad_token_id + 1, and does not count a "<pad>" in a text
             counted = batch.ids != config.pad_token_id
@@ -197,6 +262,11 @@ class SteeredModel:
         seen = added_to_scores(batch.mask.bool()[:, None, None], self.backbone.dtype)
         reading = {"attention_mask": seen, "position_ids": batch.as_read(places), **segments}
         return {**reading, **self._packing(batch, seen, causal=False)}
+
+    def segments(self, numbers: Tensor) -> dict:
+        """The numbers of the two texts of a pair as the model is told them, where it tells the two apart."""
+        types = getattr(self.backbone.model.config, "type_vocab_size", None) or 1
+        return known_to(self.backbone.model, {"token_type_ids": numbers}) if types > 1 else {}
 
     @staticmethod
     def _packing(batch: Batch, seen: Tensor, causal: bool) -> dict:
@@ -207,7 +277,8 @@ class SteeredModel:
         return {"packing": Packing.of(batch.order, lengths, seen, causal, owners)}
 
     @contextmanager
-    def _steered(self, layers, batch: Batch, state: State | None, dropout: float = 0.0) -> Iterator[None]:
+    def steered(self, layers, batch: Batch, state: State | None, dropout: float = 0.0) -> Iterator[None]:
+        """Within this context the next forward pass over the batch, through blocks `layers`, is steered by `state`."""
         state = {n: tensor for n, tensor in self._moved(state or {}).items() if n not in self.head_names}
         if not state:  # nothing, or a head alone
             yield
@@ -218,13 +289,11 @@ class SteeredModel:
     def _moved(self, state: State) -> State:
         return {name: tensor.to(self.backbone.device) for name, tensor in state.items()}
 
-    def _last_block_at(self, tokens: Tensor, batch: Batch) -> AbstractContextManager:
-        """`last_block.read_at` tokens (M,), flat places in (B, T), where this model and this adapter bear it."""
+    def _last_block_at(self, places: Tensor, shape: tuple[int, int]) -> AbstractContextManager:
+        """`last_block.read_at` places (m,), where this model and this adapter bear it."""
         if self.backbone.model.config.model_type not in LLAMA_LIKE or self.adapter.every_token:
             return nullcontext()  # an addition in the last block's modules has to know the row of each token
-        if batch.packed:
-            return last_block.read_at(self.backbone.layers[-1], batch.numbers[tokens], (1, len(batch.index)))
-        return last_block.read_at(self.backbone.layers[-1], tokens, tuple(batch.ids.shape))
+        return last_block.read_at(self.backbone.layers[-1], places, shape)
 
     @contextmanager
     def _blocks(self, batch: Batch) -> Iterator[tuple]:

@@ -56,6 +56,7 @@ class World:
     clients: list[Client]
     union: tuple[Options | Texts | Labels, ...]
     questions: list[ClientData]
+    longest: int  # tokens of the longest text of these clients, with what may be written after it
     memo: dict = field(default_factory=dict, repr=False, compare=False)
 
     def remembered(self, key: tuple, compute: Callable[[], Any]) -> Any:
@@ -150,7 +151,19 @@ def _build(config: RunConfig, backbone: Backbone, below: int | None, only: int |
         Client(client.name, reader.training(client.train), reader.training(client.held_out), reader.tests(client.test))
         for client in tqdm(questions, desc="reading questions", unit="client", leave=False)
     ]
-    return World(model, clients, _union([client.test for client in clients], config.union_size), questions)
+    union = _union([client.test for client in clients], config.union_size)
+    longest = _longest(clients, config)
+    ways = model.ways(longest)  # tried before any training
+    if str(ways) != "fast":
+        tqdm.write(f"{backbone.name} is read in a slower way, which is right: {ways}")
+    return World(model, clients, union, questions, longest)
+
+
+def _longest(clients: list[Client], config: RunConfig) -> int:
+    parts = [part for client in clients for part in (client.train, client.held_out, *client.test)]
+    read = max((sequence.reach for part in parts for sequence in part.sequences), default=1)
+    writes = config.scoring == "generation" or any(isinstance(part, Texts) for part in parts)
+    return read + (config.max_new_tokens if writes else 0)
 
 
 def _union(tests: Many[tuple], size: int) -> tuple:

@@ -20,6 +20,7 @@ from fedreft_lib.hidden_cache import HiddenCache, key_of, offer, used
 from fedreft_lib.lora import LoRA
 from fedreft_lib.states import write_tensors
 from fedreft_lib.steering import SteeredModel
+from fedreft_lib.ways import Ways
 from fedreft_lib.worlds import _build, open_world
 from tests.models import random_backbone
 from tests.test_worlds import small
@@ -349,12 +350,15 @@ def test_the_cache_is_beside_the_packaged_weights_unless_told_otherwise(monkeypa
 def test_a_run_says_in_its_manifest_what_there_is_to_keep():
     llama = load_backbone("tiny-llama")
     lora = InLinears.of(llama, LoRA(1.0), (0, 1), 2, ("q_proj",))
-    assert offer(steered(llama), small()) == "the output of block 2 is computed once and kept"
-    assert offer(steered(llama, (0, 1, 2, 3)), small()) == "nothing to keep: the state acts from the first blocks on"
-    assert offer(SteeredModel(llama, lora), small()) == "nothing to keep: the state acts from the first blocks on"
+    fast, apart = Ways("packed"), Ways("apart")
+    from_the_start = "nothing to keep: the state acts from the first blocks on"
+    assert offer(steered(llama), small(), fast) == "the output of block 2 is computed once and kept"
+    assert offer(steered(llama), small(), apart) == "nothing is kept: options are read apart"
+    assert offer(steered(llama, (0, 1, 2, 3)), small(), fast) == from_the_start
+    assert offer(SteeredModel(llama, lora), small(), fast) == from_the_start
     bert = steered(random_backbone("bert"))
-    assert offer(bert, small()) == "nothing to keep: a bert model cannot start in the middle"
-    assert offer(steered(llama), small(sampled=2)).startswith("nothing is kept: most clients' data is read once")
+    assert offer(bert, small(), fast) == "nothing to keep: a bert model cannot start in the middle"
+    assert offer(steered(llama), small(sampled=2), fast).startswith("nothing is kept: most clients' data is read once")
     assert open_world(small(sampled=2)).clients[0].train.hidden is None and open_world(small()).clients[0].train.hidden
     with warnings.catch_warnings():
         warnings.simplefilter("error")

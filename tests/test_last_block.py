@@ -11,6 +11,7 @@ from fedreft_lib import last_block
 from fedreft_lib.attention import LLAMA_LIKE
 from fedreft_lib.batches import Sequence
 from fedreft_lib.interventions import LoReFT
+from fedreft_lib.ways import Ways
 from tests.models import random_backbone, random_state, steered
 from tests.test_attention import build
 from tests.test_steering import forked_sequences, some_sequences
@@ -41,8 +42,7 @@ def losses_and_gradients(model, batch, state):
 @pytest.mark.parametrize("layers", [(0, 2), (2,)], ids=str)
 def test_logprobs_and_gradients_are_those_of_the_whole_block(family, packed, sequences, layers):
     model = steered(build(family), LoReFT, layers=layers)
-    with contextlib.nullcontext() if packed else mock.patch("fedreft_lib.steering.packs", lambda *_: False):
-        batch = model.batch(sequences)
+    batch = model.read_by(Ways("packed" if packed else "together")).batch(sequences)
     state = random_state(model)
     found, answers, gradients = losses_and_gradients(model, batch, state)
     with whole():

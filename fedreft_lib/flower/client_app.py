@@ -82,6 +82,7 @@ def hello(node: Node, records_: RecordDict) -> RecordDict:
             "name": node.federation.names[k],
             "examples": node.federation.examples[k],
             "steps": node.federation.steps[k],
+            "longest": world.longest,
             "outputs": node.model.head.outputs if node.model.head else 0,
             "questions": client_fingerprint(world.questions[k]),
         }

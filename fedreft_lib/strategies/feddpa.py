@@ -56,7 +56,7 @@ def embeddings(world: "World", config: RunConfig, state: State, data: "Encoded")
         batch = data.batch(model, indices, share=1.0)
         hidden = model.hidden_states(batch, state)
         at = torch.zeros_like(batch.prompt_lengths) if model.head else batch.prompt_lengths - 1
-        found[indices] = hidden[torch.arange(len(indices), device=at.device), at].float().cpu()
+        found[indices] = hidden[batch.firsts, at[batch.firsts]].float().cpu()
     return found
 
 

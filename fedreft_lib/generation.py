@@ -1,0 +1,100 @@
+"""Texts that a model writes, a token at a time: the logits of what comes next, for several prompts at once.
+
+    Cached   read with a key-value cache, so each token is read once; prompts are padded on the left
+    Anew     the whole text is read for each token, for models whose cache or padding is not what they compute (ways.py)
+
+Interventions steer the prompt alone; additions in linear modules act on every token.
+"""
+
+import inspect
+from collections.abc import Sequence as Many
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PretrainedConfig
+
+from .batches import Sequence
+from .interventions import State
+from .ways import known_to
+
+if TYPE_CHECKING:
+    from .steering import SteeredModel
+
+
+class Cached:
+    """share (B,) and owners (B,): of the prompts, see `Batch`."""
+
+    def __init__(
+        self,
+        model: "SteeredModel",
+        prompts: Many[Sequence],
+        state: State | None,
+        share: Tensor | None = None,
+        owners: Tensor | None = None,
+    ):
+        self.model, self.state = model, state
+        self.batch = model.batch(prompts, side="left", owners=owners, share=share)
+        self.mask, self.tokens, self.began = self.batch.mask, self.batch.ids, False
+        self.cache = empty_cache(model.backbone.model.config)
+
+    def logits(self) -> Tensor:
+        """(B, V) after the last token of each text."""
+        model, places = self.model, (self.mask.cumsum(1) - 1).clamp_min(0)[:, -self.tokens.shape[1] :]
+        inputs = {"input_ids": self.tokens, "attention_mask": self.mask, "past_key_values": self.cache}
+        inputs |= {"use_cache": True, **known_to(model.backbone.model, {"position_ids": places})}
+        steers = not self.began or model.adapter.every_token
+        self.began = True
+        last = torch.arange(1, len(self.tokens) + 1, device=self.tokens.device) * self.tokens.shape[1] - 1
+        with model.steered(model.backbone.layers, self.batch, self.state) if steers else nullcontext():
+            return model.logits_of(inputs, last, tuple(self.tokens.shape), self.batch.ways.bare)
+
+    def go_on(self, chosen: Tensor, rows: Tensor | None = None) -> None:
+        """The texts end in chosen (B,) now; of them `rows` alone go on, where not all do."""
+        if rows is not None:
+            chosen, self.mask = chosen[rows], self.mask[rows]
+            self.cache.batch_select_indices(rows)
+            share, owners = (None if of is None else of[rows] for of in (self.batch.share, self.batch.owners))
+            self.batch = replace(self.batch, share=share, owners=owners)
+        self.tokens = chosen.unsqueeze(1)
+        self.mask = torch.cat([self.mask, torch.ones_like(self.tokens)], dim=1)
+
+
+def empty_cache(config: PretrainedConfig) -> DynamicCache:
+    """A cache of what each of the model's blocks keeps, where the library can tell that from its configuration."""
+    told = "config" in inspect.signature(DynamicCache.__init__).parameters
+    return DynamicCache(config=config) if told else DynamicCache()
+
+
+class Anew:
+    """As `Cached`."""
+
+    def __init__(
+        self,
+        model: "SteeredModel",
+        prompts: Many[Sequence],
+        state: State | None,
+        share: Tensor | None = None,
+        owners: Tensor | None = None,
+    ):
+        self.model, self.state, self.texts, self.share, self.owners = model, state, list(prompts), share, owners
+
+    def logits(self) -> Tensor:
+        batch = self.model.batch(self.texts, share=self.share, owners=self.owners)
+        ends = torch.tensor([len(text.ids) for text in self.texts], device=batch.ids.device)
+        last = torch.arange(len(ends), device=ends.device) * batch.ids.shape[1] + ends - 1
+        return self.model.logits_at(batch, last, self.state)
+
+    def go_on(self, chosen: Tensor, rows: Tensor | None = None) -> None:
+        kept = range(len(self.texts)) if rows is None else rows.tolist()
+        self.texts = [with_token(self.texts[row], int(chosen[row])) for row in kept]
+        if rows is not None:
+            self.share, self.owners = (None if of is None else of[rows] for of in (self.share, self.owners))
+
+
+def with_token(text: Sequence, token: int) -> Sequence:
+    """The text and one more token of its answer."""
+    ids = (*text.ids, token)
+    return replace(text, ids=ids, answer_lengths=(len(ids) - text.prompt_length,))

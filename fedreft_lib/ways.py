@@ -1,0 +1,61 @@
+"""How the texts of a batch are put before a model; `agreement` finds out which ways are right for which model.
+
+A *layout*, the fastest first:
+
+    packed     the tokens of all texts as one row (attention.py), the options of a question on top of one prompt
+    together   texts padded to the longest, the options of a question on top of one prompt, kept apart by a mask
+    apart      each prompt with each of its options as a text of its own, padded; no mask but the model's own
+    alone      the same, one text after another
+
+An encoder's texts have no options; together, they are padded and masked in the model's own way. Besides, of decoders,
+
+    bare       the output embeddings alone turn last hidden states into logits; else the model's own forward pass is
+               taken to its end, with all that it does to logits
+    cached     generation reads prompts padded on the left and goes on with a key-value cache; else the whole text is
+               read again for each token
+"""
+
+import inspect
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+Layout = Literal["packed", "together", "apart", "alone"]
+SLOWER: dict[Layout, str] = {
+    "packed": "",
+    "together": "",
+    "apart": "each option is read with a prompt of its own",
+    "alone": "each text is read alone",
+}
+
+
+@dataclass(frozen=True)
+class Ways:
+    """How a backbone's texts are read; see above."""
+
+    layout: Layout = "together"
+    bare: bool = True
+    cached: bool = True
+
+    @property
+    def whole(self) -> bool:
+        """Whether a question is read as one text with all its options."""
+        return self.layout in ("packed", "together")
+
+    def __str__(self) -> str:
+        slower = [
+            SLOWER[self.layout],
+            "" if self.bare else "logits are taken from the model's whole forward pass",
+            "" if self.cached else "generation reads the whole text again for each token",
+        ]
+        return "; ".join(filter(None, slower)) or "fast"
+
+
+def known_to(model: nn.Module, arguments: dict) -> dict:
+    """Those of the arguments that the model's forward pass names."""
+    names = inspect.signature(model.forward).parameters
+    return {name: value for name, value in arguments.items() if name in names}
+
+
+TOGETHER = Ways()
