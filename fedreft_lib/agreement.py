@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from transformers import PretrainedConfig
 from .attention import packs
 from .batches import Sequence
 from .errors import FedReFTError
-from .ways import Layout, Ways, known_to
+from .ways import Layout, Ways, known_to, setting
 
 if TYPE_CHECKING:
     from .backbone import Backbone
@@ -32,7 +32,12 @@ if TYPE_CHECKING:
 # tokens SmolLM2-135M has 3e-6 in float32 and up to 0.08 in bfloat16, and 0.5 or more where a window or an option leaks.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 0.2, torch.float16: 0.05}
 OF_THE_HEAD = 1e-5  # the same products of the same numbers
+OF_ANOTHER_OPTION = 1e-3  # where attention is masked, nothing at all comes through
 NEW = 4  # tokens that are generated in a trial
+
+
+class UnreadableError(FedReFTError):
+    """A text that the model's own forward pass does not take, for its length or otherwise."""
 
 
 def size_of(longest: int, config: PretrainedConfig) -> int:
@@ -43,7 +48,7 @@ def size_of(longest: int, config: PretrainedConfig) -> int:
     size = 64
     while size < longest:
         size *= 4
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = setting(config, "max_position_embeddings")
     if positions and 8 < positions - 8 < size:
         size = max(positions - 8, longest)  # eight less, since some tables have a few that no text gets to
     return min([size, *(window for window in windows(config) if max(longest, 8) <= window < size)])
@@ -69,9 +74,11 @@ def _of_decoder(model: "SteeredModel", size: int) -> Ways:
     short = Sequence(tuple(other), len(other) - n_other, (n_other,))
     single = Sequence((*prompt, *a), len(prompt), (n_a,))
 
-    with _watched(backbone):
+    with _watched(backbone, size):
         first = _own(backbone, [*prompt, *a])  # (size, V)
-    second, third = _own(backbone, [*prompt, *b]), _own(backbone, other)
+    with _watched(backbone, len(other)):
+        third = _own(backbone, other)
+    second = _own(backbone, [*prompt, *b])
     at = len(prompt)
     if not _agree(first[:at], second[:at], backbone):
         raise FedReFTError(
@@ -83,10 +90,16 @@ def _of_decoder(model: "SteeredModel", size: int) -> Ways:
     }
     texts = {"one": [single, short], "two": [forked]}
 
+    other_a = Sequence((*prompt, *reversed(a), *b), len(prompt), (n_a, n_b))
+
     def is_right(ways: Ways) -> bool:
         trial = model.read_by(ways)
-        each = ((trial.answer_logprobs(trial.batch(texts[name]), None)[0], right[name]) for name in texts)
-        return all(_agree(tried, value, backbone) for tried, value in each)
+        found = {name: trial.answer_logprobs(trial.batch(text), None)[0] for name, text in texts.items()}
+        if not all(_agree(found[name], right[name], backbone) for name in texts):
+            return False
+        # A convolution shows an option a few tokens of the one before it, which less precision could hide.
+        again = trial.answer_logprobs(trial.batch([other_a]), None)[0]
+        return _agree(again[n_a:], found["two"][n_a:], backbone, OF_ANOTHER_OPTION)
 
     bare = _tried(lambda: _agree(_bare(backbone, other), third, backbone, OF_THE_HEAD))
     ways = _first_right(backbone, [Ways(layout, bare) for layout in _layouts(backbone, size)], is_right)
@@ -144,7 +157,7 @@ def _of_encoder(model: "SteeredModel", size: int) -> Ways:
     ]
     right = []
     for text in texts:
-        with _watched(backbone):
+        with _watched(backbone, len(text.ids)):
             right.append(_own_hidden(model, text))
 
     def is_right(ways: Ways) -> bool:
@@ -180,9 +193,19 @@ def _layouts(backbone: "Backbone", size: int) -> list[Layout]:
 
 
 def windows(config: PretrainedConfig) -> list[int]:
-    """The numbers that the configuration calls a window, or a chunk, of attention."""
-    named = [value for name, value in config.to_dict().items() if "window" in name or "attention_chunk" in name]
-    return [value for value in named if type(value) is int and value > 0]
+    """The numbers that the configuration, or a part of it, calls a window or a chunk of attention."""
+
+    def walk(part: Any, name: str = "") -> Iterator[int]:
+        if isinstance(part, dict):
+            for key, value in part.items():
+                yield from walk(value, str(key))
+        elif isinstance(part, list | tuple):
+            for value in part:
+                yield from walk(value, name)
+        elif type(part) is int and part > 0 and ("window" in name or "attention_chunk" in name):
+            yield part
+
+    return list(walk(config.to_dict()))
 
 
 def _first_right(backbone: "Backbone", candidates: list[Ways], is_right: Callable[[Ways], bool]) -> Ways:
@@ -206,9 +229,10 @@ def _tried(trial: Callable[[], bool]) -> bool:
 
 
 def _agree(tried: Tensor, right: Tensor, backbone: "Backbone", tolerance: float | None = None) -> bool:
+    """Whether they are the same but for rounding; of tables (..., n), each row."""
     tried, right = tried.float(), right.float()
     spread = (right - right.mean()).square().mean().sqrt()
-    apart = (tried - right).square().mean().sqrt()
+    apart = (tried - right).square().mean(-1).sqrt().max()
     return bool(apart <= (TOLERANCE[backbone.dtype] if tolerance is None else tolerance) * spread)  # no NaN is
 
 
@@ -223,15 +247,15 @@ def _tokens(backbone: "Backbone", n: int) -> list[int]:
 
 
 @contextmanager
-def _watched(backbone: "Backbone") -> Iterator[None]:
+def _watched(backbone: "Backbone", tokens: int) -> Iterator[None]:
     """Raises FedReFTError unless within this context each block is called once, in order, and hands on (1, T, d)."""
+    shape = (1, tokens, backbone.hidden_size)
     calls: list[tuple[int, bool]] = []
 
     def note(number: int):
         def hook(module, args, output):
             hidden = output[0] if isinstance(output, tuple) else output
-            like = isinstance(hidden, Tensor) and hidden.dim() == 3 and hidden.shape[2] == backbone.hidden_size
-            calls.append((number, like))
+            calls.append((number, isinstance(hidden, Tensor) and tuple(hidden.shape) == shape))
 
         return hook
 
@@ -244,13 +268,13 @@ def _watched(backbone: "Backbone") -> Iterator[None]:
     if calls != [(i, True) for i in range(backbone.n_layers)]:
         raise FedReFTError(
             f"{backbone.name} cannot be steered: its {backbone.n_layers} blocks are not passed once each, in order, "
-            f"with hidden states of width {backbone.hidden_size} ({type(backbone.model).__name__})."
+            f"with a hidden state of width {backbone.hidden_size} for each token ({type(backbone.model).__name__})."
         )
 
 
-def _unreadable(backbone: "Backbone", tokens: int, error: Exception) -> FedReFTError:
+def _unreadable(backbone: "Backbone", tokens: int, error: Exception) -> "UnreadableError":
     reason = (str(error).strip().splitlines() or [""])[0]
-    return FedReFTError(
+    return UnreadableError(
         f"{backbone.name} cannot read a text of {tokens} tokens ({type(error).__name__}: {reason}): give a smaller "
         "max_length, or another backbone."
     )

@@ -120,8 +120,10 @@ def install(model: nn.Module) -> None:
 
 def packs(model: nn.Module, longest: int) -> bool:
     """Whether the model reads packed batches of sequences of at most `longest` tokens."""
+    if model.config._attn_implementation != NAME:
+        return False
     window = getattr(model.config, "sliding_window", None)  # the masks here know of none
-    return model.config._attn_implementation == NAME and (not window or longest <= window)
+    return not window or longest <= window
 
 
 def attention(

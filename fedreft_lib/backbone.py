@@ -42,7 +42,7 @@ from .architectures import ARCHITECTURES, count_parameters, empty_model, fit, ki
 from .assets import ASSETS, backbone_folder
 from .attention import install
 from .errors import ConfigError, FedReFTError, did_you_mean
-from .ways import Ways
+from .ways import Ways, setting
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # transformers 4.56 renamed the argument; the old name warns there, the new one is unknown before.
@@ -182,8 +182,8 @@ def find_layers(model: PreTrainedModel) -> nn.ModuleList:
     Raises FedReFTError where there is none, as in models that share one block, or that are several models in one.
     """
     config = model.config
-    depth = getattr(config, "num_hidden_layers", None)
-    if depth is None or getattr(config, "hidden_size", None) is None:
+    depth = setting(config, "num_hidden_layers")
+    if depth is None or setting(config, "hidden_size") is None:
         raise FedReFTError(
             f"{type(model).__name__} is several models in one (its config.json has no width and depth of its own): use "
             "a folder that holds its language model alone."

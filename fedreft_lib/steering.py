@@ -66,10 +66,17 @@ class SteeredModel:
         """
         if self._ways is not None:
             return self._ways
-        known, config = self.backbone.ways, self.backbone.model.config
-        size = agreement.size_of(longest, config)
-        key = size, config._attn_implementation  # a user may set another one
-        if key not in known:
+        size = agreement.size_of(longest, self.backbone.model.config)
+        try:
+            return self._found(size)
+        except agreement.UnreadableError:
+            if size == longest:
+                raise
+            return self._found(longest)  # a limit on length that the configuration calls by a name of its own
+
+    def _found(self, size: int) -> Ways:
+        known, key = self.backbone.ways, (size, self.backbone.model.config._attn_implementation)
+        if key not in known:  # a user may set another attention
             known[key] = agreement.found(self, size)
         return known[key]
 

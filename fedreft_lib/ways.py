@@ -17,9 +17,10 @@ An encoder's texts have no options; together, they are padded and masked in the 
 
 import inspect
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
+from transformers import PretrainedConfig
 
 Layout = Literal["packed", "together", "apart", "alone"]
 SLOWER: dict[Layout, str] = {
@@ -56,6 +57,14 @@ def known_to(model: nn.Module, arguments: dict) -> dict:
     """Those of the arguments that the model's forward pass names."""
     names = inspect.signature(model.forward).parameters
     return {name: value for name, value in arguments.items() if name in names}
+
+
+def setting(config: PretrainedConfig, name: str) -> Any:
+    """A value of a configuration; None where it has none, or another one for each block."""
+    try:
+        return getattr(config, name, None)
+    except Exception:  # of a configuration whose blocks differ
+        return None
 
 
 TOGETHER = Ways()

@@ -69,14 +69,14 @@ def test_the_global_branch_alone_is_sent_and_both_are_counted(intervention):
 def test_the_local_branch_is_trained_in_its_share_beside_the_global_one_and_then_that_alone(monkeypatch, intervention):
     config = dpa(intervention=intervention, dpa_share=0.3, local_steps=5, engine="one_by_one")
     world, seen = open_world(config), []
-    forward = type(world.model).hidden_states
+    forward = type(world.model).answer_logprobs
 
     def watched(self, batch, state, dropout=0.0):
         trained = {"local" if "local." in name else "global" for name, tensor in state.items() if tensor.requires_grad}
         seen.append((trained, None if batch.share is None else batch.share.unique().tolist()))
         return forward(self, batch, state, dropout)
 
-    monkeypatch.setattr(type(world.model), "hidden_states", watched)
+    monkeypatch.setattr(type(world.model), "answer_logprobs", watched)
     federated_round(world, config, start(world, config), 2)
     one = 2 * [({"local"}, None)] + 3 * [({"global"}, [0.0])]
     assert seen == 4 * one  # as many steps as asked, the larger half for what is sent
