@@ -135,11 +135,12 @@ def run(config: RunConfig, folder: str | Path | None = None, resume: bool = True
 
     folder: where config, history, manifest and checkpoints go; None keeps them in memory only. With resume=True a
     run in the folder continues after its last whole round and a finished one is returned as it is; a run of another
-    config in the folder is refused (ConfigError), one of other code or data is started again.
+    config in the folder is refused (ConfigError), one of other code, data or backbone is started again.
     """
     store = runs.Store(config, folder)
     with store.alone():
-        if resume and (finished := store.finished(lambda: runs.data_fingerprint(partition_of(config)))):
+        fixed = config.source == "packaged"  # the code names the packages by their hashes
+        if resume and (finished := store.finished(lambda: runs.data_fingerprint(partition_of(config)), fixed=fixed)):
             return finished
         return rest_of(InProcess(open_world(config), config), config, store, resume, progress)
 

@@ -11,13 +11,13 @@ import torch
 
 pytest.importorskip("flwr", reason="the flower extra is not installed")
 
-from fedreft_lib import RunConfig, run
+from fedreft_lib import RunConfig, run, worlds
 from fedreft_lib.errors import ConfigError, FedReFTError
 from fedreft_lib.flower import link, records
 from fedreft_lib.flower.client_app import HANDLERS
 from fedreft_lib.flower.node import Host
 from fedreft_lib.flower.server_app import serve
-from fedreft_lib.worlds import open_world, shared_backbone
+from fedreft_lib.worlds import open_world
 from tests.flower.grid import DirectGrid
 from tests.flower.own_files import TASKS, own, written
 from tests.test_federation import same
@@ -91,10 +91,11 @@ def test_a_host_reads_its_own_client_alone_and_loads_the_model_once(folder):
     host = Host(1, folder / "nodes", folder / "data")
     world = host.opened(config, 0)
     assert [len(client.train) for client in world.clients] == [0, 8, 0]
-    shared_backbone.cache_clear()
+    worlds._shared.clear()
+    before = len(worlds.loaded)
     for _ in range(3):
         host.answer("query.hello", records.packed({"config": config.model_dump(mode="json")}))
-    assert shared_backbone.cache_info().misses == 1
+    assert len(worlds.loaded) == before + 1
 
 
 def test_also_of_what_is_dealt_a_host_encodes_its_own_clients_part_alone(folder):
