@@ -57,7 +57,7 @@ def made_of(job: Job, folder: Path) -> dict[str, str]:
             **{name: _version(name) for name in PACKAGES},
             **hashes(lock.parent, [lock] if lock.exists() else []),
         },
-        "its data": [_data(Path(os.path.join(base, os.path.expanduser(name)))) for name in _named(job.values, "data_dir")],
+        "its data": [_data(base / os.path.expanduser(name)) for name in _named(job.values, "data_dir")],
         "its backbones": [each for each in _backbones(job) if not each.startswith(UNKNOWN)],
     }
     if job.reads_runs:
@@ -90,23 +90,16 @@ def _named(values: Any, parameter: str, inside: bool = False) -> list[str]:
     if isinstance(values, str):
         return [values] if inside and values else []
     if isinstance(values, dict):
-        each = [_named(value, parameter, inside or name in (parameter, f"{parameter}s")) for name, value in values.items()]
+        names = (parameter, f"{parameter}s")
+        each = [_named(value, parameter, inside or name in names) for name, value in values.items()]
     else:
         each = [_named(value, parameter, inside) for value in values] if isinstance(values, list | tuple) else []
     return [name for names in each for name in names]
 
 
-def _data(folder: Path) -> dict[str, str]:
-    """What the files in a folder of data hold, links followed as the reader of data does; none where there is none."""
-    found, seen = {}, set()
-    for place, inner, files in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(place)) in seen:  # a link that leads back up
-            inner.clear()
-            continue
-        seen.add(real)
-        paths = [Path(place, file) for file in files]
-        found |= {path.relative_to(folder).as_posix(): hash_or_none(path) for path in paths if path.is_file()}
-    return found
+def _data(folder: Path) -> dict[str, str | None]:
+    """What the files in a folder of data hold; nothing where there is none."""
+    return {path.relative_to(folder).as_posix(): hash_or_none(path) for path in _below(folder)}
 
 
 def _backbones(job: Job) -> list[str]:
@@ -206,11 +199,21 @@ def hashes(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): read_hash(path) for path in paths}
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    """Every file below a folder, but for hidden, temporary and compiled ones."""
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        if path.is_file() and path.suffix != ".tmp" and not any(part.startswith((".", "__py")) for part in parts):
+def _below(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Every file below a folder, but for hidden, temporary and compiled ones; nothing where it cannot be read.
+
+    Links to folders are followed, as who reads data follows them, but for those that lead back to one `above`.
+    """
+    real = os.path.realpath(folder)
+    if real in above or not os.path.isdir(real) or not os.access(real, os.R_OK | os.X_OK):
+        return
+    for name in sorted(os.listdir(folder)):
+        path = folder / name
+        if name.startswith((".", "__py")):
+            continue
+        if path.is_dir():
+            yield from _below(path, above | {real})
+        elif path.is_file() and path.suffix != ".tmp":
             yield path
 
 
