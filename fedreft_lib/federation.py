@@ -147,7 +147,7 @@ def run(config: RunConfig, folder: str | Path | None = None, resume: bool = True
 
 
 def world_of(done: Run) -> World:
-    """The world that a run's states belong to. Raises FedReFTError where its data or backbone are not what they were."""
+    """The world that a run's states belong to. Raises FedReFTError where data or backbone are not what they were."""
     world = open_world(done.config)
     here = {"data": runs.data_fingerprint(world.questions), "backbone": world.model.backbone.identity}
     if other := [key for key, found in here.items() if done.manifest[key] != found]:

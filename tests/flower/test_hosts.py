@@ -98,6 +98,23 @@ def test_a_host_reads_its_own_client_alone_and_loads_the_model_once(folder):
     assert len(worlds.loaded) == before + 1
 
 
+def test_a_host_that_keeps_the_world_notices_that_its_files_changed(folder):
+    config, host = own(folder), Host(1, folder / "nodes", folder / "data")
+    told = {"config": config.model_dump(mode="json")}
+    said = records.told(host.answer("query.hello", records.packed(told)))
+    scores = records.packed({**told, "has": said["has"], "round": 0, "untrained": True, "expects": ""})
+    assert records.told(host.answer("evaluate.scores", scores))["rows"]
+    path = folder / "data/client2/rivers_test.json"
+    good = path.read_text(encoding="utf-8")
+    rows = json.loads(good)
+    path.write_text(json.dumps([{**row, "gold": 1 - row["gold"]} for row in rows]), encoding="utf-8")
+    with pytest.raises(FedReFTError, match="the data of client 2 changed since the run began"):
+        host.answer("evaluate.scores", scores)
+    path.write_text(good, encoding="utf-8")
+    assert records.told(host.answer("evaluate.scores", scores))["rows"]
+    assert records.told(host.answer("query.hello", records.packed(told))) == said
+
+
 def test_also_of_what_is_dealt_a_host_encodes_its_own_clients_part_alone(folder):
     config = RunConfig(
         backbone="tiny-llama", source="synthetic", rank=2, layers="2-3", train_size=8, held_out_size=4, test_size=5
