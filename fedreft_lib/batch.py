@@ -83,7 +83,7 @@ def _bring_up_to_date(job: Job, folder: Path, label: str, out: TextIO) -> None:
     files = stamps.written(folder, before)
     set_aside(folder, job.name, stamps.runs_of(files))
     # The stamp first: an output that has its name is then always vouched for, and one that has it not yet can be found.
-    stamps.write(folder, job.name, made_of, running, files)
+    stamps.write(folder, job.name, made_of | stamps.on_the_hub(job), running, files)
     replace_durably(running, target)
     (folder / f"{job.name}.failed.ipynb").unlink(missing_ok=True)
     _write_results(folder)

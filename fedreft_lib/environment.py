@@ -22,10 +22,10 @@ SHOWS_ONLY = (
 
 @functools.cache  # of what this process runs; the files may be edited meanwhile
 def code_fingerprint() -> str:
-    """A hash of the library's own source, but for the modules that only show results."""
+    """A hash of the library's own source and packaged items, but for the modules that only show results."""
     here = Path(__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(here.rglob("*.py")):
+    for path in sorted([*here.rglob("*.py"), *here.rglob("*.jsonl")]):
         if path.stem not in SHOWS_ONLY:
             digest.update(path.relative_to(here).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:16]

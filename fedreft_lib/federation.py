@@ -18,6 +18,7 @@ from .client import Learned, Taken, common_start
 from .client_states import ClientStates
 from .config import RunConfig
 from .engine import engine_of
+from .errors import FedReFTError
 from .interventions import State
 from .runs import Run
 from .server import Report
@@ -136,13 +137,26 @@ def run(config: RunConfig, folder: str | Path | None = None, resume: bool = True
 
     folder: where config, history, manifest and checkpoints go; None keeps them in memory only. With resume=True a
     run in the folder continues after its last whole round and a finished one is returned as it is; a run of another
-    config in the folder is refused (ConfigError), one of other code or data is started again.
+    config in the folder is refused (ConfigError), one of other code, data or backbone is started again.
     """
     store = runs.Store(config, folder)
     with store.alone():
-        if resume and (finished := store.finished(lambda: runs.data_fingerprint(partition_of(config)))):
+        fixed = config.source == "packaged"  # the code names the packages by their hashes
+        if resume and (finished := store.finished(lambda: runs.data_fingerprint(partition_of(config)), fixed=fixed)):
             return finished
         return rest_of(InProcess(open_world(config), config), config, store, resume, progress)
+
+
+def world_of(done: Run) -> World:
+    """The world that a run's states belong to. Raises FedReFTError where data or backbone are not what they were."""
+    world = open_world(done.config)
+    here = {"data": runs.data_fingerprint(world.questions), "backbone": world.model.backbone.identity}
+    if other := [key for key, found in here.items() if done.manifest[key] != found]:
+        raise FedReFTError(
+            f"{done.folder or done.config.run_id} was made with other {' and '.join(other)} than there are now: run it "
+            "again, or put those back"
+        )
+    return world
 
 
 def rest_of(federation: Federation, config: RunConfig, store: runs.Store, resume: bool, progress: bool) -> Run:

@@ -14,7 +14,7 @@ from torch import Tensor
 from . import evaluate
 from .branches import Branches, Kind
 from .config import RunConfig
-from .federation import start
+from .federation import start, world_of
 from .figures import method_labels
 from .interventions import INTERVENTIONS, State
 from .lora import LoRA
@@ -108,7 +108,7 @@ def average_gap(config: RunConfig) -> float:
 
 def held_out_loss(run: Run) -> float:
     """Mean over the clients of the loss on their held-out questions, which are not trained on (nats a token)."""
-    world = open_world(run.config)
+    world = world_of(run)
     losses = [
         evaluate.loss(world.model, run.spec.named(row), client.held_out, run.config.batch_size)
         for row, client in zip(run.states, world.clients, strict=True)
@@ -122,7 +122,7 @@ def own_share(run: Run, k: int, target: str) -> Tensor:
 
     For each of the L adapted layers, in the linear module `target`; 0.5 is undecided.
     """
-    world = open_world(run.config)
+    world = world_of(run)
     model, state, data = world.model, run.spec.named(run.states[k]), world.clients[k].held_out
     batch, caught = data.batch(model, range(len(data))), []
     modules = model.adapter.modules(model.backbone.layers, target)

@@ -19,13 +19,15 @@ No question is in two places: not in two clients, not in two of a client's three
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import sha256
 
 import numpy as np
 import pandas as pd
 
 from fedreft_lib.errors import ConfigError, DataError
 from fedreft_lib.randomness import derive
-from fedreft_lib.tasks.questions import Item
+from fedreft_lib.tasks.questions import Item, content
 
 SETUPS = ("distinct", "mixed", "iid", "dirichlet")
 SPLITS = ("train", "held_out", "test")
@@ -48,6 +50,16 @@ class ClientData:
     train: tuple[Item, ...]
     held_out: tuple[Item, ...]
     test: tuple[Item, ...]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits of the name and of all that the items of each set say, in their order."""
+        digest = sha256(repr(self.name).encode())
+        for split in SPLITS:
+            digest.update(f"\n{split}".encode())
+            for item in getattr(self, split):
+                digest.update(f"\n{content(item)}".encode())
+        return digest.hexdigest()[:16]
 
 
 def partition(

@@ -31,6 +31,7 @@ from .client_states import ClientStates
 from .config import RunConfig
 from .environment import BITS, differences, environment
 from .errors import ConfigError, DamageWarning, ElsewhereWarning, FedReFTError
+from .identity import backbone_identity, may_be_same
 from .interventions import State
 from .listening import Listening
 from .metrics import PRIMARY
@@ -146,15 +147,24 @@ class Store:
             )
         return saved
 
-    def finished(self, questions: "Callable[[], str]") -> Run | None:
-        """The run, if the folder holds it whole and this code made it from the questions of this fingerprint."""
+    def finished(self, questions: "Callable[[], str]", *, fixed: bool = False) -> Run | None:
+        """The run, if the folder holds it whole and this code made it from these questions and this backbone.
+
+        questions: their fingerprint; not asked for where they are `fixed`, which is that they follow from code,
+        versions and config, and those are the same. With source="hub" they are taken to be as they were: the hub would
+        have to be asked, and a finished run can be read without a network. So it is with a backbone of the hub that is
+        no longer on this machine; of one that is, the commit counts. Raises FedReFTError for a backbone's folder that
+        is gone; `load_run` reads the run without it.
+        """
         saved = self.saved
         if saved is None or saved.manifest["round"] < self.config.rounds:
             return None
         if saved.manifest["code"] != environment()["code"]:
             return None
-        # Not asked of the hub: a finished run can be read without a network.
-        if self.config.source != "hub" and saved.manifest["data"] != questions():
+        if not may_be_same(saved.manifest["backbone"], backbone_identity(self.config.backbone)):
+            return None
+        unasked = self.config.source == "hub" or (fixed and not differences(saved.manifest))
+        if not unasked and saved.manifest["data"] != questions():
             return None
         self._write_copies(saved)
         os.utime(self.folder / "manifest.json")  # says that the run is in use, see batch.set_aside
@@ -171,7 +181,8 @@ class Store:
         sizes = {name: math.prod(shape) for name, shape in self.spec.shapes}
         self.manifest = {
             **environment(backbone.device),
-            "backbone": backbone.fingerprint,
+            "backbone": backbone.identity,
+            "weights": backbone.fingerprint,
             "data": questions,
             "dtype": str(backbone.dtype),
             "reading": str(ways),
@@ -192,7 +203,8 @@ class Store:
         if self.saved is None:
             return self.afresh(start)
         found, here = self.saved.manifest, self.manifest
-        other = [key for key in ("code", "backbone", "data", "dtype", "spec") if found[key] != here[key]]
+        keys = ("code", "backbone", "weights", "data", "dtype", "spec")
+        other = [key for key in keys if found.get(key) != here[key]]
         if other:
             if found["round"]:
                 lost = f"{found['round']} rounds in {self.folder} were made with other {', '.join(other)}"
@@ -319,13 +331,8 @@ def results_of(runs: list[Run]) -> pd.DataFrame:
 
 
 def data_fingerprint(questions: "list[ClientData]") -> str:
-    """A hash of who holds which questions: of one for each client, so that it can be told without the questions."""
-    return joint_fingerprint(map(client_fingerprint, questions))
-
-
-def client_fingerprint(client: "ClientData") -> str:
-    uids = [q.uid for part in (client.train, client.held_out, client.test) for q in part]
-    return hashlib.sha256(" ".join(uids).encode()).hexdigest()[:16]
+    """A hash of everybody's items: of one for each client, so that it can be told without them."""
+    return joint_fingerprint(client.fingerprint for client in questions)
 
 
 def joint_fingerprint(clients: Iterable[str]) -> str:

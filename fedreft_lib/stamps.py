@@ -3,13 +3,14 @@
 outputs/PROFILE/stamps/NN_name.json is written when a notebook has run through, and says
 
     made_of   hashes of what it was made of: its cells, its parameters, the library, the packages and their lock, the
-              folders that its parameters name (data_dir, backbone), and, where it reads others' runs, those
+              data and backbones that its parameters name, and, where it reads others' runs, those
     output    the SHA-256 of the executed notebook
     files     the SHA-256 of each file that it wrote or used beside that: its runs, pictures, tables
 
 A notebook is kept if all of these are still so. The packaged weights and data are named by their hashes in the library
-(assets.py), and checked against them when they are used. Not in it: what the hub holds (its revision is not known
-without asking; source="hub" and hub backbones are taken to be as they were) and the machine (runs made elsewhere keep).
+(assets.py), and checked against them when they are used. Of a backbone on the hub the commit that is on this machine
+counts, of one that is not here nothing. Not in it: what the hub holds of data (its revision is not known without
+asking; source="hub" is taken to be as it was) and the machine (runs made elsewhere keep).
 """
 
 import hashlib
@@ -23,6 +24,9 @@ from typing import Any
 
 import nbformat
 
+from .errors import FedReFTError
+from .file_hashes import hash_or_none, read_hash
+from .identity import UNKNOWN, backbone_identity
 from .plan import Job
 from .report import ordered_notebooks
 from .states import write_text
@@ -32,7 +36,7 @@ PACKAGES = (
     "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "pandas", "scikit-learn", "torchmetrics",
     "datasets", "matplotlib", "ipywidgets", "ipykernel", "nbclient", "nbformat", "papermill",
 )  # fmt: skip
-FOLDERS = ("data_dir", "backbone")  # parameters that may name a folder
+HUB = "its backbones on the hub"
 # What of a profile's folder no notebook writes.
 NOT_ITS_OWN = ("earlier", "stamps", "results.csv", "report.html")
 
@@ -42,7 +46,8 @@ NOT_ITS_OWN = ("earlier", "stamps", "results.csv", "report.html")
 
 def made_of(job: Job, folder: Path) -> dict[str, str]:
     """A hash of each thing that the notebook's outcome depends on, before it is executed into `folder`."""
-    lock = job.notebook.parent.parent / "requirements.lock"
+    base = job.notebook.parent
+    lock = base.parent / "requirements.lock"
     parts = {
         "the notebook": _cells(job.notebook),
         "its parameters": job.values,
@@ -52,13 +57,20 @@ def made_of(job: Job, folder: Path) -> dict[str, str]:
             **{name: _version(name) for name in PACKAGES},
             **hashes(lock.parent, [lock] if lock.exists() else []),
         },
-        "its data": [hashes(named, _below(named)) for named in _named_folders(job.values, job.notebook.parent)],
+        "its data": [_data(base / os.path.expanduser(name)) for name in _named(job.values, "data_dir")],
+        "its backbones": [each for each in _backbones(job) if not each.startswith(UNKNOWN)],
     }
     if job.reads_runs:
         before = [path.stem for path in ordered_notebooks(folder) if path.stem < job.name]
         outputs = {name: stamp["output"] for name in before if (stamp := read(folder, name)) and stamp["files"]}
         parts["the runs that it reads"] = [outputs, hashes(folder, _below(folder / "runs"))]
-    return {name: _digest(part) for name, part in parts.items()}
+    return {name: _digest(part) for name, part in parts.items()} | on_the_hub(job)
+
+
+def on_the_hub(job: Job) -> dict[str, str]:
+    """Which commits of its backbones are on this machine; to be asked again after a notebook has fetched one."""
+    found = [each for each in _backbones(job) if each.startswith(UNKNOWN)]
+    return {HUB: UNKNOWN if UNKNOWN in found else _digest(found)}
 
 
 def _cells(notebook: Path) -> list[tuple]:
@@ -73,15 +85,32 @@ def _version(package: str) -> str:
         return "none"
 
 
-def _named_folders(values: Any, base: Path) -> list[Path]:
-    """The folders that parameters name, also in lists and mappings, as a notebook in the folder `base` sees them."""
-    if isinstance(values, list | tuple):
-        return [folder for each in values for folder in _named_folders(each, base)]
-    if not isinstance(values, dict):
-        return []
-    named = [value for name, value in values.items() if name in FOLDERS and isinstance(value, str) and value]
-    paths = [base / os.path.expanduser(value) for value in named]
-    return [path for path in paths if os.path.isdir(path)] + _named_folders(list(values.values()), base)
+def _named(values: Any, parameter: str, inside: bool = False) -> list[str]:
+    """The texts that a parameter, or one of its plural, has anywhere in nested parameters; inside: all of them."""
+    if isinstance(values, str):
+        return [values] if inside and values else []
+    if isinstance(values, dict):
+        names = (parameter, f"{parameter}s")
+        each = [_named(value, parameter, inside or name in names) for name, value in values.items()]
+    else:
+        each = [_named(value, parameter, inside) for value in values] if isinstance(values, list | tuple) else []
+    return [name for names in each for name in names]
+
+
+def _data(folder: Path) -> dict[str, str | None]:
+    """What the files in a folder of data hold; nothing where there is none."""
+    return {path.relative_to(folder).as_posix(): hash_or_none(path) for path in _below(folder)}
+
+
+def _backbones(job: Job) -> list[str]:
+    """What each backbone that the parameters name is here and now."""
+    found = []
+    for name in _named(job.values, "backbone"):
+        try:
+            found.append(backbone_identity(name, job.notebook.parent))
+        except FedReFTError as error:  # the notebook will say so
+            found.append(str(error))
+    return found
 
 
 def _digest(part: Any) -> str:
@@ -120,7 +149,7 @@ def runs_of(files: Iterable[Path]) -> set[str]:
 
 def write(folder: Path, name: str, made_of: dict[str, str], output: Path, files: list[Path]) -> None:
     """Vouch for an executed notebook, which may still have another name than NN_name.ipynb."""
-    stamp = {"made_of": made_of, "output": file_hash(output), "files": hashes(folder, files)}
+    stamp = {"made_of": made_of, "output": read_hash(output), "files": hashes(folder, files)}
     path = _path(folder, name)
     path.parent.mkdir(exist_ok=True)
     write_text(path, json.dumps(stamp, indent=1))
@@ -142,7 +171,7 @@ def read(folder: Path, name: str) -> dict[str, Any] | None:
 def vouches(folder: Path, name: str, output: Path) -> bool:
     """Is this file the executed notebook that the stamp speaks of, whole?"""
     stamp = read(folder, name)
-    return stamp is not None and output.is_file() and file_hash(output) == stamp["output"]
+    return stamp is not None and output.is_file() and read_hash(output) == stamp["output"]
 
 
 def why_again(folder: Path, name: str, made_of: dict[str, str]) -> str | None:
@@ -151,12 +180,13 @@ def why_again(folder: Path, name: str, made_of: dict[str, str]) -> str | None:
     if stamp is None:
         return "it has not been finished"
     then = stamp["made_of"]
-    if changed := [part for part in {**made_of, **then} if then.get(part) != made_of.get(part)]:
+    unknown = {HUB} if UNKNOWN in (then.get(HUB), made_of.get(HUB)) else set()
+    if changed := [part for part in {**made_of, **then} if then.get(part) != made_of.get(part) and part not in unknown]:
         return f"{' and '.join(changed)} changed"
     if not vouches(folder, name, folder / f"{name}.ipynb"):
         return "its output is gone or changed"
     for file, digest in stamp["files"].items():
-        if not os.path.isfile(folder / file) or file_hash(folder / file) != digest:
+        if not os.path.isfile(folder / file) or read_hash(folder / file) != digest:
             return f"{file} is gone or changed"
     return None
 
@@ -164,21 +194,26 @@ def why_again(folder: Path, name: str, made_of: dict[str, str]) -> str | None:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def hashes(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
     """SHA-256 of files, by their names below `folder`."""
-    return {path.relative_to(folder).as_posix(): file_hash(path) for path in paths}
+    return {path.relative_to(folder).as_posix(): read_hash(path) for path in paths}
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    """Every file below a folder, but for hidden, temporary and compiled ones."""
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        if path.is_file() and path.suffix != ".tmp" and not any(part.startswith((".", "__py")) for part in parts):
+def _below(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Every file below a folder, but for hidden, temporary and compiled ones; nothing where it cannot be read.
+
+    Links to folders are followed, as who reads data follows them, but for those that lead back to one `above`.
+    """
+    real = os.path.realpath(folder)
+    if real in above or not os.path.isdir(real) or not os.access(real, os.R_OK | os.X_OK):
+        return
+    for name in sorted(os.listdir(folder)):
+        path = folder / name
+        if name.startswith((".", "__py")):
+            continue
+        if path.is_dir():
+            yield from _below(path, above | {real})
+        elif path.is_file() and path.suffix != ".tmp":
             yield path
 
 

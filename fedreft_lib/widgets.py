@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 
 from . import evaluate
 from .aggregation import all_but_me, take_in
+from .federation import world_of
 from .figures import image
 from .rotation import retract
 from .runs import Run
-from .worlds import open_world
 
 # The toy federation: four clients near each other and one far off, P = 2 numbers each.
 TOY = ((0.9, 0.9), (2.4, 0.7), (1.0, 2.2), (2.9, 3.2), (7.5, 3.4))
@@ -116,7 +116,7 @@ def live_mixing(run: Run) -> None:
 
     Without one, all that is left of it is a sentence.
     """
-    world = open_world(run.config)
+    world = world_of(run)
     received = all_but_me(run.states, run.config.aggregation, byzantine=run.config.byzantine)
     names = [client.name for client in world.clients]
 

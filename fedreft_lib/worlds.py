@@ -23,10 +23,12 @@ from .batches import Sequence, encode, encode_pair
 from .config import RunConfig
 from .encoded import Answers, Labels, Options, Texts
 from .engine import rows_in_a_pass
-from .errors import ConfigError, DataError, NoFileError
+from .errors import ConfigError, DataError, FedReFTError, NoFileError
+from .file_hashes import hash_or_none
 from .heads import Head
 from .hidden_cache import HiddenCache, keeps
 from .hostile import with_flipped_labels
+from .identity import UNKNOWN, backbone_identity
 from .interventions import INTERVENTIONS
 from .lora import LoRA
 from .partition import ClientData, Pool, brought, check_disjoint, partition
@@ -34,7 +36,12 @@ from .sites import Sites, parse_layers, parse_positions
 from .steering import SteeredModel
 from .strategies import STRATEGIES
 from .tasks import FAMILIES, Exchange, Item, Labelled, Question, render
+from .tasks.row_files import noting
 
+REMEMBERED = 8  # partitions
+_remembered: dict[tuple[RunConfig, int | None], tuple[dict[Path, str | None], list[ClientData]]] = {}
+_shared: dict[tuple[str, str, str], Backbone] = {}  # the last one
+loaded: list[str] = []  # the backbones that this process has loaded, in turn
 KINDS = {"causal": "a causal language model", "encoder": "an encoder"}
 
 
@@ -46,6 +53,18 @@ class Client:
     train: Answers | Labels
     held_out: Answers | Labels
     test: tuple[Options | Texts | Labels, ...]  # one for each kind of item that is in the test
+
+
+@dataclass(frozen=True)
+class Deal:
+    """Who has which items: two are equal where all items are, whatever files they came from."""
+
+    fingerprints: tuple[str, ...]
+    clients: tuple[ClientData, ...] = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, clients: Many[ClientData]) -> "Deal":
+        return cls(tuple(client.fingerprint for client in clients), tuple(clients))
 
 
 @dataclass(frozen=True)
@@ -83,15 +102,19 @@ def open_world(config: RunConfig, only: int | None = None, outputs: int = 0) -> 
         _announce(config.backbone, config.dtype, config.device, needs(config))
     backbone = shared_backbone(config.backbone, config.dtype, config.device)
     adapter = adapter_of(config, backbone)
-    # local is valid with every number of clients, and what is remembered does not depend on the method.
+    data = _data(config)
+    below = adapter.below if keeps(SteeredModel(backbone, adapter), config) else None
+    world = _build(data, backbone, below, Deal.of(partition_of(data, only)), outputs)
+    head = world.model.head
+    return replace(world, model=SteeredModel(backbone, adapter, head))
+
+
+def _data(config: RunConfig) -> RunConfig:
+    """Of a config what a world depends on besides the adapter: two with the same share what is remembered."""
     same = {name: getattr(config, name) for name in WORLD_FIELDS}
     if config.attack == "label_flip":  # the one attack that changes what is read
         same |= {"attack": config.attack, "hostile": config.hostile}
-    data = RunConfig(method="local", **same)
-    below = adapter.below if keeps(SteeredModel(backbone, adapter), config) else None
-    world = _build(data, backbone, below, only, outputs)
-    head = world.model.head
-    return replace(world, model=SteeredModel(backbone, adapter, head))
+    return RunConfig(method="local", **same)  # local is valid with every number of clients
 
 
 def adapter_of(config: RunConfig, backbone: Backbone) -> Adapter:
@@ -132,13 +155,13 @@ def _announce(backbone: str, dtype: str, device: str, needed: str) -> None:
 
 
 @functools.lru_cache(maxsize=2)
-def _build(config: RunConfig, backbone: Backbone, below: int | None, only: int | None, outputs: int) -> World:
+def _build(config: RunConfig, backbone: Backbone, below: int | None, deal: Deal, outputs: int) -> World:
     """The world with any adapter that leaves the blocks up to `below` alone."""
     family = FAMILIES[config.benchmark]
     if backbone.kind != family.backbone:
         needed, found = KINDS[family.backbone], KINDS[backbone.kind]
         raise DataError(f"{config.benchmark} needs {needed}, and {config.backbone} is {found}")
-    questions = partition_of(config, only)
+    questions = list(deal.clients)
     items = [item for client in questions for part in (client.train, client.held_out, client.test) for item in part]
     head = None
     if family.backbone == "encoder":
@@ -185,8 +208,21 @@ def _union(tests: Many[tuple], size: int) -> tuple:
 def partition_of(config: RunConfig, only: int | None = None) -> list[ClientData]:
     """Every client's items, checked to share none; none of the others' where `only` is one client. Loads no model.
 
-    With setup="own" client 3's are those of the tasks that have files in `data_dir`/client3.
+    With setup="own" client 3's are those of the tasks that have files in `data_dir`/client3. The last few are
+    remembered as long as the files that were looked for hold what they held.
     """
+    key = _data(config), only
+    files, clients = _remembered.pop(key, (None, None))
+    if files is None or any(hash_or_none(path) != known for path, known in files.items()):
+        with noting() as files:
+            clients = _partition(config, only)
+    _remembered[key] = files, clients
+    for oldest in list(_remembered)[:-REMEMBERED]:
+        _remembered.pop(oldest, None)
+    return list(clients)
+
+
+def _partition(config: RunConfig, only: int | None) -> list[ClientData]:
     sizes = {name: getattr(config, name) for name in ("seed", "train_size", "held_out_size", "test_size")}
     nothing = [ClientData(f"client{k + 1}", (), (), ()) for k in range(config.clients)]
     if config.setup == "own":
@@ -224,10 +260,21 @@ def _pool(load: Callable[[str, str], list[Item]], task: str, train: list[Item]) 
     return Pool(tuple(train), test=tuple(load(task, "test")), dev=tuple(load(task, "dev")))
 
 
-@functools.lru_cache(maxsize=1)
 def shared_backbone(name: str, dtype: str, device: str) -> Backbone:
-    """`load_backbone`, remembered: all worlds of a process share the model."""
-    return load_backbone(name, dtype=dtype, device=device)
+    """`load_backbone`, remembered as long as its files hold what they held: all worlds of a process share the model.
+
+    Raises FedReFTError for files that change while they are loaded.
+    """
+    key, before = (name, dtype, device), backbone_identity(name)
+    if key not in _shared or _shared[key].identity != before:
+        _shared.clear()
+        backbone = load_backbone(name, dtype=dtype, device=device)
+        loaded.append(name)
+        identity = backbone_identity(name)
+        if identity != before and not before.startswith(UNKNOWN):  # the hub may have sent another commit
+            raise FedReFTError(f"The files of {name} changed while they were loaded; try again when they are whole.")
+        _shared[key] = replace(backbone, identity=identity)
+    return _shared[key]
 
 
 class _Reader:

@@ -213,7 +213,7 @@ def test_a_model_folder_is_made_once_and_again_when_it_no_longer_fits(toy, cache
     assert (folder / "config.json").is_file()
 
     manifest = (folder / assets.MANIFEST).read_text()
-    monkeypatch.setattr(assets, "_converter_version", lambda: "newer")
+    monkeypatch.setattr(assets, "converter_version", lambda: "newer")
     backbone_folder("toy", progress=False)
     assert (folder / assets.MANIFEST).read_text() != manifest
 

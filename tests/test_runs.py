@@ -179,10 +179,10 @@ def test_a_run_that_other_code_made_is_computed_anew(tmp_path, monkeypatch, roun
     assert computed == [1, 2, 3] and load_run(tmp_path).manifest["code"] == "0123456789abcdef"
 
 
-@pytest.mark.parametrize("key", ["backbone", "data", "dtype"])
+@pytest.mark.parametrize("key", ["backbone", "weights", "data", "dtype"])
 @pytest.mark.parametrize("after", [2, 3], ids=["unfinished", "finished"])
 def test_a_run_on_another_backbone_or_other_data_is_computed_anew(tmp_path, monkeypatch, key, after):
-    if key != "data" and after == 3:
+    if key in ("weights", "dtype") and after == 3:
         pytest.skip("a finished run is returned without loading its backbone")
     stopped(small(), tmp_path, after=2) if after == 2 else finish(small(), tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_text())

@@ -114,14 +114,14 @@ def test_more_data_a_new_run_and_a_repeated_notebook_are_changes(project):
     assert why(project) == "the runs that it reads changed"
 
 
-def test_folders_in_nested_parameters_and_of_backbones_are_part_of_the_data(project):
+def test_backbones_in_nested_parameters_are_part_of_what_it_is_made_of(project):
     (project / "weights").mkdir()
     parameters = DEFAULTS + "\nablations = [['x', {'backbone': '../weights'}]]"
     write_notebook(project, "00_tour", parameters=parameters)
     finish(project, "00_tour", [])
     assert why(project, "00_tour") is None
     write(project / "weights/model.safetensors", "bits")
-    assert why(project, "00_tour") == "its data changed"
+    assert why(project, "00_tour") == "its backbones changed"
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])])

@@ -1,6 +1,7 @@
 """Flower's ClientApp: one client, which keeps its state on its own disk.
 
-    query.hello      who it is: client number, name, examples, steps, outputs of its head, a hash of its questions
+    query.hello      who it is: client number, name, examples, steps, outputs of its head, a hash of its data, and which
+                     backbone it has
     query.tell       what its method needs of its data before the first round
     train.begin      it is given the state that all begin with, where that is made of what they told
     train.learn      a round's local training; it sends its update, the tensors that its method sends and no others
@@ -9,8 +10,9 @@
     evaluate.scores  its scores on its own test
 
 Every message brings the config of the run, so a node has no settings but its client's number, the folder for its states
-and where its data is. In a deployment all of this is done by a host's `node`, to which Flower's process for a message
-passes it on.
+and where its data is. All but the first bring what it said of its data and its backbone, and where these have changed
+since, it answers that, and nothing is computed. In a deployment all of this is done by a host's `node`, to which
+Flower's process for a message passes it on.
 """
 
 import hashlib
@@ -25,7 +27,6 @@ from ..admission import refusal
 from ..config import RunConfig
 from ..errors import ConfigError, FedReFTError
 from ..federation import InProcess
-from ..runs import client_fingerprint
 from ..states import hash_of
 from ..strategies import STRATEGIES
 from ..worlds import World, open_world
@@ -50,7 +51,11 @@ class Node:
             raise ConfigError(f"this node is client {k + 1} of a federation of {self.config.clients}")
         self.federation = InProcess(opened(self.config, told.get("outputs", 0)), self.config)
         self.world, self.model = self.federation.world, self.federation.model
-        run = hashlib.sha256(self.config.model_dump_json().encode()).hexdigest()[:16]
+        self.has = {"data": self.world.questions[k].fingerprint, "backbone": self.model.backbone.identity}
+        if changed := [what for what, said in told.get("has", {}).items() if said != self.has[what]]:
+            raise FedReFTError(f"the {' and '.join(changed)} of client {k + 1} changed since the run began")
+        # States that were learned on other data or another backbone are in another folder.
+        run = hashlib.sha256(f"{self.config.model_dump_json()} {sorted(self.has.items())}".encode()).hexdigest()[:16]
         self.files = NodeFiles(home / run / f"client{k + 1}")
 
     def on_grid(self, row: torch.Tensor) -> torch.Tensor:
@@ -75,16 +80,16 @@ class Node:
 
 
 def hello(node: Node, records_: RecordDict) -> RecordDict:
-    world, k = node.world, node.k
+    k = node.k
     return records.packed(
         {
             "client": k,
             "name": node.federation.names[k],
             "examples": node.federation.examples[k],
             "steps": node.federation.steps[k],
-            "longest": world.longest,
+            "longest": node.federation.longest,
             "outputs": node.model.head.outputs if node.model.head else 0,
-            "questions": client_fingerprint(world.questions[k]),
+            "has": node.has,
         }
     )
 

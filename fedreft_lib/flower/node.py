@@ -3,7 +3,7 @@
     python -m fedreft_lib.flower.node --client 1 --key KEY --superlink HOST:8000 --root-certificates CA --home FOLDER
 
 It runs until it is stopped or the SuperNode ends. The backbone is loaded with the first message that needs it and
-stays; of the questions this process reads its own client's alone.
+stays; of the questions this process reads its own client's alone. Both are read again where their files have changed.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ..config import RunConfig
 from ..errors import ConfigError
-from ..worlds import World, open_world, shared_backbone
+from ..worlds import World, loaded, open_world
 from . import free_port, link, program
 from .client_app import answer
 
@@ -46,8 +46,7 @@ class Host:
         try:
             return answer(kind, content, self.k, self.home, self.opened)
         finally:
-            loaded = shared_backbone.cache_info().misses
-            tqdm.write(f"{kind}: {time.monotonic() - begun:.2f} s; backbones loaded so far: {loaded}")
+            tqdm.write(f"{kind}: {time.monotonic() - begun:.2f} s; backbones loaded so far: {len(loaded)}")
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from ..config import RunConfig
 from ..errors import ConfigError, FedReFTError
 from ..federation import rest_of
 from ..heads import Head
+from ..identity import may_be_same
 from ..interventions import State
 from ..runs import Run, Store, joint_fingerprint
 from ..states import hash_of
@@ -64,8 +65,15 @@ class OverFlower:
         known = self._all_greeted()
         self.names, self.examples, self.steps = ([each[n] for each in known] for n in ("name", "examples", "steps"))
         self.longest = min(max(each["longest"] for each in known), config.max_length + config.max_new_tokens)
-        self.questions = joint_fingerprint(each["questions"] for each in known)
+        self.has = [each["has"] for each in known]
+        self.questions = joint_fingerprint(has["data"] for has in self.has)
         backbone = shared_backbone(config.backbone, config.dtype, config.device)
+        for name, has in zip(self.names, self.has, strict=True):
+            if not may_be_same(has["backbone"], backbone.identity):
+                raise FedReFTError(
+                    f"{name} has another backbone {config.backbone} ({has['backbone']}) than the server "
+                    f"({backbone.identity}): give all of them the same files"
+                )
         self.common["outputs"] = outputs = max(each["outputs"] for each in known)
         adapter: Adapter = adapter_of(config, backbone)
         self.model = SteeredModel(backbone, adapter, Head(backbone.hidden_size, outputs) if outputs else None)
@@ -83,7 +91,7 @@ class OverFlower:
 
     def _all(self, kind: str, tensors: State | None) -> list[State]:
         """What every client sends in reply."""
-        found = self.asked(kind, {k: records.packed(self.common, tensors) for k in range(self.config.clients)})
+        found = self.asked(kind, {k: self.told(k, {}, tensors) for k in range(self.config.clients)})
         for k, reply in sorted(found.items()):
             if isinstance(reply, str):
                 raise FedReFTError(f"{self.names[k]} is needed for the start and did not answer: {reply}")
@@ -93,7 +101,7 @@ class OverFlower:
         self, before: dict[int, State], missed: dict[int, State], t: int, on_step: Callable[[], object]
     ) -> dict[int, Learned | str]:
         asked = {
-            k: records.packed({**self.common, "round": t, "expects": self._name(state)}, missed.get(k))
+            k: self.told(k, {"round": t, "expects": self._name(state)}, missed.get(k))
             for k, state in before.items()
         }
 
@@ -121,8 +129,8 @@ class OverFlower:
     ) -> dict[int, Taken | str]:
         asked = {}
         for k in states:
-            told = {**self.common, "round": t, "refused": k in refused, "answered": answers[k] is not None}
-            asked[k] = records.packed(told, answers[k])
+            told = {"round": t, "refused": k in refused, "answered": answers[k] is not None}
+            asked[k] = self.told(k, told, answers[k])
         found = self.asked("train.take_in", asked)
         return {k: self._taken(states[k], answers[k], found[k], t) for k in states}
 
@@ -148,8 +156,7 @@ class OverFlower:
         asked = {}
         for k in range(self.config.clients):
             expects = "" if X is None else self._name(self.model.spec.named(X[k]))
-            told = {**self.common, "round": t, "untrained": X is None, "expects": expects}
-            asked[k] = records.packed(told, newest)
+            asked[k] = self.told(k, {"round": t, "untrained": X is None, "expects": expects}, newest)
         found = self.asked("evaluate.scores", asked)
         return [row for k in sorted(found) for row in self._rows(k, t, found[k])]
 
@@ -170,6 +177,10 @@ class OverFlower:
     def _name(self, state: State) -> str:
         """What a node looks for among its states."""
         return hash_of({name: state[name] for name in self.sent})
+
+    def told(self, k: int, more: dict[str, Any], tensors: State | None = None) -> RecordDict:
+        """A message to client k, with what it said that it has; the client checks that it still has it."""
+        return records.packed({**self.common, "has": self.has[k], **more}, tensors)
 
     # ---- messages ---------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context
+from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 from flwr.common import FitIns, Parameters, parameters_to_ndarrays
 from flwr.server import LegacyContext, SimpleClientManager
 from flwr.server.strategy import Strategy
@@ -63,14 +63,15 @@ def serve_sums(grid: Grid, context: Context, config: RunConfig, *, seconds: floa
     rows = _scores(nodes, 0)
     sums = []
     for t in range(1, config.rounds + 1):
-        told = {**nodes.common, "round": t, "levels": [levels.clip, levels.count]}
+        told = {"round": t, "levels": [levels.clip, levels.count]}
         learned, missing = _answered(nodes, "train.learn", told | {"expects": None}, range(config.clients))
         for k, reply in learned.items():
             fault = reply["fault"] or ""
             rows.append(_row(t, nodes.names[k], "train", "loss", reply["loss"], note=fault))
             missing |= {k: fault} if fault else {}
         who = [k for k in learned if k not in missing]
-        S, summed = _sum(grid, context, [nodes.nodes[k] for k in who], told, levels, seconds)
+        asked = {nodes.nodes[k]: nodes.told(k, told) for k in who}
+        S, summed = _sum(grid, context, asked, t, levels, seconds)
         if S is None:
             raise FedReFTError(f"round {t}: there is no sum out of {len(who)} clients, clients keep what they have")
         sums.append(S)
@@ -106,7 +107,7 @@ def _answered(
     nodes: OverFlower, kind: str, told: dict, who: Sequence[int], tensors: dict[str, Tensor] | None = None
 ) -> tuple[dict[int, dict], dict[int, str]]:
     """What clients answer, and why others do not."""
-    found = nodes.asked(kind, {k: records.packed(told, tensors) for k in who})
+    found = nodes.asked(kind, {k: nodes.told(k, told, tensors) for k in who})
     return (
         {k: records.told(reply) for k, reply in sorted(found.items()) if not isinstance(reply, str)},
         {k: reply for k, reply in sorted(found.items()) if isinstance(reply, str)},
@@ -114,7 +115,7 @@ def _answered(
 
 
 def _scores(nodes: OverFlower, t: int) -> list[dict]:
-    told = {**nodes.common, "round": t, "untrained": t == 0, "expects": None}
+    told = {"round": t, "untrained": t == 0, "expects": None}
     found, _ = _answered(nodes, "evaluate.scores", told, range(len(nodes.names)))
     return [row for reply in found.values() for row in reply["rows"]]
 
@@ -129,14 +130,16 @@ def _row(t: int, client: str, split: str, metric: str, value: float, **more: str
 class _Everyone(Strategy):
     """What the protocol asks a strategy for: whom to ask, and what becomes of the mean."""
 
-    def __init__(self, nodes: Sequence[int], told: dict):
-        self.nodes, self.told = nodes, told
+    def __init__(self, asked: dict[int, RecordDict]):
+        self.asked = asked
         self.mean: Tensor | None = None
         self.summed: set[int] = set()
 
     def configure_fit(self, server_round, parameters, client_manager):
-        asked = FitIns(Parameters([], ""), dict(records.packed(self.told)[records.TOLD]))
-        return [(SimpleNamespace(node_id=node), asked) for node in self.nodes]
+        return [
+            (SimpleNamespace(node_id=node), FitIns(Parameters([], ""), dict(content[records.TOLD])))
+            for node, content in self.asked.items()
+        ]
 
     def aggregate_fit(self, server_round, results, failures):
         self.mean = torch.from_numpy(parameters_to_ndarrays(results[0][1].parameters)[0])
@@ -147,18 +150,18 @@ class _Everyone(Strategy):
 
 
 def _sum(
-    grid: Grid, context: Context, nodes: Sequence[int], told: dict, levels: Levels, seconds: float
+    grid: Grid, context: Context, asked: dict[int, RecordDict], t: int, levels: Levels, seconds: float
 ) -> tuple[Tensor | None, set[int]]:
-    """S (Q,) float64 and the nodes whose updates are in it; None where too few answered."""
-    if len(nodes) < LEAST:
+    """S (Q,) float64 and the nodes whose updates are in it; None where too few answered. asked: what each node is."""
+    if len(asked) < LEAST:
         return None, set()
-    strategy = _Everyone(nodes, told)
+    strategy = _Everyone(asked)
     legacy = LegacyContext(context, strategy=strategy, client_manager=SimpleClientManager())
-    legacy.state["config"] = ConfigRecord({"current_round": told["round"]})
+    legacy.state["config"] = ConfigRecord({"current_round": t})
     legacy.state["parameters"] = ArrayRecord()
     workflow = SecAggPlusWorkflow(
         num_shares=1.0,  # of each secret, one for every other client
-        reconstruction_threshold=max(LEAST, math.ceil(2 * len(nodes) / 3)),
+        reconstruction_threshold=max(LEAST, math.ceil(2 * len(asked) / 3)),
         max_weight=1.0,  # everybody's: All-But-Me counts clients, not examples
         clipping_range=levels.clip,
         quantization_range=levels.count,

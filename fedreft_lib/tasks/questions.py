@@ -5,7 +5,8 @@ in free words, a `Labelled` text for a classification head. Splitting, mixing an
 an item's `task` and `uid`. An `Example` is a question as a model sees it, once a prompt format has been chosen.
 """
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, fields
 from functools import cached_property
 from hashlib import sha256
 from math import isfinite
@@ -109,6 +110,11 @@ class Labelled:
 
 
 Item = Question | Exchange | Labelled
+
+
+def content(item: Item) -> str:
+    """All that an item says, in a form that no other item has: what it asks, and also what it is graded by."""
+    return json.dumps([type(item).__name__, *(getattr(item, field.name) for field in fields(item))])
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,33 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from fedreft_lib.errors import DataError, NoFileError
+from fedreft_lib.file_hashes import hash_or_none
 from fedreft_lib.tasks.plain_text import LONGEST, lines, one_line, pieces, refused, too_long
 from fedreft_lib.tasks.strict_json import NOT_JSON, Fault, decode, loads
 
 ENDINGS = (".json", ".jsonl", ".csv", ".tsv")
 _BLANK = re.compile(r"[ \t\r\n]*")
 _OBJECT_OF_ROWS = re.compile(r'\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\{')  # {"0": {...}
+
+
+# What has been looked for since `noting` began, in this thread.
+_noted: ContextVar[dict[Path, str | None] | None] = ContextVar("noted", default=None)
+
+
+@contextmanager
+def noting() -> Iterator[dict[Path, str | None]]:
+    """The files that are looked for meanwhile: hashes of what they hold before they are read, None for those that are
+    not there. As long as all of these are so, reading again gives the same."""
+    token = _noted.set({})
+    try:
+        yield _noted.get()
+    finally:
+        _noted.reset(token)
 
 
 def find(names: Sequence[str], split: str, folder: Path, endings: Sequence[str] = ENDINGS) -> Path:
@@ -34,6 +51,8 @@ def look_for(names: Sequence[str], split: str, folder: Path, endings: Sequence[s
     """`find`, with None where nothing has such a name; raises `DataError` where it is a folder or a broken link."""
     for candidate in _paths(names, split, endings):
         path = folder / candidate
+        if (noted := _noted.get()) is not None and path not in noted:
+            noted[path] = hash_or_none(path)
         if os.path.isfile(path):
             return path
         if os.path.lexists(path):

@@ -11,13 +11,13 @@ import torch
 
 pytest.importorskip("flwr", reason="the flower extra is not installed")
 
-from fedreft_lib import RunConfig, run
+from fedreft_lib import RunConfig, run, worlds
 from fedreft_lib.errors import ConfigError, FedReFTError
 from fedreft_lib.flower import link, records
 from fedreft_lib.flower.client_app import HANDLERS
 from fedreft_lib.flower.node import Host
 from fedreft_lib.flower.server_app import serve
-from fedreft_lib.worlds import open_world, shared_backbone
+from fedreft_lib.worlds import open_world
 from tests.flower.grid import DirectGrid
 from tests.flower.own_files import TASKS, own, written
 from tests.test_federation import same
@@ -91,10 +91,28 @@ def test_a_host_reads_its_own_client_alone_and_loads_the_model_once(folder):
     host = Host(1, folder / "nodes", folder / "data")
     world = host.opened(config, 0)
     assert [len(client.train) for client in world.clients] == [0, 8, 0]
-    shared_backbone.cache_clear()
+    worlds._shared.clear()
+    before = len(worlds.loaded)
     for _ in range(3):
         host.answer("query.hello", records.packed({"config": config.model_dump(mode="json")}))
-    assert shared_backbone.cache_info().misses == 1
+    assert len(worlds.loaded) == before + 1
+
+
+def test_a_host_that_keeps_the_world_notices_that_its_files_changed(folder):
+    config, host = own(folder), Host(1, folder / "nodes", folder / "data")
+    told = {"config": config.model_dump(mode="json")}
+    said = records.told(host.answer("query.hello", records.packed(told)))
+    scores = records.packed({**told, "has": said["has"], "round": 0, "untrained": True, "expects": ""})
+    assert records.told(host.answer("evaluate.scores", scores))["rows"]
+    path = folder / "data/client2/rivers_test.json"
+    good = path.read_text(encoding="utf-8")
+    rows = json.loads(good)
+    path.write_text(json.dumps([{**row, "gold": 1 - row["gold"]} for row in rows]), encoding="utf-8")
+    with pytest.raises(FedReFTError, match="the data of client 2 changed since the run began"):
+        host.answer("evaluate.scores", scores)
+    path.write_text(good, encoding="utf-8")
+    assert records.told(host.answer("evaluate.scores", scores))["rows"]
+    assert records.told(host.answer("query.hello", records.packed(told))) == said
 
 
 def test_also_of_what_is_dealt_a_host_encodes_its_own_clients_part_alone(folder):
