@@ -209,7 +209,7 @@ _FORMS: dict[str, Callable[[Mapping[str, Any]], tuple[str, str, str]]] = {
 }
 
 
-# Digits, in groups of thousands (as India groups them, with Calc-MAWPS' _) or not, with a fraction and an exponent or not.
+# Digits, grouped by thousands (or as India does, or with _ as Calc-MAWPS) or not, with a fraction, an exponent or not.
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:[,_]\d{2,3})*[,_]\d{3}|\d+|(?=\.\d))(?:\.\d*)?(?:[eE][-+]?\d{1,3})?")
 
 

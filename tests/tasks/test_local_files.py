@@ -185,6 +185,12 @@ def test_options_in_the_text_count_only_where_every_train_row_answers_with_one(t
             assert {type(item) for item in load_local("t", split, tmp_path)} == {expected}
 
 
+def test_options_in_the_text_are_found_behind_windows_line_ends(tmp_path):
+    rows = [{"prompt": f"{i}\r\nOPTIONS:\r\n- x\r\n- y", "response": "xy"[i % 2]} for i in range(3)]
+    _json(tmp_path / "t_train.json", rows)
+    assert [item.choices for item in load_local("t", "train", tmp_path)] == 3 * [("x", "y")]
+
+
 def test_a_table_with_tabs_may_quote_its_cells_or_not(tmp_path):
     (tmp_path / "t_train.tsv").write_text('text\tlabel\r\n"a\tb ""c"""\tx\r\n', encoding="utf-8")
     assert load_local("t", "train", tmp_path) == [Exchange("t", 'a\tb "c"', "x")]
