@@ -18,7 +18,9 @@ from .client import Learned, Taken, common_start
 from .client_states import ClientStates
 from .config import RunConfig
 from .engine import engine_of
+from .heads import check_classes
 from .interventions import State
+from .partition import classes_of
 from .runs import Run
 from .server import Report
 from .steering import SteeredModel
@@ -49,6 +51,7 @@ class InProcess:
 
     def __init__(self, world: World, config: RunConfig):
         self.world, self.config, self.model = world, config, world.model
+        check_classes({client.name: classes_of(client) for client in world.questions}, config)
         self.participants = participants(world, config)
         self.names = [p.name for p in self.participants]
         self.examples, self.steps = [len(p.train) for p in self.participants], [p.steps for p in self.participants]

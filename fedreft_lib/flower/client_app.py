@@ -25,6 +25,7 @@ from ..admission import refusal
 from ..config import RunConfig
 from ..errors import ConfigError, FedReFTError
 from ..federation import InProcess
+from ..partition import classes_of
 from ..runs import client_fingerprint
 from ..states import hash_of
 from ..strategies import STRATEGIES
@@ -78,6 +79,7 @@ def hello(node: Node, records_: RecordDict) -> RecordDict:
     world, k = node.world, node.k
     return records.packed(
         {
+            "classes": classes_of(node.world.questions[k]),
             "client": k,
             "name": node.federation.names[k],
             "examples": node.federation.examples[k],

@@ -15,6 +15,10 @@ that file, sorted (numbers by size, also as texts), are its classes, and a label
 Where one of them has a decimal point, all are scores (a regression). Few whole numbers, each with a decimal point
 (0.0, 1.0), are refused, since they may be classes; scores that are so have the column `score` in place of `label`.
 
+A file `NAME_labels.json` or `NAME/labels.json`, the list of their names, says more than a train file can: which classes
+there are where some are in no train row, and that clients with files of their own number them alike. A label is then a
+name or its place in the list.
+
 A label that is missing (-1, "", null, as in GLUE's public test sets) is no class: its row is refused. -1 is a score of
 your own regressions, unless a file says nothing else.
 """
@@ -32,7 +36,7 @@ from fedreft_lib import assets
 from fedreft_lib.errors import DataError, NoFileError
 from fedreft_lib.tasks import hub
 from fedreft_lib.tasks.answers import A_CLASS, in_order, why_missing
-from fedreft_lib.tasks.local_files import MOST_LABELS
+from fedreft_lib.tasks.local_files import MOST_LABELS, label_names
 from fedreft_lib.tasks.plain_text import lines, refused
 from fedreft_lib.tasks.questions import Labelled
 from fedreft_lib.tasks.row_files import at, look_for, rows
@@ -150,8 +154,12 @@ def read_local(task: str, split: str, folder: Path) -> list[Labelled]:
         raise refused(path, "", "the file holds no rows")
     if task in GLUE:
         return _items(task, found, str(path), _glue_classes(task))
+    names = label_names(task, folder)
+    if names:
+        return _items(task, found, str(path), _named_classes(names, folder), names)
     train = _path(task, "train", folder)
-    return _items(task, found, str(path), _own_classes(task, train, found if split == "train" else list(rows(train))))
+    classes = _own_classes(task, train, found if split == "train" else list(rows(train)))
+    return _items(task, found, str(path), classes, tuple(map(str, classes)))
 
 
 def _path(task: str, split: str, folder: Path) -> Path:
@@ -183,7 +191,7 @@ def _tsv_rows(task: str, path: Path) -> Rows:
 # ---- from a row to an item --------------------------------------------------------------------------------------
 
 
-def _items(task: str, found: Rows, source: str, classes: Classes) -> list[Labelled]:
+def _items(task: str, found: Rows, source: str, classes: Classes, names: tuple[str, ...] = ()) -> list[Labelled]:
     items, n_classes = [], len(set(classes.values()))
     for where, row in found:
         with at(source, where):
@@ -193,7 +201,7 @@ def _items(task: str, found: Rows, source: str, classes: Classes) -> list[Labell
             text_a, text_b = texts if len(texts) == 2 else (*texts, "")
             if task in GLUE and not classes and why_missing(label):  # GLUE's scores are from 0
                 raise DataError(f"the label must be a number, got {label!r}{why_missing(label)}")
-            items.append(Labelled(task, text_a, text_b or "", _label(label, classes), n_classes))
+            items.append(Labelled(task, text_a, text_b or "", _label(label, classes), n_classes, names))
     if items and not classes and all(item.label == -1 for item in items):
         raise refused(source, "", f"all labels are -1{why_missing(-1)}")
     return items
@@ -230,9 +238,19 @@ def _label(label: Any, classes: Classes) -> int | float:
 
 
 def _glue_classes(task: str) -> Classes:
+    return _by_number_or_name(GLUE[task].labels)
+
+
+def _by_number_or_name(names: Iterable[str]) -> Classes:
     """A class may be its number, its number as text, or its name."""
-    names = GLUE[task].labels
     return {label: index for index, name in enumerate(names) for label in (index, str(index), name)}
+
+
+def _named_classes(names: tuple[str, ...], folder: Path) -> Classes:
+    for place, name in enumerate(names):
+        if name.isdecimal() and name != str(place):
+            raise refused(folder, "", f"the label name {name!r} may be taken for a place in the list; rename it")
+    return _by_number_or_name(names)
 
 
 def _own_classes(task: str, path: Path, training: Rows) -> Classes:

@@ -91,7 +91,7 @@ def load_local(task: str, split: str, folder: Path) -> list[Item]:
     path = _split_file(task, split, folder)
     if path is None:
         return []
-    names = _label_names(task, folder)
+    names = label_names(task, folder)
     found = _read(task, path, names)
     choices, ways = _no_choices, Ways(_said(found))
     if split != "train" and any(map(needs_others, _said(found))) and _has_train(task, folder):
@@ -124,7 +124,8 @@ def _has_train(task: str, folder: Path) -> bool:
     return look_for([task, _LLM_ADAPTERS_NAMES.get(task, task)], "train", folder) is not None
 
 
-def _label_names(task: str, folder: Path) -> tuple[str, ...]:
+def label_names(task: str, folder: Path) -> tuple[str, ...]:
+    """What the file `NAME_labels.json` or `NAME/labels.json` says; empty where there is none."""
     path = look_for([task], "labels", folder, (".json",))
     if path is None:
         return ()

@@ -5,7 +5,7 @@ in free words, a `Labelled` text for a classification head. Splitting, mixing an
 an item's `task` and `uid`. An `Example` is a question as a model sees it, once a prompt format has been chosen.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from math import isfinite
@@ -93,6 +93,7 @@ class Labelled:
     text_b: str  # "" for tasks with one text
     label: int | float
     classes: int
+    names: tuple[str, ...] = field(default=(), compare=False)  # of the classes of a task of one's own
 
     def __post_init__(self):
         if not all(isinstance(text, str) for text in (self.text_a, self.text_b)) or not self.text_a.strip():

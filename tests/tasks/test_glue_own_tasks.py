@@ -118,3 +118,18 @@ def test_scores_that_are_whole_numbers_have_a_column_of_their_own(tmp_path):
         (tmp_path / f"moods_{split}.json").write_text(json.dumps(rows))
     assert [(item.label, item.classes) for item in _load(tmp_path)] == 3 * [(0.0, 0), (1.0, 0)]
     assert {item.classes for item in _load(tmp_path, "test")} == {0}
+
+
+def test_a_file_of_names_says_the_classes_and_their_order(tmp_path):
+    (tmp_path / "moods_labels.json").write_text(json.dumps(["sad", "mad", "glad"]))
+    _moods(tmp_path, "train", "sad", "glad", 1, "0")
+    _moods(tmp_path, "test", "mad")  # which no train row is
+    assert [(item.label, item.classes) for item in _load(tmp_path)] == [(0, 3), (2, 3), (1, 3), (0, 3)]
+    assert [item.label for item in _load(tmp_path, "test")] == [1]
+    assert _load(tmp_path)[0].names == ("sad", "mad", "glad")
+    _moods(tmp_path, "test", "bad", -1)
+    with pytest.raises(DataError, match="test.jsonl, line 1: the label must be one of 0, sad, 1, .*, got 'bad'"):
+        _load(tmp_path, "test")
+    (tmp_path / "moods_labels.json").write_text(json.dumps(["1", "2", "3"]))
+    with pytest.raises(DataError, match="the label name '1' may be taken for a place in the list; rename it"):
+        _load(tmp_path, "test")
