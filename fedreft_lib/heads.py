@@ -58,7 +58,7 @@ def check_classes(named: Mapping[str, Mapping[str, list[str]]], config: RunConfi
             if classes != known:
                 raise DataError(
                     f"The labels of {task} are {', '.join(known)} with {other} and {', '.join(classes)} with {client}: "
-                    f"give both the same file {task}_labels.json, the list of all classes, or take head=\"private\"."
+                    f'give both the same file {task}_labels.json, the list of all classes, or take head="private".'
                 )
 
 

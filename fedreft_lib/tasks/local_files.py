@@ -223,7 +223,7 @@ def _from_asked(row: dict[str, Any], names: tuple[str, ...]) -> _Asked:
         raise DataError(f"no column {kind}: there must be one of {', '.join(known)}, got {', '.join(map(str, row))}")
     first, second = _text(asked, row[asked]), row.get(_ASKED[asked])
     context = next((_text(c, row[c]) for c in ("context", "passage") if row.get(c)), "")
-    if not second:
+    if second in (None, "", []):  # but 0 is an input
         question = first
     elif asked == "instruction":
         question = with_input(first, _text("input", second))
@@ -242,12 +242,12 @@ def _from_asked(row: dict[str, Any], names: tuple[str, ...]) -> _Asked:
 
 def _choices_by_row(row: dict[str, Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]] | None:
     """The choices that the row itself names and, where there are some, their labels; numbers are left as they are."""
-    column = next((c for c in ("choices", "options", "candidates") if row.get(c)), None)
+    column = next((c for c in ("choices", "options", "candidates") if row.get(c) not in (None, "")), None)
     if column is None:
         return None
     value = _parsed(row[column])
     texts, labels = (value.get("text"), value.get("label", [])) if isinstance(value, dict) else (value, [])
-    if not isinstance(texts, list) or not isinstance(labels, list):
+    if not isinstance(texts, list) or not texts or not isinstance(labels, list):
         raise DataError(f"{column} must be a list of texts, or an object with the lists text and label")
     if labels and not len(set(map(spelled, labels))) == len(labels) == len(texts):
         raise DataError(f"{column} must have one label for each text, all different, got {labels!r}")

@@ -112,6 +112,7 @@ def test_a_development_set_is_read_where_there_is_one(tmp_path):
 
 ONE_ROW = [
     ({"instruction": "Add.", "input": "1 1", "output": "2"}, Exchange("t", f"Add.{INPUT_MARK}1 1", "2")),
+    ({"instruction": "Double.", "input": 0, "output": 0}, Exchange("t", f"Double.{INPUT_MARK}0", "0")),
     ({"instruction": "Add.", "input": "", "output": " 2\n"}, Exchange("t", "Add.", "2")),
     ({"prompt": "Hi", "response": "Ho"}, Exchange("t", "Hi", "Ho")),
     ({"prompt": "Hi", "completion": "Ho"}, Exchange("t", "Hi", "Ho")),
@@ -218,6 +219,7 @@ def test_a_table_with_tabs_may_quote_its_cells_or_not(tmp_path):
             "row 1: the answer 'C' is none of the choices 'x', 'y'",
         ),
         ("t_train.json", '[{"text": "a", "options": "x or y", "answer": "x"}]', "row 1: options must be a list"),
+        ("t_train.json", '[{"text": "a", "options": [], "answer": "x"}]', "row 1: options must be a list"),
         (
             "t_train.json",
             '[{"text": "a\\nOPTIONS:\\n- x", "label": "x"}]',
