@@ -16,6 +16,7 @@ from .rouge import rouge_l
 from .steering import SteeredModel
 from .tasks.numbers import graded
 from .tasks.styles import STYLES
+from .words import glued
 
 Share = float | Tensor | None  # of the local branch, for states that have one: see branches.Blend
 Score = tuple[str, str, float]  # task, metric, value; accuracies, correlations and ROUGE in percent
@@ -132,6 +133,32 @@ def bare(sequence: Sequence) -> Sequence:
 
 
 def extract_label(text: str, labels: tuple[str, ...]) -> str | None:
-    """The first of the answer words that occurs in a generation, as LLM-Adapters' evaluation reads it."""
-    found = re.search("|".join(map(re.escape, labels)), text)
-    return found[0] if found else None
+    """The first of the answer words that a generation says, as LLM-Adapters' evaluation reads it, but whole.
+
+    Theirs is the first match of answer1|answer2|..., which finds answer1 in "answer10", and true in "untrue". Here a
+    label is no piece of a longer number or word: no digit touches a digit at its edge, no sign or fraction a label that
+    begins as a number ("5" is not in "-5" or "2.5"), no letter a label without digits, save one of another label
+    ("truetrue"). Of labels that begin alike the longest that is whole counts. Everything else is as there: the case
+    counts, and letters around "isanswer2The" do not.
+    """
+    longest_first = sorted(filter(None, labels), key=len, reverse=True)
+    for start in range(len(text)):
+        for label in longest_first:
+            if text.startswith(label, start) and _is_whole(text, start, start + len(label), longest_first):
+                return label
+    return None
+
+
+def _is_whole(text: str, start: int, end: int, labels: list[str]) -> bool:
+    label = text[start:end]
+    if re.match(r"[-+]?\d", label):
+        # 1,000 and 2.5 are one number each; a hyphen after a word or a number is no sign
+        longer = re.search(r"(?:\d[.,]|(?:^|[^\w.)])[-+\u2212])$", text[:start]) or re.match(r"[.,]\d", text[end:])
+        if longer:
+            return False
+    if re.search(r"\d", label):
+        return "digit" not in (glued(text, start), glued(text, end))
+    words = [each for each in labels if not re.search(r"\d", each)]
+    while glued(text, end) and (more := next((each for each in words if text.startswith(each, end)), None)):
+        end += len(more)
+    return not glued(text, start) and not glued(text, end)

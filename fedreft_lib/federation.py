@@ -19,7 +19,9 @@ from .client_states import ClientStates
 from .config import RunConfig
 from .engine import engine_of
 from .errors import FedReFTError
+from .heads import check_classes
 from .interventions import State
+from .partition import classes_of
 from .runs import Run
 from .server import Report
 from .steering import SteeredModel
@@ -51,6 +53,7 @@ class InProcess:
 
     def __init__(self, world: World, config: RunConfig):
         self.world, self.config, self.model, self.longest = world, config, world.model, world.longest
+        check_classes({client.name: classes_of(client) for client in world.questions}, config)
         self.participants = participants(world, config)
         self.names = [p.name for p in self.participants]
         self.examples, self.steps = [len(p.train) for p in self.participants], [p.steps for p in self.participants]

@@ -4,11 +4,14 @@ It is RoBERTa's own head. ReFT trains it jointly and leaves it out of its parame
 apart (`head_params`). Its tensors are part of a client's state, named "head. ...".
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from .config import RunConfig
+from .errors import DataError
 from .interventions import State
 
 
@@ -41,6 +44,22 @@ class Head:
         drop = nn.Dropout(dropout).train(dropout > 0)
         dense = torch.tanh(_linear(drop(h.to(phi["head.D"].dtype)), phi["head.D"], phi["head.e"]))
         return _linear(drop(dense), phi["head.C"], phi["head.f"])
+
+
+def check_classes(named: Mapping[str, Mapping[str, list[str]]], config: RunConfig) -> None:
+    """Raises DataError where clients that share a head number a task's classes differently.
+
+    named: by client, what `partition.classes_of` gives. Else they would teach one output that it means two things.
+    """
+    first: dict[str, tuple[str, list[str]]] = {}
+    for client, tasks in named.items() if config.head != "private" and config.method != "local" else ():
+        for task, classes in tasks.items():
+            other, known = first.setdefault(task, (client, classes))
+            if classes != known:
+                raise DataError(
+                    f"The labels of {task} are {', '.join(known)} with {other} and {', '.join(classes)} with {client}: "
+                    f'give both the same file {task}_labels.json, the list of all classes, or take head="private".'
+                )
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ import pandas as pd
 
 from fedreft_lib.errors import ConfigError, DataError
 from fedreft_lib.randomness import derive
-from fedreft_lib.tasks.questions import Item, content
+from fedreft_lib.tasks.questions import Item, Labelled, content
 
 SETUPS = ("distinct", "mixed", "iid", "dirichlet")
 SPLITS = ("train", "held_out", "test")
@@ -157,6 +157,12 @@ def check_disjoint(clients: Sequence[ClientData]) -> None:
                         f"Question {question.uid} of {question.task} is in {first[question.uid]} and again in {place}."
                     )
                 first[question.uid] = place
+
+
+def classes_of(client: ClientData) -> dict[str, list[str]]:
+    """What the classes of each task with labels of the client's own are called, in the order of their numbers."""
+    items = [item for split in SPLITS for item in getattr(client, split) if isinstance(item, Labelled)]
+    return {item.task: list(item.names) if item.classes else ["scores"] for item in items}
 
 
 def label_table(clients: Sequence[ClientData]) -> pd.DataFrame:

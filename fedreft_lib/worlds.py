@@ -307,7 +307,9 @@ class _Reader:
         examples = [render(question, self.config.prompt_format) for question in questions]
         if self.config.scoring == "generation":  # the model reads the prompts alone, from their first token on
             sequences, hidden = [self._encode(example.prompt, []) for example in examples], None
-            labels = [tuple(text.split()[-1] for text in example.options) for example in examples]
+            # "the correct answer is answer2" is graded by its last word; a plain option is the answer's own words
+            named = self.config.prompt_format == "llm_adapters"
+            labels = [tuple(t.split()[-1] if named else t.strip() for t in example.options) for example in examples]
         else:
             labels = [()] * len(examples)
             sequences = [self._encode(example.prompt, example.options) for example in examples]

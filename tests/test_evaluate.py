@@ -1,5 +1,10 @@
 """Which answers are right: against brute force with a plain Hugging Face model."""
 
+import json
+import random
+import re
+from collections import Counter
+
 import pytest
 import torch
 
@@ -85,24 +90,67 @@ def test_the_order_of_options_and_questions_does_not_decide():
 # ---- generation -----------------------------------------------------------------------------------------------------
 
 
+TWELVE = tuple(f"answer{i}" for i in range(1, 13))
+BOOLQ = ("true", "false")
+
+
 @pytest.mark.parametrize(
     ("text", "labels", "expected"),
     [
         ("the correct answer is answer2", ("answer1", "answer2"), "answer2"),
         ("answer2, not answer1", ("answer1", "answer2"), "answer2"),  # the first that is said
         ("the correct answer is Answer2", ("answer1", "answer2"), None),  # as LLM-Adapters: the case counts
-        ("", ("true", "false"), None),
-        ("I do not know", ("true", "false"), None),
-        ("falsetrue", ("true", "false"), "false"),
-        ("untrue", ("true", "false"), "true"),  # words are not looked at, as there
+        ("", BOOLQ, None),
+        ("I do not know", BOOLQ, None),
+        ("falsetrue", BOOLQ, "false"),
+        ("truetruetrue.", BOOLQ, "true"),
         ("the solution1solution2", ("solution1", "solution2"), "solution1"),
+        ("the correct answer isanswer2The", ("answer1", "answer2"), "answer2"),
         ("answer3", ("answer1", "answer2"), None),
         ("a.b", ("a+b", "a.b"), "a.b"),
         ("axb", ("a+b", "a.b"), None),  # labels are words, not patterns
+        # a label that begins with another, or is a piece of a longer word or number
+        ("the correct answer is answer10", TWELVE, "answer10"),
+        ("answer12answer1", TWELVE, "answer12"),
+        ("answer13", TWELVE, None),
+        ("option12", ("option1", "option2"), None),
+        ("That is untrue.", BOOLQ, None),
+        ("untrue, so false", BOOLQ, "false"),
+        ("truly, truest", BOOLQ, None),
+        ("Apples. Answer: A", ("A", "B"), "A"),
+        ("(B).", ("A", "B"), "B"),
+        ("New York City", ("New York", "New York City"), "New York City"),
+        ("New York Citadel", ("New York", "New York City"), "New York"),
+        ("it is not good", ("good", "not good"), "not good"),
+        ("10", ("1", "0", "10"), "10"),
+        ("is 2.5", ("2", "5", "2.5"), "2.5"),
+        ("is 2.5", ("2", "5"), None),
+        ("is 1,000", ("1", "1,000"), "1,000"),
+        ("is -5", ("5", "-5"), "-5"),
+        ("is -5", ("5", "4"), None),
+        ("9-5 = 4, so 4.", ("4", "5"), "5"),  # no sign: the first number that is a label
+        ("答案是北京。", ("北京", "上海"), "北京"),  # no blanks set words apart there
+        ("\u0939\u093e\u0901", ("\u0939\u093e", "x"), None),  # a mark goes on with the word
+        ("x", ("", "x"), "x"),
     ],
 )
 def test_the_label_is_the_first_answer_word_in_what_was_written(text, labels, expected):
     assert extract_label(text, labels) == expected
+
+
+def test_the_paper_s_labels_are_read_as_the_pattern_of_llm_adapters_reads_them():
+    """Its evaluate.py: the first match of solution1|solution2 and so on, where no longer number or word is meant."""
+    rng, found = random.Random(0), Counter()
+    for labels in (BOOLQ, TWELVE[:5], ("ending1", "ending2", "ending3", "ending4")):
+        pieces = [*labels, " ", "\n", ". ", "The answer is ", ": ", "(", ")", "/", "-", "Answer", "#"]
+        for _ in range(500):
+            text = "".join(rng.choices(pieces, k=6))
+            if labels is BOOLQ:  # a word that goes on with a letter is another word
+                text = text.replace("Answer", "").replace("The", "")
+            first = re.search("|".join(labels), text)
+            found[first is None] += 1
+            assert extract_label(text, labels) == (first and first[0]), text
+    assert min(found.values()) > 100
 
 
 def test_generation_is_scored_by_the_label_each_text_gives(monkeypatch):
@@ -125,6 +173,21 @@ def test_generation_is_scored_by_the_label_each_text_gives(monkeypatch):
 
     monkeypatch.setattr(world.model, "generate", generate)
     assert evaluate.correct(world.model, None, client.test[0], config).tolist() == expected
+
+
+def test_a_plain_prompt_is_graded_by_the_choices_own_words(monkeypatch, tmp_path):
+    rows = [{"question": f"Good, {i}?", "choices": ["very good", "not good"], "gold": 1} for i in range(40)]
+    for split, own in (("train", rows[:30]), ("test", rows[30:])):
+        (tmp_path / f"taste_{split}.json").write_text(json.dumps(own))
+    config = RunConfig(
+        backbone="tiny-llama", benchmark="instruction", source="local", data_dir=str(tmp_path), tasks=("taste",),
+        setup="iid", clients=2, method="local", layers="0-1", rank=3, train_size=6, held_out_size=4, test_size=4,
+        batch_size=4, scoring="generation", prompt_format="plain",
+    )  # fmt: skip
+    world = open_world(config)
+    said = iter([" not good", " very good", " good", " It is not good."])
+    monkeypatch.setattr(world.model, "generate", lambda prompts, *args, **more: [next(said) for _ in prompts])
+    assert sum(evaluate.correct(world.model, None, world.clients[0].test[0], config).tolist()) == 2
 
 
 def test_generation_is_really_written_by_the_steered_model():

@@ -116,3 +116,39 @@ def test_a_client_without_files_is_named(homes):
     (homes / "client1" / "quiz_test.json").unlink()
     with pytest.raises(DataError, match="There is no test file of quiz in .*client1"):
         partition_of(brought(homes))
+
+
+# ---- clients whose labels differ ------------------------------------------------------------------------------------
+
+
+def moods(folder, *labels, **changes) -> RunConfig:
+    """One client for each list of labels, which are those of its files."""
+    for k, own_labels in enumerate(labels, 1):
+        (folder / f"client{k}").mkdir(exist_ok=True)
+        for split, numbers in (("train", range(30)), ("test", range(30, 50))):
+            rows = [{"text_a": f"Day {k}.{i}", "label": own_labels[i % len(own_labels)]} for i in numbers]
+            (folder / f"client{k}" / f"mood_{split}.json").write_text(json.dumps(rows), encoding="utf-8")
+    fields = dict(
+        backbone="tiny-roberta", benchmark="glue", source="local", data_dir=str(folder), setup="own", tasks=("mood",),
+        clients=len(labels), layers="2-3", rank=2, positions="f2", train_size=8, held_out_size=4, test_size=6,
+        batch_size=4, rounds=1, max_length=32,
+    )  # fmt: skip
+    return RunConfig(**{**fields, **changes})
+
+
+@pytest.mark.parametrize("labels", [(["glad", "sad"], ["mad", "sad"]), ([0, 1], [1, 2]), ([0, 1], [0.5, 1.5])])
+def test_one_head_is_not_taught_two_numberings_of_classes(tmp_path, labels):
+    config = moods(tmp_path, *labels)
+    with pytest.raises(DataError, match="labels of mood are .* with client1-mood and .* with client2-mood: give"):
+        run(config, progress=False)
+    assert len(run(config.but(head="private"), progress=False).history)
+    assert len(run(config.but(method="local"), progress=False).history)
+
+
+def test_a_file_of_label_names_gives_clients_one_numbering(tmp_path):
+    config = moods(tmp_path, ["glad", "sad"], ["mad", "sad"])
+    for k in (1, 2):
+        (tmp_path / f"client{k}" / "mood_labels.json").write_text(json.dumps(["glad", "mad", "sad"]))
+    one, two = partition_of(config)
+    assert {item.label for item in one.train} == {0, 2} and {item.label for item in two.train} == {1, 2}
+    assert len(run(config, progress=False).history)

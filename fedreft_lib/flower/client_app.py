@@ -1,6 +1,6 @@
 """Flower's ClientApp: one client, which keeps its state on its own disk.
 
-    query.hello      who it is: client number, name, examples, steps, outputs of its head, a hash of its data, and which
+    query.hello      who it is: client number, name, examples, steps, classes, outputs of its head, a hash of its data, and which
                      backbone it has
     query.tell       what its method needs of its data before the first round
     train.begin      it is given the state that all begin with, where that is made of what they told
@@ -27,6 +27,7 @@ from ..admission import refusal
 from ..config import RunConfig
 from ..errors import ConfigError, FedReFTError
 from ..federation import InProcess
+from ..partition import classes_of
 from ..states import hash_of
 from ..strategies import STRATEGIES
 from ..worlds import World, open_world
@@ -83,6 +84,7 @@ def hello(node: Node, records_: RecordDict) -> RecordDict:
     k = node.k
     return records.packed(
         {
+            "classes": classes_of(node.world.questions[k]),
             "client": k,
             "name": node.federation.names[k],
             "examples": node.federation.examples[k],

@@ -23,7 +23,7 @@ from ..client_states import ClientStates
 from ..config import RunConfig
 from ..errors import ConfigError, FedReFTError
 from ..federation import rest_of
-from ..heads import Head
+from ..heads import Head, check_classes
 from ..identity import may_be_same
 from ..interventions import State
 from ..runs import Run, Store, joint_fingerprint
@@ -78,6 +78,7 @@ class OverFlower:
         adapter: Adapter = adapter_of(config, backbone)
         self.model = SteeredModel(backbone, adapter, Head(backbone.hidden_size, outputs) if outputs else None)
         self.sent = client.sent_names(self.model, config)
+        check_classes({each["name"]: each["classes"] for each in known}, config)
 
     def begin(self) -> ClientStates:
         """Where the start is made of what all tell, all have to answer. Raises FedReFTError where one does not."""

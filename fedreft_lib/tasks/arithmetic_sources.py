@@ -20,11 +20,11 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow
 
 from fedreft_lib import assets
@@ -209,18 +209,22 @@ _FORMS: dict[str, Callable[[Mapping[str, Any]], tuple[str, str, str]]] = {
 }
 
 
+# Digits, grouped by thousands (or as India does, or with _ as Calc-MAWPS) or not, with a fraction, an exponent or not.
+_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:[,_]\d{2,3})*[,_]\d{3}|\d+|(?=\.\d))(?:\.\d*)?(?:[eE][-+]?\d{1,3})?")
+
+
 def _answer(value: Any) -> str:
-    """A letter from A to E, or a number without thousands commas, exponent and needless zeros ("6.0" is "6")."""
-    text = str(value).replace(",", "").strip()
+    """A letter from A to E, or a number without thousands commas, exponent and needless zeros ("6.0" is "6").
+
+    Every digit stays; a comma that groups no thousands ("3,5") is refused.
+    """
+    text = str(value).strip()
     if re.fullmatch("[A-E]", text):
         return text
-    try:
-        number = float(text)
-    except ValueError:
-        number = float("nan")
-    if not isfinite(number):
+    if isinstance(value, bool) or not _NUMBER.fullmatch(text) or not isfinite(float(text := re.sub("[,_]", "", text))):
         raise DataError(f"the answer must be a number or a letter from A to E, got {value!r}")
-    return np.format_float_positional(number, trim="-")
+    digits = format(Decimal(text), "f")
+    return digits.rstrip("0").rstrip(".") if "." in digits else digits
 
 
 def _ending(answer: str) -> str:

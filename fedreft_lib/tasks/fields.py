@@ -11,10 +11,12 @@
 | openbookqa | question_stem, choices {text, label}, answerKey |
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedreft_lib.errors import DataError
+from fedreft_lib.tasks.answers import why_missing
 from fedreft_lib.tasks.questions import Question
 
 Row = Mapping[str, Any]
@@ -31,13 +33,11 @@ def from_own_columns(task: str, row: Row) -> Question:
 def _index(row: Row, column: str, first: int = 0) -> int:
     """The right choice, counted from 0; a column of it may hold a number or its digits."""
     value = row[column]
-    try:
-        number = int(value)
-    except (TypeError, ValueError, OverflowError):
-        number = None
-    if number is None or (isinstance(value, float) and value != number):
-        raise DataError(f"the {column} must be a whole number from {first}, got {value!r}")
-    return number - first
+    said = str(value).strip()
+    whole = isinstance(value, int) and not isinstance(value, bool) or isinstance(value, float) and value.is_integer()
+    if not whole and not (isinstance(value, str) and re.fullmatch("-?[0-9]{1,9}", said)) or why_missing(value):
+        raise DataError(f"the {column} must be a whole number from {first}, got {value!r}{why_missing(value)}")
+    return int(value) - first
 
 
 def _texts(value: Any, column: str) -> tuple[Any, ...]:
@@ -84,6 +84,8 @@ def _lettered(task: str, asked: str, row: Row) -> Question:
     if not isinstance(choices, Mapping):
         raise DataError(f"choices must be an object with the lists text and label, got {choices!r}")
     texts, letters = _texts(choices["text"], "choices.text"), _texts(choices["label"], "choices.label")
+    if not len(set(map(str, letters))) == len(letters) == len(texts):
+        raise DataError(f"choices must have one label for each text, all different, got {letters!r}")
     if row["answerKey"] not in letters:
         raise DataError(f"the answerKey must be one of {'/'.join(map(str, letters))}, got {row['answerKey']!r}")
     return Question(task, "", asked, texts, letters.index(row["answerKey"]))

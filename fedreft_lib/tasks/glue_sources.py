@@ -11,9 +11,19 @@ The official files are not quoted: a quotation mark is a character like any othe
 line, and a cell ends at a tab. A label is a class from 0, the name of a class, or a score.
 
 A task of your own, with any name, needs JSON rows with text_a, text_b, label and a train file. The distinct labels of
-that file, sorted, are its classes; where one of them has a decimal point, all are scores (a regression).
+that file, sorted (numbers by size, also as texts), are its classes, and a label that it has not is refused elsewhere.
+Where one of them has a decimal point, all are scores (a regression). Few whole numbers, each with a decimal point
+(0.0, 1.0), are refused, since they may be classes; scores that are so have the column `score` in place of `label`.
+
+A file `NAME_labels.json` or `NAME/labels.json`, the list of their names, says more than a train file can: which classes
+there are where some are in no train row, and that clients with files of their own number them alike. A label is then a
+name or its place in the list.
+
+A label that is missing (-1, "", null, as in GLUE's public test sets) is no class: its row is refused. -1 is a score of
+your own regressions, unless a file says nothing else.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -25,6 +35,8 @@ import pyarrow
 from fedreft_lib import assets
 from fedreft_lib.errors import DataError, NoFileError
 from fedreft_lib.tasks import hub
+from fedreft_lib.tasks.answers import A_CLASS, in_order, why_missing
+from fedreft_lib.tasks.local_files import MOST_LABELS, label_names
 from fedreft_lib.tasks.plain_text import lines, refused
 from fedreft_lib.tasks.questions import Labelled
 from fedreft_lib.tasks.row_files import at, look_for, rows
@@ -90,7 +102,12 @@ _SPLIT_NAMES = {
     "mismatched": ("dev_mismatched", "validation_mismatched"),
     "test": ("test",),
 }
+_NUMERAL = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 _COLA_HEADER = ["source", "label", "mark", "sentence"]
+
+_CLASSES_OR_SCORES = (
+    "the labels {} may be classes or scores; write classes without a decimal point, or call the column score, not label"
+)
 
 Rows = Iterable[tuple[str, Any]]  # where a row stands, and the row
 Classes = Mapping[Any, int]  # a label as it may stand in a row -> its class; empty: labels are scores
@@ -137,8 +154,12 @@ def read_local(task: str, split: str, folder: Path) -> list[Labelled]:
         raise refused(path, "", "the file holds no rows")
     if task in GLUE:
         return _items(task, found, str(path), _glue_classes(task))
+    names = label_names(task, folder)
+    if names:
+        return _items(task, found, str(path), _named_classes(names, folder), names)
     train = _path(task, "train", folder)
-    return _items(task, found, str(path), _own_classes(task, train, found if split == "train" else list(rows(train))))
+    classes = _own_classes(task, train, found if split == "train" else list(rows(train)))
+    return _items(task, found, str(path), classes, tuple(map(str, classes)))
 
 
 def _path(task: str, split: str, folder: Path) -> Path:
@@ -158,6 +179,8 @@ def _tsv_rows(task: str, path: Path) -> Rows:
     first = next(filled, (0, []))
     headless = task == "cola" and "label" not in first[1]
     header = _COLA_HEADER if headless else first[1]
+    if repeated := {name for name in header if header.count(name) > 1}:
+        raise refused(path, f"line {first[0]}", f"the column {min(repeated)!r} is twice in the header")
     for number, cells in chain([first] if headless and first[1] else [], filled):
         if len(cells) == len(header):
             yield f"line {number}", dict(zip(header, cells, strict=True))
@@ -168,7 +191,7 @@ def _tsv_rows(task: str, path: Path) -> Rows:
 # ---- from a row to an item --------------------------------------------------------------------------------------
 
 
-def _items(task: str, found: Rows, source: str, classes: Classes) -> list[Labelled]:
+def _items(task: str, found: Rows, source: str, classes: Classes, names: tuple[str, ...] = ()) -> list[Labelled]:
     items, n_classes = [], len(set(classes.values()))
     for where, row in found:
         with at(source, where):
@@ -176,7 +199,11 @@ def _items(task: str, found: Rows, source: str, classes: Classes) -> list[Labell
             if task == "qqp" and texts[0] == "":
                 continue  # torn apart, see `_tsv_rows`
             text_a, text_b = texts if len(texts) == 2 else (*texts, "")
-            items.append(Labelled(task, text_a, text_b or "", _label(label, classes), n_classes))
+            if task in GLUE and not classes and why_missing(label):  # GLUE's scores are from 0
+                raise DataError(f"the label must be a number, got {label!r}{why_missing(label)}")
+            items.append(Labelled(task, text_a, text_b or "", _label(label, classes), n_classes, names))
+    if items and not classes and all(item.label == -1 for item in items):
+        raise refused(source, "", f"all labels are -1{why_missing(-1)}")
     return items
 
 
@@ -189,7 +216,8 @@ def _cells(task: str, row: Any) -> list[Any]:
         fact = GLUE[task]
         layouts = [own if len(fact.hub_columns) == 3 else own[::2], fact.hub_columns, fact.file_columns]
     else:
-        layouts = [own if "text_b" in row else own[::2]]
+        texts = ("text_a", "text_b") if "text_b" in row else ("text_a",)
+        layouts = [(*texts, "label"), (*texts, "score")]
     columns = min(layouts, key=lambda layout: sum(column not in row for column in layout))
     missing = [column for column in columns if column not in row]
     if missing:
@@ -198,32 +226,56 @@ def _cells(task: str, row: Any) -> list[Any]:
 
 
 def _label(label: Any, classes: Classes) -> int | float:
+    if isinstance(label, str):
+        label = label.strip()
     try:
+        if not classes and (isinstance(label, bool) or "_" in str(label)):  # True and 1_0 are numbers of Python alone
+            raise ValueError
         return classes[label] if classes else float(label)
     except (KeyError, TypeError, ValueError, OverflowError):
         expected = f"one of {', '.join(dict.fromkeys(map(str, classes)))}" if classes else "a number"
-        raise DataError(f"the label must be {expected}, got {label!r}") from None
+        raise DataError(f"the label must be {expected}, got {label!r}{why_missing(label)}") from None
 
 
 def _glue_classes(task: str) -> Classes:
+    return _by_number_or_name(GLUE[task].labels)
+
+
+def _by_number_or_name(names: Iterable[str]) -> Classes:
     """A class may be its number, its number as text, or its name."""
-    names = GLUE[task].labels
     return {label: index for index, name in enumerate(names) for label in (index, str(index), name)}
 
 
+def _named_classes(names: tuple[str, ...], folder: Path) -> Classes:
+    for place, name in enumerate(names):
+        if name.isdecimal() and name != str(place):
+            raise refused(folder, "", f"the label name {name!r} may be taken for a place in the list; rename it")
+    return _by_number_or_name(names)
+
+
 def _own_classes(task: str, path: Path, training: Rows) -> Classes:
-    labels = set()
+    labels = []
     for where, row in training:
         with at(path, where):
             label = _cells(task, row)[-1]
-            if not isinstance(label, str | int | float):
-                raise DataError(f"the label must be a name or a number, got {label!r}")
-        labels.add(label)
-    if len({isinstance(label, str) for label in labels}) == 2:
+            label = label.strip() if isinstance(label, str) else label
+            if not isinstance(label, str | int | float) or label == "":
+                raise DataError(f"the label must be a name or a number, got {label!r}{why_missing(label)}")
+            labels.append(label)
+    if all("label" not in row for _, row in training):
+        return {}  # the column score
+    names = set(labels)
+    if len({isinstance(label, str) for label in names}) == 2:
         raise refused(path, "", "some labels are names and some are numbers; they must be all the one or the other")
-    if any(isinstance(label, float) for label in labels):
+    if any(isinstance(label, float) for label in names):
+        if all(label == int(label) for label in names) and len(names) <= MOST_LABELS:
+            raise refused(path, "", _CLASSES_OR_SCORES.format(", ".join(map(str, sorted(names)[:5]))))
         return {}
-    if len(labels) < 2:
-        said = ", ".join(map(repr, labels)) or "missing"
+    if all(map(_NUMERAL.fullmatch, map(str, names))) and any("." in str(label) for label in names):
+        raise refused(path, "", "the labels are scores in quotation marks; write them without, as numbers")
+    if unlabelled := next((label for label in names if why_missing(label)), None):
+        raise refused(path, "", f"some labels are {unlabelled!r}{why_missing(unlabelled)}{A_CLASS}")
+    if len(names) < 2:
+        said = ", ".join(map(repr, names)) or "missing"
         raise refused(path, "", f"a classification needs at least 2 classes, and all labels are {said}")
-    return {label: index for index, label in enumerate(sorted(labels))}
+    return {label: index for index, label in enumerate(in_order(names))}

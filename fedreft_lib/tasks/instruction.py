@@ -4,7 +4,7 @@
 |---|---|---|
 | telegram, steps, tale, card | written for this project, see `styles` | - |
 | ultrafeedback_1k | - | 1,000 of argilla/ultrafeedback-binarized-preferences-cleaned, preferred response; MIT |
-| alpaca | - | yahma/alpaca-cleaned, 51,760; CC BY 4.0 |
+| alpaca | - | yahma/alpaca-cleaned, 51,760, less those without a response; CC BY 4.0 |
 
 The test set of the two hub tasks is AlpacaEval's 805 instructions with the responses that come with them
 (tatsu-lab/alpaca_eval, CC BY-NC 4.0 as best known), as in ReFT (pyreft, `examples/loreft/task_config.py`). FedReFT

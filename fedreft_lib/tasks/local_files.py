@@ -7,7 +7,7 @@ that too), .csv or .tsv (with a header); for the eight commonsense tasks NAME ma
 
 | form | columns | item |
 |---|---|---|
-| our own | question, choices (a list of texts), gold (index from 0), context (may be left out) | Question |
+| our own | question, choices (texts, in a table a JSON list), gold (index from 0), context if any | Question |
 | commonsense task | LLM-Adapters' instruction, output, answer; or the dataset's own, see `fields` | Question |
 | chat | messages (role, content) or conversations (from, value): the first user turn, the first answer | Exchange |
 | any other | what is asked and the answer, see below | Question or Exchange |
@@ -21,27 +21,27 @@ answer, answerKey, label_text, label_name, label. Such a row is a Question where
 2. a file `NAME_labels.json` or `NAME/labels.json`: the list of the label names, for files whose label is a number;
 3. a train file whose every row lists its choices as FLAN does, "OPTIONS:" and then a line "- ..." for each, and has
    one of them as its answer;
-4. a train file with at most 20 different answers, on average at least 5 rows each: they are the choices, sorted.
-   (For free text with few answers use the chat form.)
+4. a train file with at most 20 different answers, on average at least 5 rows each: they are the choices, sorted, whole
+   numbers by size. (For free text with few answers use the chat form.)
 
-With 1 and 2 the answer is a choice's text, its label, its index from 0 or its letter from A, tried in this order; with
-3 and 4 its text. A test row with another answer is refused. All other rows are Exchanges of the kind "text".
+With 1 and 2 the answer is a choice's text, its label, its index from 0 (a JSON number is one) or its letter from A;
+`answers` says how they are told apart, and what is refused. With 3 and 4 it is its text. A test row with another answer
+is refused, and so is a label that is missing (-1, "", null). All other rows are Exchanges of the kind "text".
 
 Files are read as they are, or refused in one sentence with the row: see `plain_text`, `strict_json` and `row_files` for
 their limits. Repeats are no damage: `partition.drop_repeats` keeps the first of several rows that ask the same, and
 takes out of the training sets what any test set asks, so that no question is shared between splits or clients.
 """
 
-import json
 import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from string import ascii_uppercase
 from typing import Any
 
 from fedreft_lib.errors import DataError
+from fedreft_lib.tasks.answers import A_CLASS, Said, Ways, in_order, needs_others, spelled, why_missing
 from fedreft_lib.tasks.commonsense import TASKS, llm_adapters_output, parse_llm_adapters
 from fedreft_lib.tasks.fields import from_own_columns
 from fedreft_lib.tasks.plain_text import refused
@@ -75,12 +75,12 @@ _CHATS = {"messages": ("role", "content"), "conversations": ("from", "value")}
 
 @dataclass(frozen=True)
 class _Asked:
-    """A row of the last form, before it is known whether its answer is one of a few."""
+    """A row of the last form, before it is known whether its answer is one of a few, or which."""
 
     context: str
     question: str
     answer: str
-    choices: tuple[str, ...] = ()  # where the row or a file of label names says what may be answered
+    said: Said | None  # where the row or a file of label names says what may be answered
 
 
 def load_local(task: str, split: str, folder: Path) -> list[Item]:
@@ -91,16 +91,19 @@ def load_local(task: str, split: str, folder: Path) -> list[Item]:
     path = _split_file(task, split, folder)
     if path is None:
         return []
-    names = _label_names(task, folder)
+    names = label_names(task, folder)
     found = _read(task, path, names)
-    choices = _no_choices
+    choices, ways = _no_choices, Ways(_said(found))
+    if split != "train" and any(map(needs_others, _said(found))) and _has_train(task, folder):
+        training = _read(task, _split_file(task, "train", folder), names)
+        ways = Ways([*_said(training), *_said(found)])
     if any(_is_open(row) for _, row in found):
         training = found if split == "train" else _read(task, _split_file(task, "train", folder), names)
         choices = _choices_by_file([row for _, row in training if _is_open(row)])
     items = []
     for where, row in found:
         with at(path, where):
-            items.append(_item(task, row, row.choices or choices(row)) if isinstance(row, _Asked) else row)
+            items.append(_item(task, row, choices, ways) if isinstance(row, _Asked) else row)
     return items
 
 
@@ -117,7 +120,12 @@ def _split_file(task: str, split: str, folder: Path) -> Path | None:
     return find(names, split, folder)
 
 
-def _label_names(task: str, folder: Path) -> tuple[str, ...]:
+def _has_train(task: str, folder: Path) -> bool:
+    return look_for([task, _LLM_ADAPTERS_NAMES.get(task, task)], "train", folder) is not None
+
+
+def label_names(task: str, folder: Path) -> tuple[str, ...]:
+    """What the file `NAME_labels.json` or `NAME/labels.json` says; empty where there is none."""
     path = look_for([task], "labels", folder, (".json",))
     if path is None:
         return ()
@@ -175,9 +183,19 @@ def _from_llm_adapters(task: str, row: dict[str, Any]) -> Question:
 
 def _from_our_columns(task: str, row: dict[str, Any]) -> Question:
     _require(row, "question", "choices", "gold")
-    if not isinstance(row["choices"], list):
+    choices, gold = _parsed(row["choices"]), row["gold"]
+    if not isinstance(choices, list):
         raise DataError("choices must be a list of texts")
-    return Question(task, row.get("context", ""), row["question"], tuple(row["choices"]), row["gold"])
+    if isinstance(gold, str) and re.fullmatch("[0-9]{1,9}", gold.strip()):  # a cell of a table
+        gold = int(gold)
+    return Question(task, row.get("context", ""), row["question"], tuple(choices), gold)
+
+
+def _parsed(cell: Any) -> Any:
+    """A list or an object that a cell of a table holds as JSON; anything else as it is."""
+    with suppress(Fault):
+        return loads(cell) if isinstance(cell, str) else cell
+    return cell
 
 
 def _require(row: dict[str, Any], *columns: str) -> None:
@@ -205,7 +223,7 @@ def _from_asked(row: dict[str, Any], names: tuple[str, ...]) -> _Asked:
         raise DataError(f"no column {kind}: there must be one of {', '.join(known)}, got {', '.join(map(str, row))}")
     first, second = _text(asked, row[asked]), row.get(_ASKED[asked])
     context = next((_text(c, row[c]) for c in ("context", "passage") if row.get(c)), "")
-    if not second:
+    if second in (None, "", []):  # but 0 is an input
         question = first
     elif asked == "instruction":
         question = with_input(first, _text("input", second))
@@ -214,40 +232,38 @@ def _from_asked(row: dict[str, Any], names: tuple[str, ...]) -> _Asked:
             f"{column.capitalize().replace('_', ' ')}: {_text(column, row[column])}"
             for column in (asked, _ASKED[asked])
         )
+    if answered == "label" and (missing := why_missing(row["label"])):
+        raise DataError(f"the column label must hold text, got {row['label']!r}{missing}{A_CLASS}")
     answer = _text(answered, row[answered])
     choices, labels = _choices_by_row(row) or (names, ())
-    return _Asked(context, question, _pick(answer, choices, labels) if choices else answer, choices)
+    value = row[answered] if isinstance(row[answered], int | float) else answer
+    return _Asked(context, question, answer, Said(value, choices, labels) if choices else None)
 
 
-def _choices_by_row(row: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
-    """The texts and, where there are some, the labels of the choices that the row itself names."""
-    column = next((c for c in ("choices", "options", "candidates") if row.get(c)), None)
+def _choices_by_row(row: dict[str, Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]] | None:
+    """The choices that the row itself names and, where there are some, their labels; numbers are left as they are."""
+    column = next((c for c in ("choices", "options", "candidates") if row.get(c) not in (None, "")), None)
     if column is None:
         return None
-    value = row[column]
-    if isinstance(value, str):
-        with suppress(Fault):
-            value = loads(value)
+    value = _parsed(row[column])
     texts, labels = (value.get("text"), value.get("label", [])) if isinstance(value, dict) else (value, [])
-    if not isinstance(texts, list) or not isinstance(labels, list):
+    if not isinstance(texts, list) or not texts or not isinstance(labels, list):
         raise DataError(f"{column} must be a list of texts, or an object with the lists text and label")
-    return tuple(_text(column, text) for text in texts), tuple(map(str, labels))
-
-
-def _pick(said: str, choices: tuple[str, ...], labels: tuple[str, ...]) -> str:
-    """The choice that an answer means: by its text, its label, its index from 0 or a letter from A, in this order."""
-    numbers = tuple(map(str, range(len(choices))))
-    for known in (choices, labels, numbers, ascii_uppercase[: len(choices)]):
-        if said in tuple(known):
-            return choices[tuple(known).index(said)]
-    raise DataError(_none_of(said, choices))
+    if labels and not len(set(map(spelled, labels))) == len(labels) == len(texts):
+        raise DataError(f"{column} must have one label for each text, all different, got {labels!r}")
+    read = tuple((_text(column, text), text) for text in texts)
+    return tuple(value if isinstance(value, int | float) else text for text, value in read), tuple(labels)
 
 
 # ---- what a file says about its answers -------------------------------------------------------------------------
 
 
 def _is_open(row: "Item | _Asked") -> bool:
-    return isinstance(row, _Asked) and not row.choices
+    return isinstance(row, _Asked) and row.said is None
+
+
+def _said(found: list[tuple[str, "Item | _Asked"]]) -> list[Said]:
+    return [row.said for _, row in found if isinstance(row, _Asked) and row.said]
 
 
 def _choices_by_file(training: list[_Asked]) -> Callable[[_Asked], tuple[str, ...]]:
@@ -256,7 +272,7 @@ def _choices_by_file(training: list[_Asked]) -> Callable[[_Asked], tuple[str, ..
         return _flan_options
     answers = {row.answer for row in training}
     if 2 <= len(answers) <= min(MOST_LABELS, len(training) / LEAST_ROWS_A_LABEL):
-        return lambda row: tuple(sorted(answers))
+        return lambda row: tuple(in_order(answers))
     return _no_choices
 
 
@@ -265,20 +281,20 @@ def _no_choices(row: _Asked) -> tuple[str, ...]:
 
 
 def _flan_options(row: _Asked) -> tuple[str, ...]:
-    listed = re.search(r"^OPTIONS:[ \t]*((?:\n[ \t]*-[^\n]*)+)", row.question, re.MULTILINE)
+    listed = re.search(r"^OPTIONS:[ \t\r]*((?:\n[ \t]*-[^\n]*)+)", row.question, re.MULTILINE)
     return tuple(line.strip()[1:].strip() for line in listed[1].strip().split("\n")) if listed else ()
 
 
-def _item(task: str, row: _Asked, choices: tuple[str, ...]) -> Item:
+def _item(task: str, row: _Asked, choices_of: Callable[[_Asked], tuple[str, ...]], ways: Ways) -> Item:
+    if row.said:
+        choices, answer = tuple(map(spelled, row.said.choices)), ways.choice(row.said)
+    else:
+        choices, answer = choices_of(row), row.answer
     if not choices:
-        return Exchange(task, f"{row.context}\n{row.question}".lstrip("\n"), row.answer)
-    if row.answer not in choices:
-        raise DataError(_none_of(row.answer, choices))
-    return Question(task, row.context, row.question.replace(INPUT_MARK, "\n"), choices, choices.index(row.answer))
-
-
-def _none_of(answer: str, choices: tuple[str, ...]) -> str:
-    return f"the answer {answer!r} is none of the choices {', '.join(map(repr, choices))}"
+        return Exchange(task, f"{row.context}\n{row.question}".lstrip("\n"), answer)
+    if answer not in choices:
+        raise DataError(f"the answer {answer!r} is none of the choices {', '.join(map(repr, choices))}")
+    return Question(task, row.context, row.question.replace(INPUT_MARK, "\n"), choices, choices.index(answer))
 
 
 def _text(column: str, value: Any) -> str:
@@ -286,7 +302,7 @@ def _text(column: str, value: Any) -> str:
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         value = ", ".join(value)
     if isinstance(value, (bool, int, float)):
-        value = json.dumps(value)
+        value = spelled(value)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"the column {column} must hold text, got {value!r}")
     return value.strip()

@@ -6,7 +6,8 @@ an item's `task` and `uid`. An `Example` is a question as a model sees it, once 
 """
 
 import json
-from dataclasses import dataclass, fields
+import unicodedata
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from hashlib import sha256
 from math import isfinite
@@ -47,7 +48,7 @@ class Question:
     def uid(self) -> str:
         """16 hex digits of the content: what is asked and the set of choices.
 
-        Upper and lower case, white space, the order of the choices, the task and the gold label play no part,
+        Case, white space, how an accent is encoded, the order of the choices, the task and the gold label play no part,
         so that a repeat is found across splits, files and tasks (ARC-e and ARC-c, say). Context and question count
         as one text because the LLM-Adapters files of SIQA do not keep them apart.
         """
@@ -94,6 +95,7 @@ class Labelled:
     text_b: str  # "" for tasks with one text
     label: int | float
     classes: int
+    names: tuple[str, ...] = field(default=(), compare=False)  # of the classes of a task of one's own
 
     def __post_init__(self):
         if not all(isinstance(text, str) for text in (self.text_a, self.text_b)) or not self.text_a.strip():
@@ -134,5 +136,6 @@ def _uid(*parts: str) -> str:
 
 
 def _normal(text: str) -> str:
-    # Without any white space: copies of one dataset differ in the blanks around their full stops (MAWPS, SVAMP).
-    return "".join(text.casefold().split())
+    # Without any white space: copies of one dataset differ in the blanks around their full stops (MAWPS, SVAMP). In one
+    # form (NFC), since an accent may be a character of its own.
+    return "".join(unicodedata.normalize("NFC", text.casefold()).split())

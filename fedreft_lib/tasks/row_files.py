@@ -2,7 +2,17 @@
 
 They come from anywhere, so `plain_text` and `strict_json` say what is let in, and a row is the limit of what is in
 memory besides the rows themselves: `plain_text.LONGEST` characters, a cell of a table 131,072 (the csv module's limit).
-Nothing is read twice, but for a TSV whose quotation marks are no quotes.
+Nothing is read twice, but for a TSV with quotation marks. A cell of a table is text, whatever it says ("NA", "007").
+
+CSV is RFC 4180's: a cell that holds a comma, a line break or a quotation mark stands in quotation marks, each one in it
+doubled; a mark anywhere else is refused. TSV is written in two ways, and the whole file is in one of them:
+
+* raw, as GLUE's own: a line is a row, a cell ends at a tab, a quotation mark is a character like any other;
+* quoted, as CSV with tabs.
+
+A header with quotation marks says quoted. Otherwise the reading is taken that gives every row as many cells as the
+header; where both do, raw if quoted would join lines, and quoted if that explains the marks: some are doubled within a
+cell, or all cells of a column have them. What is left is refused, with its row.
 """
 
 import csv
@@ -91,26 +101,90 @@ def rows(path: Path) -> Iterator[tuple[str, Any]]:
 # ---- tables -----------------------------------------------------------------------------------------------------
 
 
+_MARK = '"'
+_STRAY = "a quotation mark stands in a cell that begins without one; put that cell in marks, and double each in it"
+_DOUBTFUL = "{} may be a quoted cell or a text with quotation marks; quote all cells, or save the table as JSON"
+
+Table = list[tuple[str, dict[str, str]]]
+
+
 def _table(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     if path.suffix == ".csv":
-        return _cells(path, delimiter=",")
-    try:
-        return iter(list(_cells(path, delimiter="\t")))
-    except DataError:  # many .tsv files, GLUE's own among them, quote nothing and have quotation marks in their texts
-        return _cells(path, delimiter="\t", quoting=csv.QUOTE_NONE)
+        return _cells(path, ",")
+    header = next(filter(str.strip, lines(path, any_newline=True)), "")
+    return _cells(path, "\t") if _MARK in header else iter(_raw_or_quoted(path))
 
 
-def _cells(path: Path, **layout: Any) -> Iterator[tuple[str, dict[str, str]]]:
-    reader = csv.reader((line + "\n" for line in lines(path, any_newline=True)), strict=True, **layout)
-    filled = filter(None, reader)
+def _raw_or_quoted(path: Path) -> Table:
+    raw, not_raw = _read_or_fault(path, quoting=csv.QUOTE_NONE)
+    if not not_raw and not any(_MARK in cell for _, row in raw for cell in row.values()):
+        return raw
+    quoted, not_quoted = _read_or_fault(path)
+    if not_raw and not_quoted:
+        raise not_raw
+    if not_raw:
+        for where, row in quoted:
+            if doubtful := next((cell for cell in row.values() if "\t" in cell and "\n" in cell), None):
+                raise refused(path, where, _DOUBTFUL.format(repr(doubtful)))  # or rows that two stray marks have joined
+        return quoted
+    if not_quoted or len(quoted) < len(raw):
+        return raw
+    if _explains_the_marks(raw):
+        return quoted
+    for (where, row), (_, other) in zip(raw, quoted, strict=True):
+        if row != other:
+            raise refused(path, where, _DOUBTFUL.format(next(cell for cell in row.values() if cell[:1] == _MARK)))
+    return raw
+
+
+def _read_or_fault(path: Path, **layout: Any) -> tuple[Table, DataError | None]:
     try:
-        header = next(filled, [])
-        if repeated := {name for name in header if header.count(name) > 1}:
-            raise csv.Error(f"the column {min(repeated)!r} is twice in the header")
-        for cells in filled:
-            if len(cells) != len(header):
-                raise csv.Error(f"there are {len(cells)} cells, expected {len(header)} as in the header")
-            yield f"line {reader.line_num}", dict(zip(header, cells, strict=True))
+        return list(_cells(path, "\t", **layout)), None
+    except DataError as fault:
+        return [], fault
+
+
+def _explains_the_marks(raw: Table) -> bool:
+    """Do quoted cells account for the marks of a table that can be read in both ways?"""
+    for name in raw[0][1]:
+        cells = [row[name] for _, row in raw if row[name]]
+        in_marks = [cell for cell in cells if len(cell) > 1 and cell[0] == cell[-1] == _MARK]
+        if any(2 * _MARK in cell[1:-1] for cell in in_marks) or (len(in_marks) == len(cells) > 1):
+            return True
+    return False
+
+
+def _cells(path: Path, delimiter: str, quoting: int = csv.QUOTE_MINIMAL) -> Iterator[tuple[str, dict[str, str]]]:
+    records = _records(path, delimiter, quoting)
+    where, header = next(records, ("", []))
+    if repeated := {name for name in header if header.count(name) > 1}:
+        raise refused(path, where, f"the column {min(repeated)!r} is twice in the header")
+    for where, cells in records:
+        if len(cells) != len(header):
+            raise refused(path, where, f"there are {len(cells)} cells, expected {len(header)} as in the header")
+        yield where, dict(zip(header, cells, strict=True))
+
+
+def _records(path: Path, delimiter: str, quoting: int) -> Iterator[tuple[str, list[str]]]:
+    """The cells of each row, the header's first, and where it ends; the csv module lets stray marks pass, we do not."""
+    cell = rf'(?:"(?:[^"]|"")*+"|[^"{delimiter}]*+)'
+    well_quoted = re.compile(rf"{cell}(?:{delimiter}{cell})*+\n?")
+    record: list[str] = []  # the lines of the row that is being read
+
+    def remembered() -> Iterator[str]:
+        for line in lines(path, any_newline=True):
+            record.append(line + "\n")
+            yield record[-1]
+
+    reader = csv.reader(remembered(), strict=True, delimiter=delimiter, quoting=quoting)
+    try:
+        for cells in reader:
+            text = "".join(record)
+            record.clear()
+            if quoting != csv.QUOTE_NONE and _MARK in text and not well_quoted.fullmatch(text):
+                raise csv.Error(_STRAY)
+            if cells:
+                yield f"line {reader.line_num}", cells
     except csv.Error as error:
         said = str(error)
         if "field limit" in said or "end of data" in said:

@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("flwr", reason="the flower extra is not installed")
 
 from fedreft_lib import RunConfig, run, worlds
-from fedreft_lib.errors import ConfigError, FedReFTError
+from fedreft_lib.errors import ConfigError, DataError, FedReFTError
 from fedreft_lib.flower import link, records
 from fedreft_lib.flower.client_app import HANDLERS
 from fedreft_lib.flower.node import Host
@@ -82,6 +82,14 @@ def test_hosts_with_their_own_files_alone_give_the_numbers_of_one_process_that_h
     assert [*expected.history["client"].unique()][:3] == ["client1-birds", "client2", "client3-towns"]
     same(found, expected)
     assert found.manifest["data"] == expected.manifest["data"]
+
+
+def test_hosts_whose_labels_differ_are_told_before_they_train(folder):
+    config = labelled(folder).but(data_dir="on each host")
+    for path in (folder / "data" / "client2").glob("birds_*.json"):
+        path.write_text(path.read_text(encoding="utf-8").replace('"label": 1', '"label": 7'), encoding="utf-8")
+    with hosts(folder) as configs, pytest.raises(DataError, match="labels of birds are 0, 1 with .* and 0, 7 with"):
+        serve(DirectGrid(link.client_app(), 3, configs=configs), config, None, patience=60.0)
 
 
 def test_a_host_reads_its_own_client_alone_and_loads_the_model_once(folder):

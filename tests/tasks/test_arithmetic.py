@@ -228,6 +228,11 @@ def test_the_files_may_keep_the_names_of_llm_adapters(tmp_path, task, name):
         ('[{"question": "q", "answer": "nan"}]', "row 1: the answer must be a number .*, got 'nan'"),
         ('[{"question": "q", "answer": null}]', "row 1: the answer must be a number .*, got None"),
         ('[{"question": "q", "answer": "12 apples"}]', "row 1: the answer must be a number .*, got '12 apples'"),
+        ('[{"question": "q", "answer": ""}]', "row 1: the answer must be a number .*, got ''"),
+        ('[{"question": "q", "answer": true}]', "row 1: the answer must be a number .*, got True"),
+        ('[{"question": "q", "answer": "3,5"}]', "row 1: the answer must be a number .*, got '3,5'"),
+        ('[{"question": "q", "answer": "1_0"}]', "row 1: the answer must be a number .*, got '1_0'"),
+        ('[{"question": "q", "answer": "1e999999999"}]', "row 1: the answer must be a number .*, got '1e999999999'"),
         ('[{"question": "q", "answer": "a #### 1 #### 2"}]', "row 1: the answer must have one ####, got 2"),
         ('[{"question": 5, "answer": "1"}]', "row 1: question, response and answer must be text"),
         ('[{"question": " ", "answer": "1"}]', "row 1: the question or the response is empty"),
@@ -240,6 +245,19 @@ def test_a_broken_local_file_is_refused_with_file_and_row(tmp_path, content, sai
         load("sums", "train", source="local", data_dir=tmp_path)
     assert "sums_train.json" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value, answer",
+    [
+        ("-5", "-5"), ("5.", "5"), (".5", "0.5"), ("+5", "5"), ("007", "7"), (6.0, "6"), ("1e3", "1000"),
+        ("1,234,567.50", "1234567.5"), ("12,34,567", "1234567"), ("100", "100"), ("٣", "3"), (1e-7, "0.0000001"),
+        (12345678901234567890123, "12345678901234567890123"), ("0.123456789012345678901", "0.123456789012345678901"),
+    ],
+)  # fmt: skip
+def test_the_digits_of_an_answer_stay(tmp_path, value, answer):
+    (tmp_path / "sums_train.json").write_text(json.dumps([{"question": "q", "answer": value}]), encoding="utf-8")
+    assert load("sums", "train", source="local", data_dir=tmp_path)[0].response == f"The answer is {answer}."
 
 
 def test_a_missing_local_file_is_named(tmp_path):

@@ -182,6 +182,8 @@ def test_the_uid_finds_repeats_and_nothing_else():
         Question("arc_easy", "Which is", "warm?", ("ice", "fire"), 0),
     ):
         assert repeat.uid == question.uid
+    accents = [Question("t", "", f"A {cafe}?", ("here", "there"), 0) for cafe in ("café", "CAFE\u0301", "cafe")]
+    assert accents[0].uid == accents[1].uid != accents[2].uid
     for other in (
         Question("arc_easy", "", "Which is cold?", ("ice", "fire"), 1),
         Question("arc_easy", "", "Which is warm?", ("ice", "fire", "tea"), 1),

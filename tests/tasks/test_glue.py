@@ -256,6 +256,25 @@ def test_rows_of_qqp_that_a_line_break_tore_apart_are_left_out_as_on_the_hub(tmp
             "sentence\tlabel\na\t1\nb\t2\n",
             "line 3: the label must be one of 0, negative, 1, .*'2'",
         ),
+        ("sst2", "SST-2/train.tsv", "sentence\tlabel\tlabel\na\t1\t0\n", "line 1: the column 'label' is twice in the"),
+        (
+            "sst2",
+            "sst2_test.json",
+            '[{"sentence": "a", "label": -1}]',
+            "row 1: the label .* got -1, which stands for no",
+        ),
+        (
+            "sst2",
+            "sst2_train.json",
+            '[{"sentence": "a", "label": ""}]',
+            "row 1: the label .* got '', which stands for no",
+        ),
+        (
+            "stsb",
+            "stsb_train.json",
+            '[{"sentence1": "a", "sentence2": "b", "label": -1.0}]',
+            "row 1: the label must be a number, got -1.0, which stands for no label",
+        ),
         ("sst2", "SST-2/train.tsv", "sentence\tlabel\n \t1\n", "line 2: the first text is missing or empty"),
         ("cola", "CoLA/train.tsv", "x\t1\t\tTea.\nx\t*\t\tTea.\n", "line 2: the label must be one of .*, got '\\*'"),
         (
@@ -290,7 +309,7 @@ def test_rows_of_qqp_that_a_line_break_tore_apart_are_left_out_as_on_the_hub(tmp
 def test_a_broken_file_is_refused_with_file_and_row(tmp_path, task, name, content, said):
     _write(tmp_path / name, content)
     with pytest.raises(DataError, match=said) as caught:
-        _local(tmp_path, task)
+        _local(tmp_path, task, "test" if "_test" in name else "train")
     assert str(tmp_path / name) in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -112,6 +112,7 @@ def test_a_development_set_is_read_where_there_is_one(tmp_path):
 
 ONE_ROW = [
     ({"instruction": "Add.", "input": "1 1", "output": "2"}, Exchange("t", f"Add.{INPUT_MARK}1 1", "2")),
+    ({"instruction": "Double.", "input": 0, "output": 0}, Exchange("t", f"Double.{INPUT_MARK}0", "0")),
     ({"instruction": "Add.", "input": "", "output": " 2\n"}, Exchange("t", "Add.", "2")),
     ({"prompt": "Hi", "response": "Ho"}, Exchange("t", "Hi", "Ho")),
     ({"prompt": "Hi", "completion": "Ho"}, Exchange("t", "Hi", "Ho")),
@@ -185,6 +186,12 @@ def test_options_in_the_text_count_only_where_every_train_row_answers_with_one(t
             assert {type(item) for item in load_local("t", split, tmp_path)} == {expected}
 
 
+def test_options_in_the_text_are_found_behind_windows_line_ends(tmp_path):
+    rows = [{"prompt": f"{i}\r\nOPTIONS:\r\n- x\r\n- y", "response": "xy"[i % 2]} for i in range(3)]
+    _json(tmp_path / "t_train.json", rows)
+    assert [item.choices for item in load_local("t", "train", tmp_path)] == 3 * [("x", "y")]
+
+
 def test_a_table_with_tabs_may_quote_its_cells_or_not(tmp_path):
     (tmp_path / "t_train.tsv").write_text('text\tlabel\r\n"a\tb ""c"""\tx\r\n', encoding="utf-8")
     assert load_local("t", "train", tmp_path) == [Exchange("t", 'a\tb "c"', "x")]
@@ -212,6 +219,7 @@ def test_a_table_with_tabs_may_quote_its_cells_or_not(tmp_path):
             "row 1: the answer 'C' is none of the choices 'x', 'y'",
         ),
         ("t_train.json", '[{"text": "a", "options": "x or y", "answer": "x"}]', "row 1: options must be a list"),
+        ("t_train.json", '[{"text": "a", "options": [], "answer": "x"}]', "row 1: options must be a list"),
         (
             "t_train.json",
             '[{"text": "a\\nOPTIONS:\\n- x", "label": "x"}]',

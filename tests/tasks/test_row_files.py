@@ -1,6 +1,7 @@
 """Every layout of a file gives its rows with their places, piece by piece, once, and in little memory."""
 
 import csv
+import io
 import json
 import os
 import tracemalloc
@@ -97,6 +98,16 @@ def test_a_table_is_what_the_csv_module_reads(path, table, header, ending, newli
         (".csv", 'a,b\n"c,d\ne,f', "line 3: a cell that began in quotation marks has no end here, or it is too long"),
         (".csv", "a,b\nc,d\ne", "line 3: there are 1 cells, expected 2 as in the header"),
         (".csv", "a,b,a\nc,d,e", "line 1: the column 'a' is twice in the header"),
+        (".csv", 'a,b\n5" long,c', "line 2: a quotation mark stands in a cell that begins without one"),
+        (".csv", 'a,b\n"c" d,e', "line 2: ',' expected after '\"'"),
+        (".csv", 'a,b\nc, "d"', "line 2: a quotation mark stands in a cell that begins without one"),
+        (".csv", 'a,b\n"c\nd",e\nf,g"', "line 4: a quotation mark stands in a cell that begins without one"),
+        (".csv", 'a,b\n"c,d,e\nf,g,h', "line 3: a cell that began in quotation marks has no end here"),
+        (".csv", "a,b\nc,d,e", "line 2: there are 3 cells, expected 2 as in the header"),
+        (".tsv", 'a\t"b"\nc\td\te', "line 2: there are 3 cells, expected 2"),
+        (".tsv", 'a\tb\n"c\td\te\nf\tg', "line 2: there are 3 cells, expected 2"),
+        (".tsv", 'a\tb\n"c"\td\ne\tf', "line 2: .*may be a quoted cell or a text with quotation marks"),
+        (".tsv", 'a\tb\n"c\td\nx\ne"\tf', "line 4: .*may be a quoted cell or a text with quotation marks"),
         (".json", "[" + '"é", ' * 99 + '\n"' + "x" * 301 + '"]', "line 2: here are more than 1,000,000 characters"),
         (".json", '{"a": {"b": "c"},\n"d": {"e": "' + "x" * 400 + '"}}', "line 2: here are more than 1,000,000"),
         (".jsonl", '{"a": 1}\n{"a": "' + "x" * 300 + '"}', "line 2: here are more than 1,000,000 characters"),
@@ -107,6 +118,65 @@ def test_damage_is_named_by_its_line(path, ending, content, said):
     with pytest.raises(DataError, match=said.replace("1,000,000", "300")) as caught:
         _read(path, content, ending)
     assert f"file{ending}, " in str(caught.value) and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "ending, content, cells",
+    [
+        # raw: a line is a row
+        (".tsv", '"Hello\tgreeting\nhow are you\tgreeting\nworld"\tnoun\n', ['"Hello', "how are you", 'world"']),
+        (".tsv", '"a" b\tx\n"c\ty\n', ['"a" b', '"c']),
+        (".tsv", '5" long\tx\n"yes"\ty\n', ['5" long', '"yes"']),
+        (".tsv", '"a"\tx\n"b\tx\nc"\ty\n', ['"a"', '"b', 'c"']),
+        (".tsv", '""\tx\n"b\tx\n', ['""', '"b']),
+        # quoted: as CSV with tabs
+        (".tsv", '"a ""b"" c"\tx\nd\ty\n', ['a "b" c', "d"]),
+        (".tsv", '"a\tb"\tx\nd\ty\n', ["a\tb", "d"]),
+        (".tsv", '"a\nb"\tx\nd\ty\n', ["a\nb", "d"]),
+        (".tsv", '"a"\tx\n"b"\ty\n', ["a", "b"]),
+        (".csv", '"a ""b"" c",x\nd,y\n', ['a "b" c', "d"]),
+        (".csv", '"a, b\nc",x\n"",y\n', ["a, b\nc", ""]),
+        # what a cell says stays text, and blanks are part of it
+        (".csv", "NA,x\nnull,x\n007,x\n1e5,x\n1_0,x\n a ,x\n", ["NA", "null", "007", "1e5", "1_0", " a "]),
+        (".tsv", "None\tx\n\tx\n'b'\tx\n", ["None", "", "'b'"]),
+    ],
+)
+def test_quotation_marks_are_read_as_they_were_meant(path, ending, content, cells):
+    header = "text,label\n" if ending == ".csv" else "text\tlabel\n"
+    for newline in ("\n", "\r\n"):
+        read = _read(path, "\ufeff" + (header + content).replace("\n", newline), ending)
+        assert [row["text"] for _, row in read] == cells
+        assert {row["label"] for _, row in read} <= {"x", "y", "greeting", "noun"}
+
+
+@settings(deadline=None)
+@given(
+    table=st.lists(st.lists(st.text('"\t\na ', max_size=5), min_size=2, max_size=2), min_size=1, max_size=5),
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONE]),
+)
+def test_no_table_with_tabs_is_read_as_other_rows(path, table, quoting):
+    """What a writer wrote comes back, raw and quoted, or is refused; cells that a raw table cannot hold left out."""
+    if quoting == csv.QUOTE_NONE:
+        table = [["".join(c for c in cell if c not in "\t\n") or "a" for cell in row] for row in table]
+        written = "".join("\t".join(row) + "\n" for row in table)
+    else:
+        if quoting == csv.QUOTE_MINIMAL:  # a cell with both may be raw rows, line by line, and is then read so
+            table = [[cell.replace("\t", "") if "\n" in cell else cell for cell in row] for row in table]
+        text = io.StringIO()
+        csv.writer(text, delimiter="\t", lineterminator="\n", quoting=quoting).writerows(table)
+        written = text.getvalue()
+    header = '"text"\t"label"\n' if quoting == csv.QUOTE_ALL else "text\tlabel\n"
+    try:
+        read = [list(row.values()) for _, row in _read(path, header + written, ".tsv")]
+    except DataError:
+        assert quoting != csv.QUOTE_ALL and '"' in written
+        return
+    if quoting == csv.QUOTE_NONE:  # quotation marks around all cells of a column are taken for quotes
+        assert len(read) == len(table)
+        stripped = [[cell.replace('"', "") for cell in row] for row in table]
+        assert [[cell.replace('"', "") for cell in row] for row in read] == stripped
+    else:
+        assert read == table
 
 
 def test_damage_in_a_list_on_one_line_is_named_by_its_row(path):
