@@ -1,12 +1,13 @@
 """A backbone is frozen, the same at every call and on every stack, and what cannot be loaded is one sentence."""
 
+import json
 import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, RobertaConfig, T5Config
+from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification, LlamaConfig, RobertaConfig, T5Config
 
 from fedreft_lib import backbone as module
 from fedreft_lib.backbone import choose_device, choose_dtype, fingerprint, kind_of, load_backbone
@@ -122,6 +123,54 @@ def test_a_folder_without_a_model_is_one_sentence(tmp_path):
         load_backbone(str(tmp_path))
     with pytest.raises(FedReFTError, match="There is no folder"):
         load_backbone(str(tmp_path / "missing"))
+
+
+def with_weights(saved, change):
+    tensors = load_file(saved / "model.safetensors")
+    change(tensors)
+    save_file(tensors, saved / "model.safetensors", metadata={"format": "pt"})
+
+
+def with_settings(saved, **changes):
+    settings = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**settings, **changes}))
+
+
+@pytest.mark.parametrize(
+    "left_out",
+    ["model.layers.2.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.bias",
+     "model.layers.1.self_attn.q_norm.weight", "model.norm.bias", "lm_head.bias"],
+)  # fmt: skip
+def test_weights_that_the_config_leaves_out_are_one_sentence(saved, left_out):
+    if "layers.2" in left_out:
+        with_settings(saved, num_hidden_layers=2)
+    else:
+        with_weights(saved, lambda tensors: tensors.update({left_out: torch.ones(64)}))
+    with pytest.raises(FedReFTError, match="weights that its config.json leaves out .*; put its config.json right"):
+        load_backbone(str(saved))
+
+
+def test_weights_that_do_not_matter_are_passed_over(saved, tmp_path_factory):
+    """Old files have rotary frequencies; a model for another task has a head of its own."""
+    with_weights(saved, lambda tensors: tensors.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}))
+    assert load_backbone(str(saved)).fingerprint == load_backbone("tiny-llama").fingerprint
+    encoder = load_backbone("tiny-roberta")
+    other = AutoModelForSequenceClassification.from_config(encoder.model.config)
+    folder = tmp_path_factory.mktemp("classifier")
+    other.save_pretrained(folder)
+    encoder.tokenizer.save_pretrained(folder)
+    assert load_backbone(str(folder)).n_layers == 4
+
+
+def test_several_models_in_one_are_refused_before_any_weight_is_read(tmp_path):
+    parts = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    if "gemma3" not in CONFIG_MAPPING:
+        pytest.skip("this transformers has no gemma3")
+    vision = {**parts, "image_size": 28, "patch_size": 14}
+    CONFIG_MAPPING["gemma3"](text_config=parts, vision_config=vision).save_pretrained(tmp_path)
+    load_backbone("tiny-llama").tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(FedReFTError, match="is several models in one .*: use a folder that holds its language model"):
+        load_backbone(str(tmp_path))
 
 
 def test_missing_and_damaged_weights_are_one_sentence(saved):
