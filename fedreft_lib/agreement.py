@@ -84,12 +84,9 @@ def _of_decoder(model: "SteeredModel", size: int) -> Ways:
         raise FedReFTError(
             f"{backbone.name} cannot be used as a decoder: what it makes of a token depends on the tokens after it."
         )
-    right = {
-        "one": torch.cat([_of_answer(first, at, a), _of_answer(third, short.prompt_length, other)]),
-        "two": torch.cat([_of_answer(first, at, a), _of_answer(second, at, b)]),
-    }
-    texts = {"one": [single, short], "two": [forked]}
-
+    of_a, of_short = _of_answer(first, at, a), _of_answer(third, short.prompt_length, other)
+    right = {"one": torch.cat([of_a, of_short, of_short]), "two": torch.cat([of_a, _of_answer(second, at, b)])}
+    texts = {"one": [single, short, short], "two": [forked]}  # batches of unlike sizes: some models remember the last
     other_a = Sequence((*prompt, *reversed(a), *b), len(prompt), (n_a, n_b))
 
     def is_right(ways: Ways) -> bool:
@@ -118,7 +115,10 @@ def _of_decoder(model: "SteeredModel", size: int) -> Ways:
             rows = rows[:1] if ends else rows
         return all(right)
 
-    return ways if _tried(goes_on) else replace(ways, cached=False)
+    if _tried(goes_on):
+        return ways
+    # Some models keep what they generated in their modules, where the next batch meets it.
+    return _first_right(backbone, [replace(ways, cached=False)], is_right)
 
 
 def _own(backbone: "Backbone", ids: Many[int]) -> Tensor:

@@ -106,7 +106,7 @@ def backbone_of(family: str, kind: str, **more) -> Backbone:
 
 def can_be_built(family: str, kind: str) -> bool:
     """Some families want sizes of their own, libraries that are not here, or images."""
-    with contextlib.redirect_stderr(open(os.devnull, "w")):
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
         try:
             build(family, kind)(input_ids=torch.arange(10, 50)[None])
         except Exception:  # each has its own reason

@@ -8,6 +8,7 @@ import torch
 
 from fedreft_lib import run
 from fedreft_lib.agreement import size_of, windows
+from fedreft_lib.attention import GIVEN
 from fedreft_lib.batches import Sequence
 from fedreft_lib.errors import FedReFTError
 from fedreft_lib.federation import federated_round, start
@@ -168,6 +169,7 @@ def worst(found, right):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # models warn of settings of their own
 @pytest.mark.parametrize(("kind", "families", "least"), [("causal", DECODERS, 40), ("encoder", ENCODERS, 15)])
 def test_every_family_is_right_or_refused(kind, families, least):
     built = [family for family in families if can_be_built(family, kind)]
@@ -182,6 +184,8 @@ def test_every_family_is_right_or_refused(kind, families, least):
 def test_the_reference_tells_wrong_ways_from_right_ones():
     """Without this the test above could not fail."""
     for family, wrong in (("lfm2", Ways()), ("mistral", Ways()), ("granite", Ways("apart"))):
+        if family not in DECODERS:
+            continue
         model = steered(backbone_of(family, "causal"))
         right = own_logprobs(model.backbone, texts(LONG), None, model.adapter.sites)
         trial = model.read_by(wrong)
@@ -211,8 +215,8 @@ def test_the_reference_tells_wrong_ways_from_right_ones():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scale", [1, 2])
 def test_the_fast_ways_are_taken_where_they_are_right(family, longest, ways, dtype, scale):
-    if family not in DECODERS:
-        pytest.skip(f"this transformers has no {family}")
+    if family not in DECODERS or (family == "gemma2" and not GIVEN):
+        pytest.skip(f"this transformers has no {family}, or one with a cache of its own")
     backbone = backbone_of(family, "causal", scale=scale)
     backbone.model.to(dtype)
     found = steered(backbone).ways(longest)
@@ -264,11 +268,13 @@ def test_what_cannot_be_used_is_refused_in_a_sentence(family, kind, sentence):
 def test_a_model_that_agrees_with_itself_in_no_way_is_refused():
     backbone = backbone_of("llama", "causal")
     torch.manual_seed(0)
-    backbone.layers[1].register_forward_hook(lambda module, args, output: output + torch.randn_like(output))
+    norm = backbone.model.model.norm
+    norm.register_forward_hook(lambda module, args, output: output + torch.randn_like(output))
     with pytest.raises(FedReFTError, match="cannot be used"):
         steered(backbone).ways(20)
 
 
+@pytest.mark.skipif(not GIVEN, reason="this transformers has no way to set it")
 def test_another_attention_is_tried_anew():
     model = steered(backbone_of("llama", "causal"))
     before = model.ways(20)
