@@ -26,7 +26,7 @@ from fedreft_lib.sites import Sites
 from fedreft_lib.steering import SteeredModel
 
 DECODERS, ENCODERS = list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), list(MODEL_FOR_MASKED_LM_MAPPING_NAMES)
-LARGEST = 3_000_000  # parameters; what has more does not go by the names below
+LARGEST = 5_000_000  # parameters; what has more does not go by the names below
 # What configurations call their sizes, with a small one for each.
 SMALL = {
     64: "hidden_size d_model n_embd dim embedding_size embed_dim word_embed_proj_dim lru_width attention_hidden_size",
@@ -34,7 +34,7 @@ SMALL = {
     "intermediate_size_mlp dim_ff mamba_d_ssm max_position_embeddings n_positions n_ctx max_seq_len",
     32: "moe_intermediate_size shared_expert_intermediate_size shared_intermediate_size expert_ffn_hidden_size "
     "moe_ffn_hidden_size",
-    300: "vocab_size",
+    300: "vocab_size vocab_size_per_layer_input",
     16: "head_dim q_lora_rank kv_lora_rank v_head_dim sliding_window window_size attention_window_size "
     "attention_chunk_size state_size mamba_d_state ssm_state_size mamba_d_head mamba_head_dim mamba_headdim "
     "mamba_chunk_size chunk_size linear_key_head_dim linear_value_head_dim index_head_dim hidden_size_per_layer_input",
@@ -57,7 +57,12 @@ OWN = {  # what a family needs besides
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "mamba2": {"num_heads": 8, "head_dim": 16},
+    "esmc": {"num_key_value_heads": 4},
+    "zaya": {"num_experts_per_tok": 1},
+    "xlstm": {"qk_dim_factor": 1.0},
+    "gemma3n_text": {"num_kv_shared_layers": 0},
 }
 # Their attention's head_dim is that of its rotary part.
 ROTARY = ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "longcat_flash",
