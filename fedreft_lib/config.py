@@ -100,7 +100,9 @@ class RunConfig(BaseModel):
     )
     alpha: float = param(0.5, 'concentration of setup="dirichlet": small is uneven', gt=0, le=1000)
     clients: int = param(4, "with 3, the geometric median of the others is their mean", symbol="C", ge=1, le=10000)
-    train_size: int = param(128, "training questions of each client", symbol="n_k", ge=1)
+    train_size: int = param(
+        128, 'training questions of each client; setup="own": at most, as all three', symbol="n_k", ge=1
+    )
     held_out_size: int = param(16, "questions of each client that adaptive mixing looks at; never trained on", ge=1)
     test_size: int = param(100, "test questions of each client", ge=1)
     union_size: int = param(

@@ -172,14 +172,14 @@ def _union(tests: Many[tuple], size: int) -> tuple:
 def partition_of(config: RunConfig, only: int | None = None) -> list[ClientData]:
     """Every client's items, checked to share none; none of the others' where `only` is one client. Loads no model.
 
-    With setup="own" client 3's are those of the tasks that have files in `data_dir`/client3.
+    With setup="own" client 3's are those of the tasks that have files in `data_dir`/client3, up to the sizes.
     """
     sizes = {name: getattr(config, name) for name in ("seed", "train_size", "held_out_size", "test_size")}
     nothing = [ClientData(f"client{k + 1}", (), (), ()) for k in range(config.clients)]
     if config.setup == "own":
         questions = list(nothing)
         for k in range(config.clients) if only is None else (only,):
-            questions[k] = brought(k, _own_pools(config, k), **sizes)
+            questions[k] = brought(k, _own_pools(config, k), _own_folder(config, k), **sizes)
     else:
         load = _loader(config, config.data_dir)
         pools = {task: _pool(load, task, load(task, "train")) for task in config.tasks}
@@ -193,7 +193,7 @@ def partition_of(config: RunConfig, only: int | None = None) -> list[ClientData]
 
 def _own_pools(config: RunConfig, k: int) -> dict[str, Pool]:
     """Those of the config's tasks that client k (from 0) has training files of."""
-    folder = Path(str(config.data_dir)) / f"client{k + 1}"
+    folder = _own_folder(config, k)
     load, train = _loader(config, folder), {}
     for task in config.tasks:
         with contextlib.suppress(NoFileError):
@@ -201,6 +201,10 @@ def _own_pools(config: RunConfig, k: int) -> dict[str, Pool]:
     if not train:
         raise DataError(f"There is no train file of {' or '.join(config.tasks)} in {folder}.")
     return {task: _pool(load, task, items) for task, items in train.items()}
+
+
+def _own_folder(config: RunConfig, k: int) -> Path:
+    return Path(str(config.data_dir)) / f"client{k + 1}"
 
 
 def _loader(config: RunConfig, folder: str | Path | None) -> Callable[[str, str], list[Item]]:

@@ -56,7 +56,7 @@ def weight_gradients(model: "SteeredModel", config: RunConfig, state: State, cli
 
 
 def from_first_step(model: "SteeredModel", config: RunConfig, state: State, told: Sequence[State], steps: int) -> State:
-    """B, A and S from the clients' mean gradient of the frozen weights."""
+    """B, A and S from the clients' mean gradient of the frozen weights. steps: the most that a client takes a round."""
     eta = config.lr * learning_rate(0, steps, config.warmup, config.schedule)
     after = dict(state)
     for target in told[0]:
