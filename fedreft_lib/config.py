@@ -70,7 +70,9 @@ class RunConfig(BaseModel):
         "identity", 'reconstruction: starts at the untrained backbone; "random" is pyreft\'s start'
     )
 
-    targets: Strings = param(("q_proj", "v_proj"), "the linear modules of lora; FedSA-LoRA's and FLoRA's choice")
+    targets: Strings = param(
+        ("q_proj", "v_proj"), "ends of the paths of lora's linear modules, as in peft; FedSA-LoRA's and FLoRA's choice"
+    )
     lora_alpha: float = param(16.0, "the scale of lora is this over the rank; the baselines' usual value", gt=0)
     dropout: float = param(
         0.0, "in training: on edited hidden states, lora's inputs and the head; ReFT: per task", ge=0, lt=1
