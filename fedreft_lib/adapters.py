@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from .backbone import Backbone
 from .batches import Batch
 from .branches import Branches, Kind
-from .errors import ConfigError, did_you_mean
+from .errors import FedReFTError
 from .interventions import State
-from .lora import ALIASES
+from .linears import Place, places
 from .owners import Lines
 from .sites import Sites, intervene, unstacked
 
@@ -48,6 +48,11 @@ class AtSites:
         return self.kind.rotated
 
     @property
+    def adapted(self) -> list[str]:
+        """What of a block is adapted, for the manifest."""
+        return ["block_output"]
+
+    @property
     def below(self) -> int:
         """The last block whose output, before it is steered, does not depend on the state."""
         return self.sites.layers[0]
@@ -68,9 +73,9 @@ class AtSites:
 
 @dataclass(frozen=True)
 class InLinears:
-    """Additions of one kind and rank in the linear modules `dims` names: target -> (d_in, d_out).
+    """Additions of one kind and rank in linear modules, each under its name in a state, as in "q_proj.A".
 
-    Names of the state's tensors begin with the target's: "q_proj.A".
+    The tensors of a name are stacked over the blocks that have its module.
     """
 
     every_token = True
@@ -78,28 +83,31 @@ class InLinears:
     kind: Kind | Branches
     layers: tuple[int, ...]
     rank: int
-    dims: dict[str, tuple[int, int]]
-    architecture: str  # the model's type, for the names that it gives its modules
+    linears: dict[str, Place]
 
     @classmethod
     def of(
         cls, backbone: Backbone, kind: Kind | Branches, layers: tuple[int, ...], rank: int, targets: Sequence[str]
     ) -> "InLinears":
-        """Looks the modules up in the backbone's first block. Raises ConfigError for one that is not there."""
-        architecture = backbone.model.config.model_type
-        dims = {}
-        for target in targets:
-            module = _linear(backbone.layers[layers[0]], target, architecture)
-            dims[target] = (module.in_features, module.out_features)
-        return cls(kind, layers, rank, dims, architecture)
+        """Looks the modules up in the backbone's blocks, see `linears`. Raises ConfigError for what is not there."""
+        blocks = {layer: backbone.layers[layer] for layer in layers}
+        return cls(kind, layers, rank, places(blocks, targets, backbone.model.config.model_type))
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {
-            f"{target}.{name}": shape
-            for target, dims in self.dims.items()
-            for name, shape in self.kind.shapes(len(self.layers), self.rank, *dims).items()
+            f"{linear}.{name}": shape
+            for linear, place in self.linears.items()
+            for name, shape in self.kind.shapes(len(place.layers), self.rank, *place.dims).items()
         }
+
+    @property
+    def adapted(self) -> list[str]:
+        """The modules' paths within a block, with the blocks where not all of `layers` have one; for the manifest."""
+        return [
+            p.path if p.layers == self.layers else f"{p.path} in blocks {', '.join(map(str, p.layers))}"
+            for p in self.linears.values()
+        ]
 
     @property
     def rotated(self) -> tuple[str, ...]:
@@ -111,40 +119,60 @@ class InLinears:
 
     def start(self, init: str, generator: torch.Generator) -> State:
         return {
-            f"{target}.{name}": tensor
-            for target, dims in self.dims.items()
+            f"{linear}.{name}": tensor
+            for linear, place in self.linears.items()
             for name, tensor in self.kind.init(
-                len(self.layers), self.rank, *dims, start=init, generator=generator
+                len(place.layers), self.rank, *place.dims, start=init, generator=generator
             ).items()
         }
 
-    def modules(self, blocks: Blocks, target: str) -> list[nn.Linear]:
-        """The target's modules in the adapter's layers."""
-        return [_linear(blocks[layer], target, self.architecture) for layer in self.layers]
+    def of_linear(self, state: State, linear: str) -> State:
+        """The tensors of one name, by the kind's own names."""
+        return {name: state[f"{linear}.{name}"] for name in self.kind.shapes(1, self.rank, *self.linears[linear].dims)}
 
     @contextmanager
     def attached(self, blocks: Blocks, state: State, batch: Batch, dropout: float = 0.0) -> Iterator[None]:
-        """Within this context every forward pass has the additions; dropout is on their input, as in peft."""
+        """Within this context a forward pass has the additions; dropout is on their input, as in peft.
+
+        Raises FedReFTError where the model does not read a module in the usual way: by calling it, on rows of tokens.
+        """
         of_row = batch.rows if batch.packed else slice(None)
         share = None if batch.share is None else batch.share[of_row][:, None, None]
         if share is not None and batch.packed:
             share = share.transpose(0, 1)  # (1, N, 1), as its tokens are
         of_each = self._of_each(batch, len(next(iter(state.values()))))
-        handles = []
+        by_row, called, handles = share is not None or batch.owners is not None, set(), []
         try:
-            for target in self.dims:
-                own = {n.removeprefix(f"{target}."): t for n, t in state.items() if n.startswith(f"{target}.")}
-                places = unstacked(own, 0 if batch.owners is None else 1)
-                for module, phi in zip(self.modules(blocks, target), places, strict=True):
+            for linear, place in self.linears.items():
+                phis = unstacked(self.of_linear(state, linear), 0 if batch.owners is None else 1)
+                for module, phi in zip(place.modules(blocks), phis, strict=True):
                     phi = phi if share is None else {**phi, "share": share}
-                    handles.append(module.register_forward_hook(self._hook(phi, of_each, dropout)))
+                    hook = self._hook(place.path, phi, of_each, dropout, by_row, called)
+                    handles.append(module.register_forward_hook(hook))
             yield
+            for place in self.linears.values():
+                if place.path not in called and not any(part.isdigit() for part in place.path.split(".")):
+                    raise FedReFTError(f"targets: this model never calls {place.path!r}, so nothing can be added to it")
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _hook(self, phi: State, of_each: Callable[[Tensor, State], Tensor], dropout: float):
+    def _hook(
+        self,
+        path: str,
+        phi: State,
+        of_each: Callable[[Tensor, State], Tensor],
+        dropout: float,
+        by_row: bool,
+        called: set[str],
+    ):
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            called.add(path)
+            if by_row and args[0].dim() != 3:  # the experts of a mixture read tokens of all rows together
+                raise FedReFTError(
+                    f"targets: {path!r} reads tokens without their rows, so clients cannot share a pass and no row can "
+                    'have a share of its own: use engine="one_by_one", and with feddpa other targets'
+                )
             x = nn.functional.dropout(args[0].to(torch.float32), dropout, training=dropout > 0)
             return output + of_each(x, phi).to(output.dtype)
 
@@ -185,12 +213,3 @@ class InLinears:
 
 
 Adapter = AtSites | InLinears
-
-
-def _linear(block: nn.Module, target: str, architecture: str) -> nn.Linear:
-    """The block's linear module that goes by the target's name."""
-    wanted = ALIASES.get(architecture, {}).get(target, target)
-    linears = {name.rsplit(".", 1)[-1]: m for name, m in block.named_modules() if isinstance(m, nn.Linear)}
-    if wanted not in linears:
-        raise ConfigError(f"targets: this model has no linear module {target!r}{did_you_mean(target, linears)}")
-    return linears[wanted]

@@ -27,12 +27,15 @@ class Update:
     examples: float
 
 
-def refusals(updates: Sequence[Update], before: Sequence[State], spec: Spec, norm_limit: float) -> list[str | None]:
+def refusals(
+    updates: Sequence[Update], before: Sequence[State], spec: Spec, norm_limit: float, train_size: int
+) -> list[str | None]:
     """For each update why it must not be aggregated, or None.
 
     First each by itself (`refusal`), then against the cohort of those that are left: its distance from `before`, what
     its client started the round from, and its example count must not be beyond `norm_limit` and MOST_EXAMPLES times
-    their lower medians. The lower one, so that of two updates the smaller is the measure.
+    their lower medians. The lower one, so that of two updates the smaller is the measure. Up to `train_size` examples
+    are nothing odd, however few the others bring.
     """
     found = [refusal(update.state, update.examples, spec) for update in updates]
     left = [i for i, reason in enumerate(found) if reason is None]
@@ -46,7 +49,7 @@ def refusals(updates: Sequence[Update], before: Sequence[State], spec: Spec, nor
         usual = usual_step or _distance(spec.row(before[i]), torch.zeros(spec.size)) or 1.0
         if steps[i] > norm_limit * usual:
             found[i] = f"its update's norm of {steps[i]:.1e} is beyond {norm_limit:g} times the usual {usual:.1e}"
-        elif updates[i].examples > MOST_EXAMPLES * usual_count:
+        elif updates[i].examples > max(MOST_EXAMPLES * usual_count, train_size):
             found[i] = f"its example count of {updates[i].examples:g} is beyond {MOST_EXAMPLES} times the usual"
     return found
 

@@ -22,6 +22,7 @@ from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, Pretraine
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from .errors import ConfigError, FedReFTError, did_you_mean
+from .linears import places
 
 Sizes = tuple[type[PretrainedConfig], dict]
 
@@ -97,22 +98,15 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def linear_shapes(model: nn.Module, targets: Sequence[str]) -> dict[str, tuple[int, int, int]]:
-    """For each of `targets` how many linear modules have it as the end of their path, and their (d_in, d_out).
+def linear_shapes(model: PreTrainedModel, targets: Sequence[str]) -> dict[str, tuple[int, int, int]]:
+    """For each linear module that `targets` stand for (see `linears`) how many blocks have it, and its (d_in, d_out).
 
-    Raises ConfigError for a target that no linear module has, or that names modules of several shapes.
+    Raises ConfigError for a target that no linear module of the blocks has.
     """
-    linears = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
-    found = {}
-    for target in targets:
-        shapes = [(m.in_features, m.out_features) for p, m in linears.items() if f".{p}".endswith(f".{target}")]
-        if not shapes:
-            ends = sorted({path.rpartition(".")[2] for path in linears})
-            raise ConfigError(f"{type(model).__name__} has no linear module {target!r}{did_you_mean(target, ends)}")
-        if len(set(shapes)) > 1:
-            raise ConfigError(f"{target!r} names linear modules of several shapes; give more of their path")
-        found[target] = (len(shapes), *shapes[0])
-    return found
+    from .backbone import find_layers  # which reads this file
+
+    found = places(dict(enumerate(find_layers(model))), targets, model.config.model_type)
+    return {name: (len(place.layers), *place.dims) for name, place in found.items()}
 
 
 def loreft_params(model: PreTrainedModel, rank: int, groups: int, layers: int | None = None) -> int:
@@ -121,13 +115,13 @@ def loreft_params(model: PreTrainedModel, rank: int, groups: int, layers: int | 
     return (model.config.num_hidden_layers if layers is None else layers) * groups * (2 * rank * d + rank)
 
 
-def lora_params(model: nn.Module, rank: int, targets: Sequence[str]) -> tuple[int, int]:
+def lora_params(model: PreTrainedModel, rank: int, targets: Sequence[str]) -> tuple[int, int]:
     """Numbers in all A, and in all B. LoRA trains both, FFA-LoRA B alone, and FedSA-LoRA sends A alone."""
     shapes = linear_shapes(model, targets).values()
     return sum(n * rank * d_in for n, d_in, _ in shapes), sum(n * rank * d_out for n, _, d_out in shapes)
 
 
-def fedsb_params(model: nn.Module, rank: int, targets: Sequence[str]) -> int:
+def fedsb_params(model: PreTrainedModel, rank: int, targets: Sequence[str]) -> int:
     """Trainable numbers of Fed-SB (LoRA-SB): one r x r matrix for each module."""
     return sum(n * rank**2 for n, _, _ in linear_shapes(model, targets).values())
 

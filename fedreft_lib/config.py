@@ -70,7 +70,9 @@ class RunConfig(BaseModel):
         "identity", 'reconstruction: starts at the untrained backbone; "random" is pyreft\'s start'
     )
 
-    targets: Strings = param(("q_proj", "v_proj"), "the linear modules of lora; FedSA-LoRA's and FLoRA's choice")
+    targets: Strings = param(
+        ("q_proj", "v_proj"), "ends of the paths of lora's linear modules, as in peft; FedSA-LoRA's and FLoRA's choice"
+    )
     lora_alpha: float = param(16.0, "the scale of lora is this over the rank; the baselines' usual value", gt=0)
     dropout: float = param(
         0.0, "in training: on edited hidden states, lora's inputs and the head; ReFT: per task", ge=0, lt=1
@@ -100,7 +102,9 @@ class RunConfig(BaseModel):
     )
     alpha: float = param(0.5, 'concentration of setup="dirichlet": small is uneven', gt=0, le=1000)
     clients: int = param(4, "with 3, the geometric median of the others is their mean", symbol="C", ge=1, le=10000)
-    train_size: int = param(128, "training questions of each client", symbol="n_k", ge=1)
+    train_size: int = param(
+        128, 'training questions of each client; setup="own": at most, as all three', symbol="n_k", ge=1
+    )
     held_out_size: int = param(16, "questions of each client that adaptive mixing looks at; never trained on", ge=1)
     test_size: int = param(100, "test questions of each client", ge=1)
     union_size: int = param(
@@ -283,22 +287,32 @@ class RunConfig(BaseModel):
         """The parameters cell as a RunConfig: call it right after that cell, with `globals()`.
 
         Every public plain value in the namespace must be a field or be named in `also` (a notebook's own
-        parameters, like `seeds`), so that a misspelt papermill parameter is refused and not just passed over.
-        Constants (IN_CAPITALS) that were imported before are left alone, unless one is a field's name.
+        parameters, like `seeds`, which are checked too), so that a misspelt papermill parameter is refused and not just
+        passed over. Constants (IN_CAPITALS) that were imported before are left alone, unless one is a field's name.
+        Of what the notebook goes through itself, `setup` where it has `setups`, the first is taken.
         """
+        from . import notebook_parameters  # which reads this file
+
+        also = set(also)
         plain = (str, int, float, list, tuple, dict, types.NoneType)
         kernel = {"In", "Out"}  # IPython's own
         values = {
             name: value
             for name, value in namespace.items()
             if isinstance(value, plain)
-            and not (name.startswith("_") or name in kernel or name in set(also))
+            and not (name.startswith("_") or name in kernel or name in also)
             and not (name.isupper() and name.lower() not in cls.model_fields)
         }
         unknown = [name for name in values if name not in cls.model_fields]
         if unknown:
             raise ConfigError(_unknown_name(unknown[0], [*cls.model_fields, *also]))
-        return cls(**values)
+        own = {name: namespace[name] for name in namespace if name in also}
+        notebook_parameters.check(own, by_hand=True)
+        for name in notebook_parameters.singular(also, list(values)):
+            value, several = values.pop(name), own.get(f"{name}s", ())
+            if isinstance(value, str | int | float) and value not in several:  # else a loop of the notebook has left it
+                raise ConfigError(f"this notebook has no parameter {name!r}: it goes through {name}s, got {several!r}")
+        return cls(**values, **notebook_parameters.first(own))
 
     def but(self, **changes: Any) -> "RunConfig":
         """This config with some fields changed, checked again."""
@@ -343,9 +357,14 @@ def _sentence(error: ValidationError) -> str:
         return _unknown_name(name, RunConfig.model_fields)
     if finding["type"] == "value_error":
         return str(finding["ctx"]["error"])
-    alternatives = [e for e in error.errors() if e["loc"][:1] == finding["loc"][:1]]
-    wanted = " or ".join(dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in alternatives))
-    return f"{name}: {wanted}, got {finding['input']!r}"
+    return f"{name}: {_wanted(error.errors())}, got {finding['input']!r}"
+
+
+def _wanted(findings: list[dict]) -> str:
+    """What the first finding asks for, and those of the same value."""
+    alternatives = [e for e in findings if e["loc"][:1] == findings[0]["loc"][:1]]
+    said = [str(e["ctx"]["error"]) if e["type"] == "value_error" else e["msg"] for e in alternatives]
+    return " or ".join(dict.fromkeys(each[0].lower() + each[1:] for each in said)).replace("valid tuple", "valid list")
 
 
 def describe() -> str:

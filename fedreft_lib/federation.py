@@ -98,7 +98,7 @@ def enrolled(world: World, config: RunConfig) -> ClientStates:
     strategy, everybody = STRATEGIES[config.method], participants(world, config)
     state = common_start(world.model, config)
     told = [strategy.told(world.model, config, state, each) for each in world.clients]
-    state = strategy.begin(world.model, config, state, told, everybody[0].steps)
+    state = strategy.begin(world.model, config, state, told, max(each.steps for each in everybody))
     return ClientStates(world.model.spec.row(state), len(everybody))
 
 
@@ -171,8 +171,7 @@ def rest_of(federation: Federation, config: RunConfig, store: runs.Store, resume
     saved = store.resume(begin) if resume else store.afresh(begin)
     X, memory, done = saved.states, saved.memory, saved.manifest["round"]
     rows, listening = saved.history.to_dict("records"), list(saved.listening)
-    steps = federation.steps
-    total = sum(steps) * (config.sampled or len(steps)) // len(steps) * (config.rounds - done)
+    total = sum(_steps_in(federation, config, t) for t in range(done + 1, config.rounds + 1))
     with tqdm(desc=config.run_id, total=total, unit="step", disable=not progress, leave=False) as bar:
         if not rows:
             rows = federation.tested(None, 0, memory, progress)
@@ -185,3 +184,9 @@ def rest_of(federation: Federation, config: RunConfig, store: runs.Store, resume
                 rows = rows + federation.tested(X, t, memory, progress)
             X = store.save(t, X, listening, rows, memory)
     return store.run(X, listening, rows, memory)
+
+
+def _steps_in(federation: Federation, config: RunConfig, t: int) -> int:
+    """Of all who are there in round t."""
+    away = participation.away(config, t)
+    return sum(steps for k, steps in enumerate(federation.steps) if k not in away)

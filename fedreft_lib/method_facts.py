@@ -5,7 +5,8 @@ moment that a finished run does not keep: after local training, before anything 
 FedALT's routers.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 import torch
@@ -55,7 +56,10 @@ def kept(run: Run) -> str:
     names = tuple(name for name, _ in run.spec.shapes if not name.startswith("head."))
     trained = {n for t in (1, 2) for phase in strategy.phases(names, kind, config, t) for n in phase.trains}
     sent = strategy.sends(names, kind, config) if strategy.aggregate else ()
-    private = [n.split(".", 1)[1] if config.intervention == "lora" else n for n in names if n in trained - set(sent)]
+    private = [name for name in names if name in trained - set(sent)]
+    if config.intervention == "lora":  # "A" of "q_proj.A", and of "output.dense.A"
+        own = kind.shapes(1, config.rank, 1, 1)
+        private = [next(tensor for tensor in own if name.endswith(f".{tensor}")) for name in private]
     return ", ".join(dict.fromkeys(private)) or "nothing"
 
 
@@ -98,8 +102,8 @@ def average_gap(config: RunConfig) -> float:
     states, kind = learned(config), _kind(config)
     mean = {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
     missed = size = 0.0
-    for group in [f"{target}." for target in config.targets] if config.intervention == "lora" else [""]:
-        maps = [kind.as_map(_of_group(state, group)) for state in [mean, *states]]
+    for of_group in _groups(config):
+        maps = [kind.as_map(of_group(state)) for state in [mean, *states]]
         of_mean, *each = [m["B"] @ m["A"] for m in maps]
         exact = sum(each) / len(each)
         missed, size = missed + float((of_mean - exact).square().sum()), size + float(exact.square().sum())
@@ -117,28 +121,32 @@ def held_out_loss(run: Run) -> float:
 
 
 @torch.no_grad()
-def own_share(run: Run, k: int, target: str) -> Tensor:
+def own_share(run: Run, k: int, linear: str) -> Tensor:
     """The weight (L,) that client k's FedALT routers give to its own branch: mean over tokens of held-out questions.
 
-    For each of the L adapted layers, in the linear module `target`; 0.5 is undecided.
+    For each of the L adapted layers, in the linear module of that name; 0.5 is undecided.
     """
     world = world_of(run)
     model, state, data = world.model, run.spec.named(run.states[k]), world.clients[k].held_out
     batch, caught = data.batch(model, range(len(data))), []
-    modules = model.adapter.modules(model.backbone.layers, target)
+    modules = model.adapter.linears[linear].modules(model.backbone.layers)
     handles = [m.register_forward_hook(lambda m, args, out: caught.append(args[0].float().cpu())) for m in modules]
     try:
         model.hidden_states(batch, state)
     finally:
         for handle in handles:
             handle.remove()
-    routes, tokens = state[f"{target}.route"], batch.as_read(batch.mask).bool().cpu()
+    routes, tokens = state[f"{linear}.route"], batch.as_read(batch.mask).bool().cpu()
     shares = [torch.softmax(x @ route.mT, -1)[..., 1] for x, route in zip(caught, routes, strict=True)]
     return torch.stack([share[tokens].mean() for share in shares])
 
 
-def _of_group(state: State, group: str) -> State:
-    return {name.removeprefix(group): tensor for name, tensor in state.items() if name.startswith(group)}
+def _groups(config: RunConfig) -> list[Callable[[State], State]]:
+    """What takes each linear module's tensors out of a state; of interventions the whole state is one group."""
+    adapter = open_world(config).model.adapter
+    if config.intervention != "lora":
+        return [lambda state: state]
+    return [functools.partial(adapter.of_linear, linear=linear) for linear in adapter.linears]
 
 
 def _kind(config: RunConfig) -> Kind | Branches:

@@ -7,7 +7,7 @@ A partition is a matrix of counts, clients x tasks; the setups differ in that ma
     iid         each client has the same shares of tasks, those of the union (MT without the luck of the draw)
     dirichlet   client k's shares of tasks are drawn from Dirichlet(alpha, ..., alpha)
 
-Where clients bring what they have (`brought`; setup "own"), nothing is dealt.
+Where clients bring what they have (`brought`; setup "own"), nothing is dealt and sizes are upper bounds.
 
 The paper does not print which client had which task, nor how the parts were drawn; this is our reconstruction. Where a
 union has tasks of very different sizes, so have the clients of `mixed` and `iid`.
@@ -21,6 +21,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
+from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 import pandas as pd
@@ -86,7 +88,6 @@ def partition(
     held_out = np.stack([_proportional(row, held_out_size) for row in train])
     test = np.stack([_proportional(row, test_size) for row in train])
 
-    hands = [{split: [] for split in SPLITS} for _ in range(clients)]
     for t, task in enumerate(tasks):
         has_dev = bool(pools[task].dev)
         out_of_train = train if has_dev else train + held_out
@@ -94,8 +95,61 @@ def partition(
         if has_dev:
             _check_enough(task, "held-out", len(pools[task].dev), int(held_out[:, t].sum()), clients)
         _check_enough(task, "test", len(pools[task].test), int(test[:, t].sum()), clients)
+    names = [_name(k, tasks[k % len(tasks)] if setup == "distinct" else "") for k in range(clients)]
+    dealt = _dealt(pools, setup, names, seed, train, held_out, test)
+    check_disjoint(dealt)
+    return dealt
+
+
+def brought(
+    k: int,
+    pools: Mapping[str, Pool],
+    folder: Path,
+    *,
+    seed: int,
+    train_size: int,
+    held_out_size: int,
+    test_size: int,
+) -> ClientData:
+    """Client k's (from 0) own questions: as many as are asked for, or all that it has; each task's share as there.
+
+    Of fewer than train_size + held_out_size training questions the share held_out_size / (train_size + held_out_size)
+    is held out, rounded down but at least one, and the rest trained on; tasks with a `dev` hold out from that. Raises
+    DataError, which names `folder`, for a client without a question to train on, to hold out or to test.
+
+    Whether another client has one of them can be known only where all are together, see `check_disjoint`.
+    """
+    pools, _ = drop_repeats(pools)
+    splits = ("train", "dev", "test")
+    there = {split: np.array([len(getattr(pool, split)) for pool in pools.values()]) for split in splits}  # (T,) each
+    counts = [np.zeros(len(pools), dtype=int)] * 3
+    if there["train"].any():
+        counts = _own_counts(**there, train_size=train_size, held_out_size=held_out_size, test_size=test_size)
+    if not all(part.any() for part in counts):
+        n, m = there["train"].sum(), there["test"].sum()
+        raise DataError(
+            f"client{k + 1} needs at least two training questions, one of them to hold out, and one test question: of "
+            f"{' and '.join(pools)} {folder} has {n} and {m} without repeats. Add some, or ask for other clients."
+        )
+    (own,) = _dealt(pools, "iid", [_name(0)], seed, *(part[None] for part in counts))
+    return replace(own, name=_name(k, next(iter(pools)) if len(pools) == 1 else ""))
+
+
+def _dealt(
+    pools: Mapping[str, Pool],
+    setup: str,
+    names: Sequence[str],
+    seed: int,
+    train: np.ndarray,
+    held_out: np.ndarray,
+    test: np.ndarray,
+) -> list[ClientData]:
+    """The clients, by how many questions (N, T) each has of each task; of all there are enough."""
+    hands = [{split: [] for split in SPLITS} for _ in names]
+    for t, task in enumerate(pools):
         from_train = iter(_shuffled(pools[task].train, seed, setup, task, "train"))
         from_test = iter(_shuffled(pools[task].test, seed, setup, task, "test"))
+        has_dev = bool(pools[task].dev)
         from_dev = iter(_shuffled(pools[task].dev, seed, setup, task, "dev")) if has_dev else from_train
         # all training sets before the first held-out one: a change of held_out_size leaves the training sets alone
         for split, counts, deck in (
@@ -106,21 +160,10 @@ def partition(
             for hand, count in zip(hands, counts[:, t], strict=True):
                 hand[split] += [next(deck) for _ in range(count)]
 
-    dealt = []
-    for k, hand in enumerate(hands):
-        name = _name(k, tasks[k % len(tasks)] if setup == "distinct" else "")
-        dealt.append(ClientData(name, *(tuple(_shuffled(hand[split], seed, setup, name, split)) for split in SPLITS)))
-    check_disjoint(dealt)
-    return dealt
-
-
-def brought(k: int, pools: Mapping[str, Pool], *, seed: int, **sizes: int) -> ClientData:
-    """Client k's (from 0) own questions: the sizes that are asked for out of what it has, each task's share as there.
-
-    Whether another client has one of them can be known only where all are together, see `check_disjoint`.
-    """
-    (own,) = partition(pools, "iid", 1, seed=seed, **sizes)
-    return replace(own, name=_name(k, next(iter(pools)) if len(pools) == 1 else ""))
+    return [
+        ClientData(name, *(tuple(_shuffled(hand[split], seed, setup, name, split)) for split in SPLITS))
+        for name, hand in zip(names, hands, strict=True)
+    ]
 
 
 def _name(k: int, task: str = "") -> str:
@@ -154,7 +197,8 @@ def check_disjoint(clients: Sequence[ClientData]) -> None:
                 place = f"the {split} set of {client.name}"
                 if question.uid in first:
                     raise DataError(
-                        f"Question {question.uid} of {question.task} is in {first[question.uid]} and again in {place}."
+                        f"Question {question.uid} of {question.task} is in {first[question.uid]} and again in {place}: "
+                        f"take {shorten(_asks(question), 60)!r} out of one of them."
                     )
                 first[question.uid] = place
 
@@ -163,6 +207,10 @@ def classes_of(client: ClientData) -> dict[str, list[str]]:
     """What the classes of each task with labels of the client's own are called, in the order of their numbers."""
     items = [item for split in SPLITS for item in getattr(client, split) if isinstance(item, Labelled)]
     return {item.task: list(item.names) if item.classes else ["scores"] for item in items}
+
+
+def _asks(item: Item) -> str:
+    return item.text_a if isinstance(item, Labelled) else item.question
 
 
 def label_table(clients: Sequence[ClientData]) -> pd.DataFrame:
@@ -211,6 +259,32 @@ def _proportional(weights: np.ndarray, total: int) -> np.ndarray:
     order = np.argsort(counts - quotas, kind="stable")  # largest remainder first
     counts[order[: total - counts.sum()]] += 1
     return counts
+
+
+def _own_counts(
+    train: np.ndarray, dev: np.ndarray, test: np.ndarray, *, train_size: int, held_out_size: int, test_size: int
+) -> list[np.ndarray]:
+    """How many questions of each task (T,) one client trains on, holds out and is tested with, of so many (T,)."""
+    trained = _proportional(train, train_size)
+    held_out = _proportional(trained, held_out_size)
+    has_dev = dev > 0
+    alone = ~has_dev  # training and held-out questions come out of one set
+    asked, there, kept = (int(n[alone].sum()) for n in (trained + held_out, train, held_out))
+    if asked > there > 0:
+        kept = min(max(there * kept // asked, min(kept, 1)), there - 1)
+        trained[alone] = _proportional(train[alone], there - kept)
+        held_out[alone] = train[alone] - trained[alone]
+    trained = np.minimum(trained, train)
+    held_out = _up_to(np.where(has_dev, dev, train - trained), held_out)
+    return [trained, held_out, _up_to(test, _proportional(trained, test_size))]
+
+
+def _up_to(have: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """What is asked of each task (T,), or all it has; what one lacks the others give."""
+    counts = np.minimum(asked, have)
+    room = have - counts
+    missing = min(asked.sum() - counts.sum(), room.sum())
+    return counts + _proportional(room, missing) if missing else counts
 
 
 def _check_enough(task: str, split: str, have: int, need: int, clients: int) -> None:

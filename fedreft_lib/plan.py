@@ -17,7 +17,8 @@ import nbformat
 
 from .config import RunConfig
 from .errors import ConfigError, did_you_mean
-from .parameter_files import read_parameters, short, shortened
+from .notebook_parameters import check, first, singular
+from .parameter_files import read_parameters, short
 from .report import ordered_notebooks
 
 PROJECT = Path(__file__).parent.parent
@@ -84,35 +85,23 @@ def _job(notebook: Path, file: Path) -> Job:
     known = set(RunConfig.model_fields)
     # A notebook that hands its parameters to RunConfig takes every field of it, also those that it does not show; but
     # not the one that it runs through itself: `seed` where it has `seeds`.
-    fields = [name for name in known if f"{name}s" not in defaults] if known & set(defaults) else []
+    fields = known - set(singular(defaults, known)) if known & set(defaults) else []
     takes = {*defaults, *fields}
     try:
         if "output_dir" not in defaults:
             raise ConfigError(f"the parameters cell of {notebook.name} must have output_dir, where its runs go")
-        for name, value in given.items():
+        for name in given:
             if name not in takes:
                 raise ConfigError(f"{notebook.name} has no parameter {name!r}{did_you_mean(name, takes)}")
             if name == "output_dir":
                 raise ConfigError(f"output_dir is set to outputs/{file.parent.name} by the batch: leave it out")
-            if name not in known and not _alike(value, defaults[name]):
-                raise ConfigError(f"{name} must be like its default {defaults[name]!r}, got {shortened(value)}")
         merged = {**defaults, **given}
-        first = {"setup": merged["setups"][0]} if merged.get("setups") else {}  # as the notebook starts
-        RunConfig(**{k: v for k, v in {**first, **merged}.items() if k in known})
+        check({name: value for name, value in merged.items() if name not in known}, defaults)
+        RunConfig(**{k: v for k, v in {**first(merged), **merged}.items() if k in known})
     except ConfigError as error:
         raise ConfigError(f"{short(file)}: {error}") from None
     own = {"output_dir": f"../outputs/{file.parent.name}"}
     return Job(notebook, {**given, **own}, {**merged, **own}, _reads_runs(notebook))
-
-
-def _alike(value: Any, default: Any) -> bool:
-    """Has a notebook's own parameter a value of the type of its default? (A whole number is a number, too.)
-
-    In a list, each element must be like one of the default's; an empty one says nothing of them.
-    """
-    if isinstance(value, list) and isinstance(default, list):
-        return not default or all(any(_alike(each, like) for like in default) for each in value)
-    return default is None or type(value) is type(default) or (type(value), type(default)) == (int, float)
 
 
 def parameters_of(notebook: Path) -> dict[str, Any]:

@@ -46,12 +46,13 @@ def overview(runs: Sequence[Run]) -> pd.DataFrame:
     """A row for each benchmark and notebook: how many runs, and every value of what its runs differ in."""
     names = ("benchmark", "experiment", "backbone", "setup", "method", "rank", "layers", "clients", "rounds", "seed")
     table = pd.DataFrame([{name: getattr(run.config, name) for name in names} for run in runs], columns=list(names))
+    table["adapted"] = [", ".join(run.manifest.get("adapted", [])) for run in runs]
     grouped = table.assign(notebook=notebooks(table)).groupby(["benchmark", "notebook"])
     counted = grouped.agg(
         runs=("seed", "size"), experiments=("experiment", "nunique"), methods=("method", "nunique"),
         seeds=("seed", "nunique"),
     )  # fmt: skip
-    return counted.join(grouped[["backbone", "setup", "rank", "layers", "clients", "rounds"]].agg(_listed))
+    return counted.join(grouped[["backbone", "setup", "adapted", "rank", "layers", "clients", "rounds"]].agg(_listed))
 
 
 def notebooks(table: pd.DataFrame) -> pd.Series:

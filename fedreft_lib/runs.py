@@ -189,6 +189,7 @@ class Store:
             "cache": hidden_cache.offer(model, self.config, ways),
             "seed": self.config.seed,
             "engine": engine,
+            "adapted": model.adapter.adapted,
             "trainable_params": sum(sizes[name] for name in trained),
             "head_params": sum(sizes[name] for name in model.head_names),
             "spec": [[name, list(shape)] for name, shape in self.spec.shapes],

@@ -215,7 +215,7 @@ def _refused(
     rest = [i for i in arrived if i not in reasons]
     origins = [{name: before[i][name] for name, _ in sent.shapes} for i in rest]
     if sent.shapes:
-        found = refusals([arrived[i].update for i in rest], origins, sent, config.norm_limit)
+        found = refusals([arrived[i].update for i in rest], origins, sent, config.norm_limit, config.train_size)
         reasons |= {i: reason for i, reason in zip(rest, found, strict=True) if reason}
     for i, each in arrived.items():
         note = reasons.get(i, "")

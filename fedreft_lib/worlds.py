@@ -208,8 +208,8 @@ def _union(tests: Many[tuple], size: int) -> tuple:
 def partition_of(config: RunConfig, only: int | None = None) -> list[ClientData]:
     """Every client's items, checked to share none; none of the others' where `only` is one client. Loads no model.
 
-    With setup="own" client 3's are those of the tasks that have files in `data_dir`/client3. The last few are
-    remembered as long as the files that were looked for hold what they held.
+    With setup="own" client 3's are those of the tasks that have files in `data_dir`/client3, up to the sizes. The last
+    few are remembered as long as the files that were looked for hold what they held.
     """
     key = _data(config), only
     files, clients = _remembered.pop(key, (None, None))
@@ -228,7 +228,7 @@ def _partition(config: RunConfig, only: int | None) -> list[ClientData]:
     if config.setup == "own":
         questions = list(nothing)
         for k in range(config.clients) if only is None else (only,):
-            questions[k] = brought(k, _own_pools(config, k), **sizes)
+            questions[k] = brought(k, _own_pools(config, k), _own_folder(config, k), **sizes)
     else:
         load = _loader(config, config.data_dir)
         pools = {task: _pool(load, task, load(task, "train")) for task in config.tasks}
@@ -242,7 +242,7 @@ def _partition(config: RunConfig, only: int | None) -> list[ClientData]:
 
 def _own_pools(config: RunConfig, k: int) -> dict[str, Pool]:
     """Those of the config's tasks that client k (from 0) has training files of."""
-    folder = Path(str(config.data_dir)) / f"client{k + 1}"
+    folder = _own_folder(config, k)
     load, train = _loader(config, folder), {}
     for task in config.tasks:
         with contextlib.suppress(NoFileError):
@@ -250,6 +250,10 @@ def _own_pools(config: RunConfig, k: int) -> dict[str, Pool]:
     if not train:
         raise DataError(f"There is no train file of {' or '.join(config.tasks)} in {folder}.")
     return {task: _pool(load, task, items) for task, items in train.items()}
+
+
+def _own_folder(config: RunConfig, k: int) -> Path:
+    return Path(str(config.data_dir)) / f"client{k + 1}"
 
 
 def _loader(config: RunConfig, folder: str | Path | None) -> Callable[[str, str], list[Item]]:

@@ -39,13 +39,9 @@ def merged(model, state):
 
     class Merged:
         def shift(self, sign):
-            for target in model.adapter.dims:
-                for module, A, B in zip(
-                    model.adapter.modules(model.backbone.layers, target),
-                    state[f"{target}.A"],
-                    state[f"{target}.B"],
-                    strict=True,
-                ):
+            for name, place in model.adapter.linears.items():
+                modules = place.modules(model.backbone.layers)
+                for module, A, B in zip(modules, state[f"{name}.A"], state[f"{name}.B"], strict=True):
                     module.weight.data += sign * 4.0 * B @ A
 
         def __enter__(self):
@@ -87,7 +83,7 @@ def test_only_the_chosen_layers_are_touched():
     for handle in handles:
         handle.remove()
     assert torch.equal(seen[0], seen[3]) and not torch.equal(seen[1], seen[4])
-    assert [module for module in model.adapter.modules(model.backbone.layers, "v_proj")] == [
+    assert model.adapter.linears["v_proj"].modules(model.backbone.layers) == [
         model.backbone.layers[1].self_attn.v_proj
     ]
 
@@ -157,8 +153,8 @@ def test_an_encoders_modules_go_by_llamas_names_and_by_their_own(name):
     one = with_lora(backbone, (0, 2), ("q_proj", "v_proj"))
     other = with_lora(backbone, (0, 2), ("query", "value"))
     for ours, theirs in (("q_proj", "query"), ("v_proj", "value")):
-        found = one.adapter.modules(backbone.layers, ours)
-        assert found == other.adapter.modules(backbone.layers, theirs)
+        found = one.adapter.linears[ours].modules(backbone.layers)
+        assert found == other.adapter.linears[theirs].modules(backbone.layers)
         assert found == [getattr(backbone.layers[i].attention.self, theirs) for i in (0, 2)]
 
 

@@ -179,9 +179,9 @@ def moved(size, examples=8, seed=0):
     return Update("client", SPEC.named(row * (size / row.norm())), examples)
 
 
-def judged(*updates, norm_limit=30.0):
+def judged(*updates, norm_limit=30.0, train_size=8):
     zero = SPEC.named(torch.zeros(SPEC.size))
-    return refusals(updates, [zero] * len(updates), SPEC, norm_limit)
+    return refusals(updates, [zero] * len(updates), SPEC, norm_limit, train_size)
 
 
 @pytest.mark.parametrize("n", [2, 3, 4, 9])
@@ -203,8 +203,14 @@ def test_a_count_out_of_all_proportion_is_set_aside(examples, refused):
     assert bool(judged(moved(1), moved(1), moved(1, examples))[-1]) == refused
 
 
+def test_a_client_that_brings_as_many_as_it_may_beside_very_small_ones_is_admitted():
+    few = [moved(1, examples=2) for _ in range(3)]
+    assert judged(*few, moved(1, examples=5000), train_size=5000) == [None] * 4
+    assert "example count" in judged(*few, moved(1, examples=5001), train_size=5000)[-1]
+
+
 def test_where_most_stand_still_one_that_moves_a_little_is_admitted():
     start = SPEC.named(torch.ones(SPEC.size))
     step = Update("client", SPEC.named(torch.ones(SPEC.size) + 0.01), 8)
     still = Update("client", start, 8)
-    assert refusals([still, still, step], [start] * 3, SPEC, 30.0) == [None] * 3
+    assert refusals([still, still, step], [start] * 3, SPEC, 30.0, 8) == [None] * 3

@@ -112,15 +112,20 @@ def test_some_published_counts_follow_from_no_architecture():
     assert millions(sum(lora_params(large, 8, ("q_proj", "v_proj")))) == "3.41"
 
 
-@pytest.mark.parametrize(("name", "targets"), [("tiny-llama", LINEARS), ("tiny-roberta", ("query", "output.dense"))])
-def test_lora_counts_follow_from_the_weights_themselves(name, targets):
+@pytest.mark.parametrize(
+    ("name", "targets", "ends"),
+    [
+        ("tiny-llama", LINEARS, 7),
+        # attention.output.dense and the block's own output.dense: (64, 64) and (128, 64)
+        ("tiny-roberta", ("query", "output.dense"), 3),
+        ("tiny-roberta", ("dense",), 3),  # not the pooler's
+    ],
+)
+def test_lora_counts_follow_from_the_weights_themselves(name, targets, ends):
     model = load_backbone(name, device="cpu").model
-    if name == "tiny-roberta":  # attention.output.dense and the block's own output.dense: (64, 64) and (128, 64)
-        with pytest.raises(ConfigError, match="'output.dense' names linear modules of several shapes"):
-            linear_shapes(model, targets)
-        targets = ("query", "attention.output.dense")
-    weights = [w for n, w in model.state_dict().items() if n.removesuffix(".weight").endswith(targets)]
-    assert len(weights) == 4 * len(targets)
+    names = tuple(f"{target}.weight" for target in targets)
+    weights = [w for n, w in model.state_dict().items() if n.endswith(names) and ".layer" in f".{n}"]
+    assert len(weights) == 4 * ends
     assert lora_params(model, 3, targets) == (
         3 * sum(w.shape[1] for w in weights),
         3 * sum(w.shape[0] for w in weights),

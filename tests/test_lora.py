@@ -1,21 +1,29 @@
 """Same numbers in, same outputs, gradients and training as huggingface's peft."""
 
 import copy
+import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed.tensor  # noqa: F401 (peft takes it for granted, and older transformers do not import it)
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from fedreft_lib import RunConfig
+from fedreft_lib import RunConfig, run
 from fedreft_lib.adapters import InLinears
 from fedreft_lib.backbone import load_backbone
 from fedreft_lib.batches import Sequence
 from fedreft_lib.encoded import Answers
+from fedreft_lib.errors import ConfigError, FedReFTError
+from fedreft_lib.federation import start
+from fedreft_lib.linears import places
 from fedreft_lib.local import train
 from fedreft_lib.lora import LoRA, SmallLoRA, SmallLoReFT
+from fedreft_lib.method_facts import kept
 from fedreft_lib.schedule import batches
 from fedreft_lib.steering import SteeredModel
+from fedreft_lib.worlds import open_world
 from tests.models import random_backbone
 
 peft = pytest.importorskip("peft")
@@ -165,6 +173,148 @@ def test_a_state_has_the_published_number_of_parameters():
     assert {name: shape for name, shape in model.spec.shapes} == {
         "q_proj.A": (2, RANK, 32), "q_proj.B": (2, 32, RANK), "v_proj.A": (2, RANK, 32), "v_proj.B": (2, 32, RANK),
     }  # fmt: skip
+
+
+# ---- which modules a target stands for -----------------------------------------------------------------------------
+
+
+def from_peft(model, targets, layers=LAYERS, **more):
+    """peft's model, and its adapted modules by block and path within it."""
+    config = peft.LoraConfig(
+        r=RANK, lora_alpha=ALPHA, target_modules=list(targets), layers_to_transform=list(layers), **more
+    )
+    wrapped = peft.get_peft_model(copy.deepcopy(model), config).eval()
+    found = {}
+    for path, module in wrapped.named_modules():
+        if hasattr(module, "lora_A"):
+            layer, own = re.search(r"\.(?:layers?|h)\.(\d+)\.(.*)", path).groups()
+            found[int(layer), own] = module
+    return wrapped, found
+
+
+def filled(adapter, state, theirs):
+    """peft's modules given the numbers of a state."""
+    for name, place in adapter.linears.items():
+        for layer, A, B in zip(place.layers, state[f"{name}.A"], state[f"{name}.B"], strict=True):
+            with torch.no_grad():
+                theirs[layer, place.path].lora_A["default"].weight.copy_(A)
+                theirs[layer, place.path].lora_B["default"].weight.copy_(B)
+
+
+@pefts_warning
+@pytest.mark.parametrize(
+    ("kind", "targets", "names"),
+    [
+        ("bert", ("dense",), ["attention.output.dense", "intermediate.dense", "output.dense"]),
+        ("bert", ("output.dense", "query"), ["attention.output.dense", "output.dense", "query"]),
+        ("bert", ("attention.output.dense",), ["attention.output.dense"]),
+        ("bert", ("intermediate.dense", "dense", "self.query"), None),  # what two stand for is adapted once
+        ("roberta", ("output.dense", "dense"), None),
+        ("llama", ("gate_proj", "mlp.down_proj"), ["gate_proj", "mlp.down_proj"]),
+    ],
+)
+def test_a_target_stands_for_what_peft_takes_it_for(kind, targets, names):
+    model = with_lora(random_backbone(kind), targets=targets)
+    wrapped, theirs = from_peft(model.backbone.model, targets)
+    ours = {(layer, place.path) for place in model.adapter.linears.values() for layer in place.layers}
+    assert ours == set(theirs)
+    assert names is None or list(model.adapter.linears) == names
+    assert model.spec.size == wrapped.get_nb_trainable_parameters()[0]
+    state, batch = model.start("random", 1), some_batch(model)
+    filled(model.adapter, state, theirs)
+    found = model.hidden_states(batch, state)[batch.mask.bool()]
+    torch.testing.assert_close(found, last_hidden(wrapped, batch), atol=2e-5, rtol=1e-4)
+
+
+def plain(model, ids, adapter, state):
+    """The logits of a model that is called as it is, with the additions."""
+    batch = SimpleNamespace(packed=False, share=None, owners=None)
+    with torch.no_grad(), adapter.attached(model.transformer.h, state, batch):
+        return model(ids).logits
+
+
+@pefts_warning
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning")
+def test_gpt2s_modules_whose_weights_lie_the_other_way_round_are_adapted_as_pefts():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 60, "n_embd": 32, "n_layer": 3, "n_head": 4, "initializer_range": 0.2}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).eval()
+    linears = places({layer: model.transformer.h[layer] for layer in LAYERS}, ("c_attn", "c_proj"), "gpt2")
+    adapter = InLinears(LoRA(ALPHA / RANK), LAYERS, RANK, linears)
+    assert {name: place.dims for name, place in linears.items()} == {
+        "c_attn": (32, 96), "attn.c_proj": (32, 32), "mlp.c_proj": (128, 32)
+    }  # fmt: skip
+    wrapped, theirs = from_peft(model, ("c_attn", "c_proj"), fan_in_fan_out=True)
+    assert {(layer, place.path) for place in linears.values() for layer in place.layers} == set(theirs)
+    state, ids = adapter.start("random", torch.Generator().manual_seed(1)), torch.arange(20).view(2, 10)
+    filled(adapter, state, theirs)
+    with torch.no_grad():
+        expected = wrapped(input_ids=ids).logits
+    torch.testing.assert_close(plain(model, ids, adapter, state), expected, atol=2e-4, rtol=1e-4)
+    assert float((model(ids).logits.detach() - expected).abs().max()) > 0.1
+
+
+class Block(torch.nn.Module):
+    """One of a model whose blocks differ: attention in some, experts in some."""
+
+    def __init__(self, d=4, attends=True, experts=0, inner=8):
+        super().__init__()
+        self.up = torch.nn.Linear(d, inner)
+        if attends:
+            self.attn = torch.nn.ModuleDict({"q": torch.nn.Linear(d, d)})
+        if experts:
+            one = torch.nn.ModuleDict({"up": torch.nn.Linear(d, 3)})
+            self.experts = torch.nn.ModuleList(copy.deepcopy(one) for _ in range(experts))
+            self.packed = torch.nn.Parameter(torch.zeros(experts, d, d))
+
+
+def in_blocks(targets, *blocks):
+    return InLinears(LoRA(1.0), tuple(range(len(blocks))), 2, places(dict(enumerate(blocks)), targets, "none"))
+
+
+def test_of_blocks_that_differ_those_are_adapted_that_have_the_module_and_the_manifest_says_which():
+    adapter = in_blocks(("q", "up"), Block(), Block(attends=False, experts=2), Block())
+    assert adapter.adapted == ["attn.q in blocks 0, 2", "up", "experts.0.up in blocks 1", "experts.1.up in blocks 1"]
+    assert {name: shape for name, shape in adapter.shapes.items() if name.endswith("A")} == {
+        "q.A": (2, 2, 4), "up.A": (3, 2, 4), "experts.0.up.A": (1, 2, 4), "experts.1.up.A": (1, 2, 4)
+    }  # fmt: skip
+
+
+def test_what_cannot_be_adapted_is_one_sentence():
+    with pytest.raises(ConfigError, match=r"'packed' is a tensor of shape \(2, 4, 4\) and no linear module"):
+        in_blocks(("packed",), Block(experts=2))
+    with pytest.raises(ConfigError, match=r"'up' has the shapes \[\(4, 6\), \(4, 8\)\] in these blocks"):
+        in_blocks(("up",), Block(), Block(inner=6))
+    one = Block()
+    with pytest.raises(ConfigError, match="blocks of this model share one 'attn.q'"):
+        in_blocks(("q",), one, one)
+    with pytest.raises(ConfigError, match=r"no linear module 'attn.k', did you mean 'attn.q'"):
+        in_blocks(("attn.k",), one)
+
+
+def test_a_module_that_the_model_never_calls_is_refused_and_not_passed_over():
+    block = Block()
+    adapter = in_blocks(("q", "up"), block)
+    state = adapter.start("random", torch.Generator())
+    batch = SimpleNamespace(packed=False, share=None, owners=None)
+    with (
+        pytest.raises(FedReFTError, match="this model never calls 'attn.q'"),
+        adapter.attached([block], state, batch),
+    ):
+        block.up(torch.ones(1, 2, 4))
+
+
+@pytest.mark.parametrize("method", ["fedit", "flora", "fedalt", "feddpa", "fedsb"])
+def test_every_method_federates_targets_of_several_modules(method):
+    config = RunConfig(
+        backbone="tiny-roberta", benchmark="glue", source="synthetic", tasks=("sst2",), setup="iid", clients=2, rank=2,
+        layers="2-3", intervention="lora", targets=("dense", "output.dense"), method=method, rounds=2, train_size=8,
+        held_out_size=4, test_size=4, batch_size=4, lr=0.01,
+    )  # fmt: skip
+    done = run(config, progress=False)
+    assert done.manifest["adapted"] == ["attention.output.dense", "intermediate.dense", "output.dense"]
+    assert not torch.equal(done.states[0], start(open_world(config), config)[0])
+    assert kept(done) == {"fedalt": "route", "feddpa": "local.A, local.B"}.get(method, "nothing")
 
 
 # ---- states with a small trained part -------------------------------------------------------------------------------

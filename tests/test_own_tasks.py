@@ -5,13 +5,16 @@ import shutil
 from collections import Counter
 
 import pytest
+import torch
 
 from fedreft_lib import RunConfig, run
 from fedreft_lib.encoded import Options, Texts
 from fedreft_lib.errors import DataError
 from fedreft_lib.federation import federated_round, start
 from fedreft_lib.partition import ClientData
+from fedreft_lib.training import participants
 from fedreft_lib.worlds import open_world, partition_of
+from tests.test_federation import StoppedError, same, stop_after
 
 LABELLED = {
     "news": lambda i: {"text": f"Report {i} of the match.", "label_text": ("sports", "science", "world")[i % 3]},
@@ -152,3 +155,83 @@ def test_a_file_of_label_names_gives_clients_one_numbering(tmp_path):
     one, two = partition_of(config)
     assert {item.label for item in one.train} == {0, 2} and {item.label for item in two.train} == {1, 2}
     assert len(run(config, progress=False).history)
+
+
+# ---- clients that bring more and less -------------------------------------------------------------------------------
+
+
+def numbered(folder, train, test=(10, 10, 10), tasks=("sums",)) -> RunConfig:
+    """So many rows a client and task; all are another's."""
+    for k, (n, m) in enumerate(zip(train, test, strict=True), 1):
+        (folder / f"client{k}").mkdir(parents=True)
+        for task in tasks:
+            for split, count in (("train", n), ("test", m)):
+                rows = [
+                    {"question": f"{task} {split} {k}.{i}?", "choices": ["yes", "no"], "gold": i % 2}
+                    for i in range(count)
+                ]
+                (folder / f"client{k}" / f"{task}_{split}.json").write_text(json.dumps(rows), encoding="utf-8")
+    return RunConfig(
+        backbone="tiny-llama", source="local", data_dir=str(folder), setup="own", tasks=list(tasks), clients=len(train),
+        layers="2-3", rank=2, train_size=200, held_out_size=20, test_size=8, rounds=1, lr=0.01,
+    )  # fmt: skip
+
+
+def test_sizes_are_upper_bounds_and_of_too_few_a_share_is_held_out(tmp_path):
+    config = numbered(tmp_path, (300, 200, 20, 3), (9, 8, 7, 1))
+    sizes = [tuple(map(len, (c.train, c.held_out, c.test))) for c in partition_of(config)]
+    # 200 of 300 and 20 more; else 20 / 220 is held out: 18 of 200, 1 of 20, and 1 of 3, which is the least
+    assert sizes == [(200, 20, 8), (182, 18, 8), (19, 1, 7), (2, 1, 1)]
+    for client in partition_of(config):
+        items = client.train + client.held_out
+        assert len({item.uid for item in items}) == len(items)
+
+
+def test_steps_and_weights_follow_from_what_each_client_has(tmp_path):
+    config = numbered(tmp_path, (200, 20, 3)).but(method="fedavg")
+    world = open_world(config)
+    assert [each.steps for each in participants(world, config)] == [23, 3, 1]  # of 8 questions, the last may be short
+    averaged, alone = run(config, progress=False), run(config.but(method="local"), progress=False)
+    p = torch.tensor([182, 19, 2], dtype=torch.float64) / 203
+    assert averaged.history[averaged.history["metric"] == "admitted"]["value"].tolist() == [1.0] * 3
+    torch.testing.assert_close(averaged.mixing_matrices[0].double(), p.expand(3, 3), atol=1e-7, rtol=0)
+    parts = [averaged.spec.named(row)["W"].double() for row in alone.states]
+    mean = sum(share * part for share, part in zip(p, parts, strict=True))
+    for row in averaged.states:
+        torch.testing.assert_close(averaged.spec.named(row)["W"].double(), mean, atol=1e-6, rtol=0)
+    assert not torch.allclose(mean, sum(parts) / 3, atol=1e-4)  # the weights matter
+
+
+@pytest.mark.parametrize("method", ("fedreft", "fedsb", "feddpa", "flora", "centralised"))
+def test_uneven_clients_train_under_every_kind_of_method_and_go_on_where_they_were(tmp_path, monkeypatch, method):
+    config = numbered(tmp_path / "data", (40, 9, 2)).but(method=method, rounds=2, mixing="adaptive", batch_size=4)
+    lora = {"intervention": "lora", "rank": 3} if method == "fedsb" else {}
+    config = config.but(**lora)
+    whole = run(config, progress=False)
+    with monkeypatch.context() as patched, pytest.raises(StoppedError):
+        stop_after(patched, 1)
+        run(config, tmp_path / "run", progress=False)
+    open_world(config).memo.clear()
+    same(run(config, tmp_path / "run", progress=False), whole)
+    set_aside = whole.history[(whole.history["metric"] == "admitted") & (whole.history["value"] == 0)]
+    assert set_aside.empty
+
+
+def test_one_of_several_tasks_may_lack_questions_and_the_others_give_them(tmp_path):
+    config = numbered(tmp_path, (30, 30), (2, 2), ("sums", "times")).but(train_size=20, held_out_size=4)
+    rows = [{"question": f"more {i}?", "choices": ["yes", "no"], "gold": 0} for i in range(20)]
+    (tmp_path / "client1" / "times_test.json").write_text(json.dumps(rows), encoding="utf-8")
+    client = partition_of(config)[0]
+    assert Counter(item.task for item in client.train) == {"sums": 10, "times": 10}
+    assert Counter(item.task for item in client.test) == {"sums": 2, "times": 6}
+
+
+@pytest.mark.parametrize(("rows", "left"), [(1, 1), (9, 0)], ids=["one row", "all in the test"])
+def test_a_client_that_cannot_be_trained_or_tested_is_named_with_its_folder(tmp_path, rows, left):
+    config = numbered(tmp_path, (30, rows), (9, 9))
+    if not left:
+        source, target = (tmp_path / "client2" / f"sums_{split}.json" for split in ("test", "train"))
+        target.write_bytes(source.read_bytes())
+    said = f"client2 needs at least two training questions.* {tmp_path / 'client2'} has {left} and 9"
+    with pytest.raises(DataError, match=said):
+        partition_of(config)

@@ -5,7 +5,7 @@ import pytest
 from fedreft_lib.batch import reproduce
 from fedreft_lib.errors import ConfigError
 from fedreft_lib.plan import plan
-from tests.projects import write_notebook, write_parameters, write_project
+from tests.projects import DEFAULTS, write_notebook, write_parameters, write_project
 
 
 @pytest.fixture
@@ -33,9 +33,12 @@ def test_only_takes_numbers_with_or_without_their_zero(project, only):
         ("mixing: 1.7", r"mixing: .*less than or equal to 1.*got 1\.7"),
         ("mixing: .nan", "mixing a decimal and finite number, got '.nan'"),
         ("source: local", "data_dir goes with source"),  # wrong together with the notebook's own default
-        ("seeds: 3", r"seeds must be like its default \[0\], got 3"),
-        ("seeds: [0, one]", r"seeds must be like its default \[0\], got \[0, 'one'\]"),
-        ("seeds: [true]", r"seeds must be like its default \[0\], got \[True\]"),
+        ("seeds: 3", r"seeds must be a list like \[0, 1, 2\], got 3$"),
+        ("seeds: [0, one]", r"seeds must be a list like .*valid integer\), got \[0, 'one'\]"),
+        ("seeds: [true]", r"seeds must be a list like .*valid integer\), got \[True\]"),
+        ("seeds: []", r"seeds must be a list like .*at least 1 item.*, got \[\]"),
+        ("mine: 3", r"mine must be like its default \['a'\], got 3"),  # declared nowhere but in its own notebook
+        ("mine: [a, 2]", r"mine must be like its default \['a'\], got \['a', 2\]"),
         ("lr: 1e-3\nlr: 2e-3", "gives lr twice"),
         ("lr: 2026-01-01", "lr a number, text, boolean, null, list or mapping, got '2026-01-01'"),
         ("lr: {a: 1}", "lr: input should be a valid number"),
@@ -47,6 +50,7 @@ def test_only_takes_numbers_with_or_without_their_zero(project, only):
     ],
 )
 def test_wrong_parameters_are_refused_with_the_file_and_the_reason(project, text, sentence):
+    write_notebook(project, "02_commonsense", parameters=f'{DEFAULTS}\nmine = ["a"]')
     write_parameters(project, "02_commonsense", text)
     with pytest.raises(ConfigError, match=f"^params/quick/02_commonsense.yaml.*{sentence}"):
         reproduce("quick", root=project)

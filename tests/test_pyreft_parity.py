@@ -1,14 +1,18 @@
 """Same parameters in, same outputs, gradients and training as pyreft."""
 
+import json
+
 import pyreft
 import pytest
 import torch
 
 from fedreft_lib.batches import Sequence
 from fedreft_lib.config import RunConfig
+from fedreft_lib.errors import FedReFTError
 from fedreft_lib.interventions import INTERVENTIONS, LoReFT
 from fedreft_lib.local import Coordinates
 from fedreft_lib.pyreft_format import FILES, load_pyreft, save_pyreft
+from fedreft_lib.sites import Sites
 from tests.models import random_backbone, random_state, steered
 
 D = 32
@@ -236,3 +240,121 @@ def test_direft_files_load_onto_pyrefts_module(tmp_path):
     module.load_state_dict(torch.load(file, weights_only=True))
     h = torch.randn(2, 3, D)
     torch.testing.assert_close(module(h), direft.edit(h, {n: t[0] for n, t in state.items()}), atol=1e-5, rtol=1e-5)
+
+
+# ---- folders that are not what was asked for ------------------------------------------------------------------------
+
+
+def saved_by_pyreft(folder, name="loreft", **how):
+    model = steered(random_backbone(), INTERVENTIONS[name], **how)
+    wrapped(model, random_state(model)).save(str(folder), include_model=True)
+    return model
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        Sites((0,), 2, 2), Sites((0, 1, 2), 2, 2), Sites((1, 2), 2, 2), Sites((0, 2), 2, 0), Sites((0, 2), 2, 2, True),
+    ],
+)  # fmt: skip
+def test_other_sites_than_were_saved_are_refused_whoever_saved_them(tmp_path, asked):
+    model = saved_by_pyreft(tmp_path / "theirs")
+    save_pyreft(tmp_path / "ours", random_state(model), model.adapter.sites, LoReFT)
+    for folder in ("theirs", "ours"):
+        assert load_pyreft(tmp_path / folder, model.adapter.sites, LoReFT)
+        with pytest.raises(FedReFTError, match=r"holds sites at the layers 0 \(2 x\), 2 \(2 x\), and sites"):
+            load_pyreft(tmp_path / folder, asked, LoReFT)
+
+
+def test_another_member_of_the_family_is_refused_even_where_its_tensors_look_alike(tmp_path):
+    model = saved_by_pyreft(tmp_path, "noreft")
+    with pytest.raises(FedReFTError, match="is of .*NoreftIntervention.*, and direft is .*NodireftIntervention"):
+        load_pyreft(tmp_path, model.adapter.sites, INTERVENTIONS["direft"])
+    other = saved_by_pyreft(tmp_path / "direft", "direft")
+    assert load_pyreft(tmp_path / "direft", other.adapter.sites, INTERVENTIONS["direft"])
+
+
+def edited(**changes):
+    def change(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+    return change
+
+
+def site_of(folder, **changes):
+    path = sorted(folder.glob("intkey_*.bin"))[0]
+    torch.save({**torch.load(path, weights_only=True), **changes}, path)
+
+
+DAMAGE = {
+    "no config": (lambda folder: (folder / "config.json").unlink(), "config.json cannot be read"),
+    "torn config": (lambda folder: (folder / "config.json").write_text('{"repr'), "config.json cannot be read"),
+    "a model's config": (lambda folder: (folder / "config.json").write_text('{"hidden_size": 32}'), "is not of pyvene"),
+    "missing file": (lambda folder: sorted(folder.glob("intkey_*"))[0].unlink(), "lacks intkey_layer_0"),
+    "left over": (lambda folder: (folder / "intkey_layer_9#0.bin").touch(), "has intkey_layer_9#0.bin, which its"),
+    "empty file": (lambda folder: sorted(folder.glob("intkey_*"))[1].write_bytes(b""), "cannot be read as a site"),
+    "torn file": (lambda folder: sorted(folder.glob("intkey_*"))[1].write_bytes(b"PK\x03\x04to"), "cannot be read as"),
+    "no dict": (lambda folder: torch.save(torch.ones(3), sorted(folder.glob("intkey_*"))[0]), "it holds Tensor"),
+    "more tensors": (lambda folder: site_of(folder, extra=torch.ones(1)), "it holds .*'extra'"),
+    "no numbers": (lambda folder: site_of(folder, bias="text"), "bias has no finite numbers"),
+    "not finite": (lambda folder: site_of(folder, bias=torch.tensor([1, 2, 3, float("nan")])), "no finite numbers"),
+    "another rank in one": (lambda folder: site_of(folder, bias=torch.ones(3)), "do not have one shape"),
+    "another width": (edited(intervention_dimensions=[64] * 4), "says intervention_dimensions 64 .* has 32"),
+    "serial": (edited(mode="serial"), "has the mode 'serial'"),
+    "somewhere else": (edited(representations=[[0, "mlp_output", "pos", 1, 4]]), "has the site .*'mlp_output'"),
+    "another rank": (
+        edited(representations=[[layer, "block_output", "pos", 1, 8] for layer in (0, 2, 0, 2)]),
+        "says low_rank_dimension 8 .* has 4",
+    ),
+    "a head beside it": (
+        lambda folder: torch.save({"score.weight": torch.ones(2)}, folder / "pytorch_model.bin"), "trained tensors of"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("damage", "said"), DAMAGE.values(), ids=DAMAGE)
+def test_what_is_missing_damaged_or_left_over_is_one_sentence(tmp_path, damage, said):
+    model = saved_by_pyreft(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(FedReFTError, match=said) as refused:
+        load_pyreft(tmp_path, model.adapter.sites, LoReFT)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_smaller_state_saved_over_a_larger_one_leaves_nothing_of_it_and_what_is_not_its_own(tmp_path):
+    large, small = (steered(random_backbone(), LoReFT, layers=layers) for layers in ((0, 1, 2), (1,)))
+    (tmp_path / "notes.txt").write_text("mine")
+    for model in (large, small):
+        save_pyreft(tmp_path, random_state(model), model.adapter.sites, LoReFT)
+    assert len(list(tmp_path.glob("intkey_*"))) == 2 and (tmp_path / "notes.txt").read_text() == "mine"
+    loaded = load_pyreft(tmp_path, small.adapter.sites, LoReFT)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in random_state(small).items())
+    assert len(pyreft.ReftModel.load(str(tmp_path), small.backbone.model).interventions) == 2
+
+
+@pytest.mark.parametrize(("name", "content"), [("config.json", '{"hidden_size": 32}'), ("pytorch_model.bin", "x")])
+def test_a_folder_that_holds_another_model_is_not_written_to(tmp_path, name, content):
+    model = steered(random_backbone(), LoReFT)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(FedReFTError, match=f"{name} .*: choose another folder"):
+        save_pyreft(tmp_path, random_state(model), model.adapter.sites, LoReFT)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, content)]
+
+
+def test_a_state_of_other_sites_or_with_a_head_is_not_saved_in_part(tmp_path):
+    model = steered(random_backbone(), LoReFT)
+    state = random_state(model)
+    for wrong, sites in (
+        (state, Sites((0,), 2, 2)), ({**state, "head.D": torch.ones(2)}, model.adapter.sites), ({}, model.adapter.sites)
+    ):  # fmt: skip
+        with pytest.raises(FedReFTError, match=r"a state of \['R', 'W', 'b'\] for .* sites can be saved"):
+            save_pyreft(tmp_path, wrong, sites, LoReFT)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
+    model = steered(random_backbone(), LoReFT)
+    (tmp_path / "file").touch()
+    with pytest.raises(FedReFTError, match="cannot be written to"):
+        save_pyreft(tmp_path / "file", random_state(model), model.adapter.sites, LoReFT)

@@ -85,7 +85,7 @@ class OverFlower:
         strategy, start = STRATEGIES[self.config.method], client.common_start(self.model, self.config)
         if strategy.told is not Strategy.told:
             told = self._all("query.tell", None)
-            start = strategy.begin(self.model, self.config, start, told, self.steps[0])
+            start = strategy.begin(self.model, self.config, start, told, max(self.steps))
             if any(told):
                 self._all("train.begin", start)
         return ClientStates(self.model.spec.row(start), self.config.clients)

@@ -59,8 +59,8 @@ def ending(names: Names, *tensors: str) -> tuple[str, ...]:
 
 
 def of_branch(names: Names, *branches: str) -> tuple[str, ...]:
-    """Those of the names that have one of `branches` as a part."""
-    return tuple(name for name in names if set(branches) & set(name.split(".")[:-1]))
+    """Those of the names whose last part but one is one of `branches`; the parts before may be a module's path."""
+    return tuple(name for name in names if set(branches) & set(name.split(".")[-2:-1]))
 
 
 def as_it_is(kind: Kind, config: RunConfig) -> Kind | Branches:

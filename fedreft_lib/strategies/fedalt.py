@@ -15,7 +15,8 @@ from .base import Phase, Strategy, ending, of_branch
 
 def put_aside(model, state: State, answer: State, lam: float, config, t: int) -> State:
     """What was received as everybody's "own" becomes this client's "rest"."""
-    return {**state, **{name.replace("own.", "rest."): received for name, received in answer.items()}}
+    parts = {name: name.rpartition("own.") for name in answer}  # a module's path may have the letters, too
+    return {**state, **{f"{before}rest.{tensor}": answer[name] for name, (before, _, tensor) in parts.items()}}
 
 
 FEDALT = Strategy(

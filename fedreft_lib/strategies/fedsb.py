@@ -15,6 +15,7 @@ import torch
 
 from ..config import RunConfig
 from ..interventions import State
+from ..linears import as_linear
 from ..lora import LoRA, SmallLoRA, SmallLoReFT
 from ..schedule import learning_rate
 from .base import Phase, Strategy, ending, weighted_mean
@@ -31,24 +32,25 @@ def small(kind, config: RunConfig):
 
 
 def weight_gradients(model: "SteeredModel", config: RunConfig, state: State, client: "Client") -> State:
-    """For each target, the gradient (L, d_out, d_in) of the loss of some of a client's items, in float32; nothing for
-    LoReFT, whose start needs no data."""
+    """The gradient (L, d_out, d_in) of each linear module, of the loss of some of a client's items, in float32; nothing
+    for LoReFT, whose start needs no data."""
     if config.intervention != "lora" or config.init == "random":
         return {}
     data = client.train.subset(range(min(SAMPLE, len(client.train))))
-    weights = {target: model.adapter.modules(model.backbone.layers, target) for target in model.adapter.dims}
+    linears = {name: place.modules(model.backbone.layers) for name, place in model.adapter.linears.items()}
     found: State = {}
-    frozen = [module.weight for modules in weights.values() for module in modules]
+    frozen = [module.weight for modules in linears.values() for module in modules]
     try:
         for weight in frozen:
             weight.requires_grad_()
         for first in range(0, len(data), config.batch_size):
             indices = range(first, min(first + config.batch_size, len(data)))
             loss = data.losses(model, indices, state).sum()  # S is zero: the untrained backbone
-            gradients = iter(torch.autograd.grad(loss, frozen))
-            for target, modules in weights.items():
-                stacked = torch.stack([next(gradients).float().cpu() for _ in modules])
-                found[target] = found.get(target, 0) + stacked
+            # An expert of a mixture that no token came to has a gradient of zero.
+            gradients = iter(torch.autograd.grad(loss, frozen, allow_unused=True, materialize_grads=True))
+            for name, modules in linears.items():
+                stacked = torch.stack([as_linear(module, next(gradients)).float().cpu() for module in modules])
+                found[name] = found.get(name, 0) + stacked
     finally:
         for weight in frozen:
             weight.requires_grad_(False)
@@ -56,15 +58,15 @@ def weight_gradients(model: "SteeredModel", config: RunConfig, state: State, cli
 
 
 def from_first_step(model: "SteeredModel", config: RunConfig, state: State, told: Sequence[State], steps: int) -> State:
-    """B, A and S from the clients' mean gradient of the frozen weights."""
+    """B, A and S from the clients' mean gradient of the frozen weights. steps: the most that a client takes a round."""
     eta = config.lr * learning_rate(0, steps, config.warmup, config.schedule)
     after = dict(state)
-    for target in told[0]:
-        gradient = sum(each[target] / len(told) for each in told)
+    for name in told[0]:
+        gradient = sum(each[name] / len(told) for each in told)
         U, sigma, Vh = torch.linalg.svd(-eta * gradient.sign(), full_matrices=False)
         r = model.adapter.rank
-        after[f"{target}.B"], after[f"{target}.A"] = U[..., :r].contiguous(), Vh[..., :r, :].contiguous()
-        after[f"{target}.S"] = torch.diag_embed(sigma[..., :r]) / model.adapter.kind.scale
+        after[f"{name}.B"], after[f"{name}.A"] = U[..., :r].contiguous(), Vh[..., :r, :].contiguous()
+        after[f"{name}.S"] = torch.diag_embed(sigma[..., :r]) / model.adapter.kind.scale
     return after
 
 

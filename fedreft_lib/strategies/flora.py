@@ -21,7 +21,7 @@ SLOT = "stack."
 
 def groups(names) -> list[str]:
     """What stands before the branch's name: "" for interventions, "q_proj." and the like for linear modules."""
-    return list(dict.fromkeys(name.split("fresh.")[0] for name in of_branch(names, "fresh")))
+    return list(dict.fromkeys(name.rpartition("fresh.")[0] for name in of_branch(names, "fresh")))
 
 
 def stacked(sent: Sent, aggregate: Aggregate) -> list[State]:

@@ -8,12 +8,12 @@ from fedreft_lib import RunConfig
 TASKS = {"birds": 2, "rivers": 3, "towns": 4}  # and how many answers there are
 
 
-def written(folder: Path) -> Path:
-    """The folder, with their files: client 2 has two tasks, the others one each."""
+def written(folder: Path, sizes: tuple[int, int, int] = (30, 30, 30)) -> Path:
+    """The folder, with their files: client 2 has two tasks, the others one each. sizes: training rows of a file."""
     for k, tasks in enumerate((["birds"], ["rivers", "birds"], ["towns"]), 1):
         (folder / "data" / f"client{k}").mkdir(parents=True)
         for task in tasks:
-            for split, numbers in (("train", range(30)), ("test", range(30, 50))):
+            for split, numbers in (("train", range(sizes[k - 1])), ("test", range(200, 220))):
                 rows = [
                     {
                         "question": f"{task} {k}.{i}?",

@@ -92,6 +92,15 @@ def test_hosts_whose_labels_differ_are_told_before_they_train(folder):
         serve(DirectGrid(link.client_app(), 3, configs=configs), config, None, patience=60.0)
 
 
+def test_hosts_that_bring_more_and_less_give_the_numbers_of_one_process(tmp_path):
+    config = own(written(tmp_path, (100, 10, 3)), train_size=100, mixing="adaptive", rounds=1)
+    expected = run(config, progress=False)
+    with hosts(tmp_path) as configs:
+        found = serve(DirectGrid(link.client_app(), 3, configs=configs), config, None, patience=60.0)
+    same(found, expected)
+    assert [len(client.train) for client in open_world(config).clients] == [97, 19, 2]
+
+
 def test_a_host_reads_its_own_client_alone_and_loads_the_model_once(folder):
     config = own(folder)
     for k in (0, 2):
