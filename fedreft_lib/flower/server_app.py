@@ -64,6 +64,7 @@ class OverFlower:
         known = self._all_greeted()
         self.names, self.examples, self.steps = ([each[n] for each in known] for n in ("name", "examples", "steps"))
         self.longest = min(max(each["longest"] for each in known), config.max_length + config.max_new_tokens)
+        self.cut = {each["name"]: each["cut"] for each in known if each["cut"]}
         self.questions = joint_fingerprint(each["questions"] for each in known)
         backbone = shared_backbone(config.backbone, config.dtype, config.device)
         self.common["outputs"] = outputs = max(each["outputs"] for each in known)
