@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -38,6 +39,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from . import position_tables, special_tokens
 from .architectures import ARCHITECTURES, count_parameters, empty_model, fit, kind_of
 from .assets import ASSETS, backbone_folder
 from .attention import install
@@ -100,9 +102,20 @@ class Backbone:
     def device(self) -> torch.device:
         return self.model.device
 
-    @property
+    @cached_property
     def end_ids(self) -> tuple[int, ...]:
-        return (self.tokenizer.eos_token_id,)
+        """Each token that ends a generated text; () where only max_new_tokens does."""
+        return special_tokens.end_ids(self.model, self.tokenizer)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model has embeddings of; its tokenizer may have more or fewer."""
+        return special_tokens.vocabulary(self.model)
+
+    @cached_property
+    def most_tokens(self) -> int | None:
+        """Of a text that the model has positions for; None where no table ends them."""
+        return position_tables.most_tokens(self.model)
 
     @property
     def n_parameters(self) -> int:
@@ -135,10 +148,7 @@ def load_backbone(name: str, dtype: str | torch.dtype = "auto", device: str | to
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # hidden states are all that is read, and many checkpoints (RoBERTa) have none
     install(model)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token  # LLaMA-2 as pyreft does; LLaMA-3
-    if tokenizer.pad_token is None:
-        raise FedReFTError(f"The tokenizer of {name} has no pad, unk or eos token; set pad_token in its files.")
+    special_tokens.settle(name, model, tokenizer)
     return Backbone(
         name=name,
         model=_moved(model, device, name),

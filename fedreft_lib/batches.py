@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils import rnn
 
+from . import special_tokens
+from .errors import ConfigError, DataError
 from .ways import TOGETHER, Ways
 
 
@@ -25,6 +27,7 @@ class Sequence:
     prompt_length: int
     answer_lengths: tuple[int, ...] = ()
     segments: tuple[int, ...] = ()  # 0 and 1 for the two texts of a pair, where an encoder tells them apart
+    cut: tuple[int, ...] = ()  # tokens that did not fit: of the prompt (or the pair), then of each answer
 
     @property
     def reach(self) -> int:
@@ -148,23 +151,65 @@ def added_to_scores(allowed: Tensor, dtype: torch.dtype) -> Tensor:
 def encode(tokenizer, prompt: str, answers: Many[str], *, max_length: int, end: bool = False) -> Sequence:
     """Tokens of `prompt` and of each of `answers` on top of it, each followed by the end token if `end`.
 
-    Prompt and answers are tokenised apart, so that the prompt has the same tokens and positions whatever follows.
-    Where the longest answer does not fit into max_length, the prompt loses its beginning: the question is at its end.
+    An answer has the tokens that it has in the joint text `prompt + answer`, as lm-evaluation-harness reads it: what
+    comes there after the prompt's own tokens. Where the joint text does not begin with those (its split is no token
+    boundary, as in "un" + "able"), the answer is tokenised apart, so that the prompt is the same for all answers.
+
+    What the tokenizer puts in front of a text (bos, cls) stands before the prompt, cut or not; what it puts after one
+    (eos, sep) does not, since a prompt goes on.
+
+    A prompt with its longest answer has at most max_length tokens. Where that is not enough, the prompt keeps half of
+    them or more, or all of itself, and loses its beginning, since the question is at its end; what an answer has beyond
+    the rest is left out, and no end token follows it then. `Sequence.cut` counts what was lost.
+
+    Raises DataError for a prompt or an answer without tokens, ConfigError for a max_length that special tokens fill,
+    FedReFTError for a tokenizer that has no end token where one is asked for.
     """
     if isinstance(answers, str):
         raise TypeError(f"answers must be a list of texts, got the text {answers!r}")
-    ids = [tokenizer(answer, add_special_tokens=False).input_ids for answer in answers]
-    ids = [[*each, tokenizer.eos_token_id] if end else each for each in ids]
-    room = max(max_length - max(map(len, ids), default=0), 1)
-    prompt_ids = tokenizer(prompt).input_ids[-room:]
-    return Sequence((*prompt_ids, *(i for each in ids for i in each)), len(prompt_ids), tuple(map(len, ids)))
+    asked, *joint = special_tokens.own_tokens(tokenizer, [prompt, *(prompt + answer for answer in answers)])
+    front, n = special_tokens.in_front(tokenizer), len(asked)
+    stop = [special_tokens.end_of(tokenizer)] if end and answers else []
+    found = []
+    for answer, ids in zip(answers, joint, strict=True):
+        own = ids[n:] if ids[:n] == asked else special_tokens.own_tokens(tokenizer, [answer])[0]
+        if not own and not stop:
+            raise DataError(f"the answer {answer!r} has no tokens: leave it out, or put words there")
+        found.append([*own, *stop])
+    if not front and not asked:
+        raise DataError(f"the prompt {prompt!r} has no tokens: put words there")
+
+    longest = max(map(len, found), default=0)
+    kept = min(len(front) + n, max(max_length - longest, (max_length + 1) // 2))
+    if asked and kept <= len(front):
+        raise ConfigError(f"max_length={max_length} is filled by {len(front)} special tokens before the text; raise it")
+    own, room = kept - len(front), max_length - kept
+    ids = (*front, *asked[n - own :], *(token for each in found for token in each[:room]))
+    lost = (n - own, *(max(len(each) - room, 0) for each in found))
+    return Sequence(ids, kept, tuple(len(each[:room]) for each in found), cut=lost)
 
 
 def encode_pair(tokenizer, text_a: str, text_b: str, *, max_length: int) -> Sequence:
-    """Tokens of one text or of a pair, as the encoder's own tokenizer joins them; the longer text loses its end."""
+    """Tokens of one text or of a pair, as the encoder's own tokenizer joins them.
+
+    Of more than max_length tokens it cuts the longer text, then both in turn, at the end (at the beginning, if its
+    files say so). Raises DataError for a text without tokens, ConfigError for a max_length that special tokens fill.
+    """
     pair = (text_b,) if text_b else ()
-    found = tokenizer(text_a, *pair, truncation=True, max_length=max_length, return_token_type_ids=True)
-    return Sequence(tuple(found.input_ids), len(found.input_ids), segments=tuple(found.token_type_ids))
+
+    def read(**how) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        found = tokenizer(text_a, *pair, return_token_type_ids=True, verbose=False, **how)
+        return tuple(found.input_ids), tuple(found.token_type_ids)
+
+    ids, segments = read()
+    tokens = len(ids)
+    if tokens > max_length:
+        if max_length <= (special := tokenizer.num_special_tokens_to_add(pair=bool(pair))):
+            raise ConfigError(f"max_length={max_length} is filled by {special} special tokens; raise it")
+        ids, segments = read(truncation=True, max_length=max_length)
+    if not ids:
+        raise DataError(f"the text {text_a!r} has no tokens: leave it out, or put words there")
+    return Sequence(ids, len(ids), segments=segments, cut=(tokens - len(ids),))
 
 
 def apart(sequences: Many[Sequence]) -> tuple[list[Sequence], list[int]]:

@@ -94,7 +94,10 @@ class RunConfig(BaseModel):
     max_new_tokens: int = param(
         32, "of a generation; ReFT: 32 for commonsense, more for chains of thought", ge=1, le=4096
     )
-    max_length: int = param(256, "tokens; a longer prompt loses its beginning", ge=16, le=32768)
+    max_length: int = param(
+        256, "tokens; a longer prompt loses its beginning, down to half of them, and then an answer its end",
+        ge=16, le=32768,
+    )  # fmt: skip
     setup: Literal["distinct", "mixed", "iid", "dirichlet", "own"] = param(
         "distinct",
         "paper: Distinct Task (one task a client) and Mixed Task (subsets of the union); own: what each client has",

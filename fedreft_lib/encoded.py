@@ -28,6 +28,12 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.sequences)
 
+    @property
+    def cut(self) -> dict[str, int]:
+        """How many of the prompts lost their beginning, and how many of the answers or options their end."""
+        answers = [lost for sequence in self.sequences for lost in sequence.cut[1:]]
+        return {"prompts": sum(any(s.cut[:1]) for s in self.sequences), "answers": sum(map(bool, answers))}
+
     def batch(
         self,
         model: SteeredModel,
@@ -106,6 +112,11 @@ class Labels(Encoded):
     labels: list[int | float]
     classes: list[int]  # 0: a regression
     tasks: list[str]
+
+    @property
+    def cut(self) -> dict[str, int]:
+        """How many of the texts lost their end."""
+        return {"texts": sum(map(any, (sequence.cut for sequence in self.sequences)))}
 
     def losses(self, model: SteeredModel, indices: Many[int], state: State, *, share=None, owners=None, dropout=0.0):
         """Cross-entropy, or squared error, (B,) of each of these items."""

@@ -129,7 +129,7 @@ def generated(
 
 def bare(sequence: Sequence) -> Sequence:
     """The prompt alone."""
-    return replace(sequence, ids=sequence.ids[: sequence.prompt_length], answer_lengths=())
+    return replace(sequence, ids=sequence.ids[: sequence.prompt_length], answer_lengths=(), cut=sequence.cut[:1])
 
 
 def extract_label(text: str, labels: tuple[str, ...]) -> str | None:

@@ -17,6 +17,7 @@ from . import client, participation, runs, server, testing
 from .client import Learned, Taken, common_start
 from .client_states import ClientStates
 from .config import RunConfig
+from .cuts import Cuts
 from .engine import engine_of
 from .errors import FedReFTError
 from .heads import check_classes
@@ -39,6 +40,7 @@ class Federation(server.Clients, Protocol):
     engine: str
     questions: str  # a hash of who holds which
     longest: int  # tokens of their longest text
+    cut: dict[str, Cuts]  # what of their texts does not fit into max_length
     steps: list[int]  # of each client in a round
 
     def begin(self) -> ClientStates:
@@ -54,6 +56,7 @@ class InProcess:
     def __init__(self, world: World, config: RunConfig):
         self.world, self.config, self.model, self.longest = world, config, world.model, world.longest
         check_classes({client.name: classes_of(client) for client in world.questions}, config)
+        self.cut = world.cut
         self.participants = participants(world, config)
         self.names = [p.name for p in self.participants]
         self.examples, self.steps = [len(p.train) for p in self.participants], [p.steps for p in self.participants]
@@ -166,7 +169,7 @@ def rest_of(federation: Federation, config: RunConfig, store: runs.Store, resume
     """Whatever rounds of the run are missing."""
     model = federation.model
     ways = model.ways(federation.longest)
-    store.describe(model, federation.questions, trained_names(model, config), federation.engine, ways)
+    store.describe(model, federation.questions, trained_names(model, config), federation.engine, ways, federation.cut)
     begin = federation.begin()
     saved = store.resume(begin) if resume else store.afresh(begin)
     X, memory, done = saved.states, saved.memory, saved.manifest["round"]

@@ -29,6 +29,7 @@ from . import checkpoints, hidden_cache
 from .checkpoints import NEEDED, Saved, history_of
 from .client_states import ClientStates
 from .config import RunConfig
+from .cuts import Cuts
 from .environment import BITS, differences, environment
 from .errors import ConfigError, DamageWarning, ElsewhereWarning, FedReFTError
 from .identity import backbone_identity, may_be_same
@@ -75,6 +76,11 @@ class Run:
         """M (rounds, N, N)"""
         n = len(self.clients)
         return torch.stack([each.among(n) for each in self.listening]) if self.listening else torch.zeros(0, n, n)
+
+    @property
+    def cut(self) -> dict[str, Cuts]:
+        """How many texts of each client did not fit into max_length, see cuts.py."""
+        return self.manifest.get("cut", {})
 
     @property
     def results(self) -> pd.DataFrame:
@@ -172,10 +178,16 @@ class Store:
         return _as_run(saved, self.folder)
 
     def describe(
-        self, model: "SteeredModel", questions: str, trained: tuple[str, ...], engine: str, ways: "Ways"
+        self,
+        model: "SteeredModel",
+        questions: str,
+        trained: tuple[str, ...],
+        engine: str,
+        ways: "Ways",
+        cut: dict[str, Cuts],
     ) -> None:
         """Note what the run depends on besides its config. questions: see `data_fingerprint`; `trained` names the
-        tensors that a client trains; ways: in which the longest text is read."""
+        tensors that a client trains; ways: in which the longest text is read; cut: what of the texts is not."""
         backbone = model.backbone
         self.spec = model.spec
         sizes = {name: math.prod(shape) for name, shape in self.spec.shapes}
@@ -186,6 +198,7 @@ class Store:
             "data": questions,
             "dtype": str(backbone.dtype),
             "reading": str(ways),
+            "cut": cut,
             "cache": hidden_cache.offer(model, self.config, ways),
             "seed": self.config.seed,
             "engine": engine,

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from . import cuts
 from .adapters import Adapter, AtSites, InLinears
 from .architectures import ARCHITECTURES, kind_of, memory_estimate, skeleton
 from .backbone import Backbone, choose_device, choose_dtype, find_layers, load_backbone
 from .batches import Sequence, encode, encode_pair
 from .config import RunConfig
+from .cuts import Cuts
 from .encoded import Answers, Labels, Options, Texts
 from .engine import rows_in_a_pass
 from .errors import ConfigError, DataError, FedReFTError, NoFileError
@@ -35,7 +37,7 @@ from .partition import ClientData, Pool, brought, check_disjoint, partition
 from .sites import Sites, parse_layers, parse_positions
 from .steering import SteeredModel
 from .strategies import STRATEGIES
-from .tasks import FAMILIES, Exchange, Item, Labelled, Question, render
+from .tasks import FAMILIES, Example, Exchange, Item, Labelled, Question, render
 from .tasks.row_files import noting
 
 REMEMBERED = 8  # partitions
@@ -53,6 +55,11 @@ class Client:
     train: Answers | Labels
     held_out: Answers | Labels
     test: tuple[Options | Texts | Labels, ...]  # one for each kind of item that is in the test
+
+    @property
+    def cut(self) -> Cuts:
+        """How many texts of each split did not fit into max_length; nothing where all did."""
+        return cuts.counted({"train": [self.train], "held_out": [self.held_out], "test": self.test})
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,11 @@ class World:
     longest: int  # tokens of the longest text of these clients, with what may be written after it
     memo: dict = field(default_factory=dict, repr=False, compare=False)
 
+    @property
+    def cut(self) -> dict[str, Cuts]:
+        """`Client.cut` of those clients that have any."""
+        return {client.name: client.cut for client in self.clients if client.cut}
+
     def remembered(self, key: tuple, compute: Callable[[], Any]) -> Any:
         """The result of a pure function of this world that several of its runs ask for."""
         if key not in self.memo:
@@ -88,7 +100,8 @@ class World:
 # What the data of a world depends on; its adapter depends on the intervention and the method besides.
 WORLD_FIELDS = (
     "backbone", "dtype", "device", "benchmark", "tasks", "source", "data_dir", "prompt_format", "scoring",
-    "max_length", "setup", "alpha", "clients", "train_size", "held_out_size", "test_size", "union_size", "seed",
+    "max_length", "max_new_tokens", "setup", "alpha", "clients", "train_size", "held_out_size", "test_size",
+    "union_size", "seed",
 )  # fmt: skip
 
 
@@ -176,17 +189,30 @@ def _build(config: RunConfig, backbone: Backbone, below: int | None, deal: Deal,
     ]
     union = _union([client.test for client in clients], config.union_size)
     longest = _longest(clients, config)
+    if backbone.most_tokens is not None and longest > backbone.most_tokens:
+        raise ConfigError(
+            f"{backbone.name} has positions for {backbone.most_tokens} tokens, and here are texts of {longest}, with "
+            "what may be generated after them: give a smaller max_length or max_new_tokens"
+        )
     ways = model.ways(longest)  # tried before any training
     if str(ways) != "fast":
         tqdm.write(f"{backbone.name} is read in a slower way, which is right: {ways}")
-    return World(model, clients, union, questions, longest)
+    world = World(model, clients, union, questions, longest)
+    if said := cuts.in_words(world.cut):
+        tqdm.write(f"Not all texts fit into max_length={config.max_length}: {said}")
+    return world
 
 
 def _longest(clients: list[Client], config: RunConfig) -> int:
+    """Tokens of the longest text that is read, or of the longest prompt with all that may be generated after it."""
     parts = [part for client in clients for part in (client.train, client.held_out, *client.test)]
-    read = max((sequence.reach for part in parts for sequence in part.sequences), default=1)
-    writes = config.scoring == "generation" or any(isinstance(part, Texts) for part in parts)
-    return read + (config.max_new_tokens if writes else 0)
+    starts = [
+        part for client in clients for part in client.test
+        if isinstance(part, Texts) or (isinstance(part, Options) and config.scoring == "generation")
+    ]  # fmt: skip
+    read = [sequence.reach for part in parts for sequence in part.sequences]
+    written = [each.prompt_length + config.max_new_tokens for part in starts for each in part.sequences]
+    return max([1, *read, *written])
 
 
 def _union(tests: Many[tuple], size: int) -> tuple:
@@ -285,7 +311,7 @@ class _Reader:
     """Items to encoded sequences, with their hidden states below the first site as long as there is room."""
 
     def __init__(self, model: SteeredModel, config: RunConfig, *, caches: bool):
-        self.model, self.config = model, config
+        self.model, self.config, self.vocabulary = model, config, model.backbone.vocabulary
         self.cache = HiddenCache(model) if caches else None
 
     def training(self, items: Many[Item]) -> Answers | Labels:
@@ -296,7 +322,7 @@ class _Reader:
         for item in items:
             if isinstance(item, Question):
                 example = render(item, self.config.prompt_format)
-                sequences.append(self._encode(example.prompt, [example.options[example.gold]]))
+                sequences.append(self._encode(example, [example.options[example.gold]]))
             else:
                 sequences.append(self._exchange(item))
         return Answers(sequences, self._hidden(sequences))
@@ -310,13 +336,13 @@ class _Reader:
     def _options(self, questions: Many[Question]) -> Options:
         examples = [render(question, self.config.prompt_format) for question in questions]
         if self.config.scoring == "generation":  # the model reads the prompts alone, from their first token on
-            sequences, hidden = [self._encode(example.prompt, []) for example in examples], None
+            sequences, hidden = [self._encode(example, []) for example in examples], None
             # "the correct answer is answer2" is graded by its last word; a plain option is the answer's own words
             named = self.config.prompt_format == "llm_adapters"
             labels = [tuple(t.split()[-1] if named else t.strip() for t in example.options) for example in examples]
         else:
             labels = [()] * len(examples)
-            sequences = [self._encode(example.prompt, example.options) for example in examples]
+            sequences = [self._encode(example, example.options) for example in examples]
             hidden = self._hidden(sequences)
         return Options(
             sequences,
@@ -332,8 +358,7 @@ class _Reader:
         return Texts(sequences, self._hidden(sequences), list(exchanges))
 
     def _labels(self, items: Many[Labelled]) -> Labels:
-        tokenizer, longest = self.model.backbone.tokenizer, self.config.max_length
-        sequences = [encode_pair(tokenizer, item.text_a, item.text_b, max_length=longest) for item in items]
+        sequences = [self._read(item.task, encode_pair, item.text_a, item.text_b) for item in items]
         return Labels(
             sequences,
             None,
@@ -345,14 +370,27 @@ class _Reader:
     def _exchange(self, item: Exchange) -> Sequence:
         prompt = FAMILIES[self.config.benchmark].prompt(item, self.config.prompt_format)
         # A model that is to generate has to learn where a response ends.
-        return encode(
-            self.model.backbone.tokenizer, prompt, [item.response], max_length=self.config.max_length, end=True
-        )
+        return self._read(item.task, encode, prompt, [item.response], end=True)
 
-    def _encode(self, prompt: str, answers: Many[str]) -> Sequence:
+    def _encode(self, example: Example, answers: Many[str]) -> Sequence:
         # Options that are only compared need no end.
         end = self.config.prompt_format == "llm_adapters"
-        return encode(self.model.backbone.tokenizer, prompt, answers, max_length=self.config.max_length, end=end)
+        return self._read(example.task, encode, example.prompt, answers, end=end)
+
+    def _read(self, task: str, encoder: Callable[..., Sequence], *texts, **how) -> Sequence:
+        """What the encoder makes of an item's texts. Raises DataError for tokens that the model does not know."""
+        backbone = self.model.backbone
+        try:
+            found = encoder(backbone.tokenizer, *texts, max_length=self.config.max_length, **how)
+        except DataError as error:
+            raise DataError(f"{task}: {error}") from None
+        if (largest := max(found.ids)) >= self.vocabulary:
+            token = backbone.tokenizer.convert_ids_to_tokens(largest)
+            raise DataError(
+                f"{task}: {backbone.name} has embeddings of {self.vocabulary} tokens, and its tokenizer makes token "
+                f"{largest} ({token!r}) of a text; use the tokenizer that belongs to the model"
+            )
+        return found
 
     def _hidden(self, sequences: list[Sequence]) -> list[Tensor] | None:
         return self.cache.states(sequences) if self.cache else None

@@ -56,15 +56,15 @@ def test_the_end_token_follows_every_answer_where_it_is_asked_for_and_no_bare_pr
 @pytest.mark.parametrize("end", [False, True])
 def test_a_prompt_that_is_too_long_loses_its_beginning_and_no_answer_loses_anything(end):
     tok = tokenizer()
-    found = encode(tok, "0123456789", [" a", " bcd"], max_length=8, end=end)
-    room = 8 - 4 - end
+    found = encode(tok, "0123456789", [" a", " bcd"], max_length=10, end=end)
+    room = 10 - 4 - end
     assert tok.decode(found.ids[: found.prompt_length]) == "0123456789"[-room:]
     assert found.answer_lengths == (2 + end, 4 + end)
 
 
-def test_some_of_the_prompt_stays_where_an_answer_alone_is_too_long():
+def test_half_of_the_room_is_the_prompts_where_an_answer_alone_is_too_long():
     found = encode(tokenizer(), "0123456789", ["x" * 30], max_length=16)
-    assert found.prompt_length == 1 and found.answer_lengths == (30,)
+    assert found.prompt_length == 8 and found.answer_lengths == (8,)
 
 
 # ---- collating ------------------------------------------------------------------------------------------------------

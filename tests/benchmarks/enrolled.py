@@ -41,7 +41,8 @@ def contests(size: Size) -> Iterator[Contest | Skipped]:
 def saved_rounds(config: RunConfig, rounds: Iterable[int], folder: str) -> Iterator[ClientStates]:
     """The states at the start and after each round, once they are in their file."""
     world, store = open_world(config), runs.Store(config, folder)
-    store.describe(world.model, "", trained_names(world.model, config), config.engine, world.model.ways(world.longest))
+    ways = world.model.ways(world.longest)
+    store.describe(world.model, "", trained_names(world.model, config), config.engine, ways, world.cut)
     X = store.save(0, enrolled(world, config), [], [], {})
     yield X
     for t in rounds:
