@@ -40,18 +40,18 @@ class UnreadableError(FedReFTError):
     """A text that the model's own forward pass does not take, for its length or otherwise."""
 
 
-def size_of(longest: int, config: PretrainedConfig) -> int:
+def size_of(longest: int, config: PretrainedConfig, most: int | None = None) -> int:
     """The length of a trial for texts of up to `longest` tokens: 64, 256, 1024, ..., or a window's, or the positions'.
 
-    All texts up to there are read in the same ways, so a few trials serve all.
+    All texts up to there are read in the same ways, so a few trials serve all. most: tokens that there are positions
+    for, where a table ends them.
     """
     size = 64
     while size < longest:
         size *= 4
-    positions = setting(config, "max_position_embeddings")
-    if positions and 8 < positions - 8 < size:
-        size = max(positions - 8, longest)  # eight less, since some tables have a few that no text gets to
-    return min([size, *(window for window in windows(config) if max(longest, 8) <= window < size)])
+    # Rotary positions may change behind the length that a model was trained for.
+    ends = (most, setting(config, "max_position_embeddings"), *windows(config))
+    return min([size, *(end for end in ends if end and max(longest, 8) <= end < size)])
 
 
 def found(model: "SteeredModel", size: int) -> Ways:

@@ -66,7 +66,7 @@ class SteeredModel:
         """
         if self._ways is not None:
             return self._ways
-        size = agreement.size_of(longest, self.backbone.model.config)
+        size = agreement.size_of(longest, self.backbone.model.config, self.backbone.most_tokens)
         try:
             return self._found(size)
         except agreement.UnreadableError:
@@ -204,7 +204,7 @@ class SteeredModel:
         """
         longest = max(prompt.reach for prompt in prompts) + max_new_tokens
         text = self.continuation(prompts, state, longest, share, owners)
-        ends = torch.tensor(self.backbone.end_ids, device=self.backbone.device)
+        ends = torch.tensor(self.backbone.end_ids, dtype=torch.long, device=self.backbone.device)
         produced: list[list[int]] = [[] for _ in prompts]
         running = list(range(len(prompts)))
         for _ in range(max_new_tokens):

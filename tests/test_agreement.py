@@ -227,17 +227,10 @@ def test_the_fast_ways_are_taken_where_they_are_right(family, longest, ways, dty
 def test_a_trial_is_as_long_as_the_texts_or_a_window_or_the_positions():
     llama, mistral = (tiny_config(family, max_position_embeddings=2048) for family in ("llama", "mistral"))
     mistral.sliding_window = 100
-    assert [size_of(n, llama) for n in (1, 64, 65, 256, 257, 1025, 2045, 5000)] == [
-        64,
-        64,
-        256,
-        256,
-        1024,
-        2040,
-        2045,
-        5000,
-    ]
+    sizes = {1: 64, 64: 64, 65: 256, 256: 256, 257: 1024, 1025: 2048, 2048: 2048, 2049: 4096}
+    assert {n: size_of(n, llama) for n in sizes} == sizes
     assert [size_of(n, mistral) for n in (1, 64, 65, 100, 101, 300)] == [64, 64, 100, 100, 256, 1024]
+    assert [size_of(n, llama, most=512) for n in (65, 300, 512)] == [256, 512, 512]
     assert windows(mistral) == [100] and windows(llama) == []
 
 

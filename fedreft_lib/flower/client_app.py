@@ -1,7 +1,7 @@
 """Flower's ClientApp: one client, which keeps its state on its own disk.
 
-    query.hello      who it is: client number, name, examples, steps, classes, outputs of its head, its longest text, what
-                     of its texts is cut, a hash of its data, and which backbone it has
+    query.hello      who it is: client number, name, examples, steps, classes, outputs of its head, its longest text,
+                     what of its texts is cut, a hash of its data, and which backbone it has
     query.tell       what its method needs of its data before the first round
     train.begin      it is given the state that all begin with, where that is made of what they told
     train.learn      a round's local training; it sends its update, the tensors that its method sends and no others
