@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -33,6 +34,12 @@ class Sequence:
     def reach(self) -> int:
         """Tokens of the longest text in it: the prompt with its longest answer."""
         return self.prompt_length + max(self.answer_lengths, default=0)
+
+    @cached_property
+    def answers(self) -> list[tuple[int, ...]]:
+        """The tokens of each answer."""
+        ends = list(accumulate(self.answer_lengths, initial=self.prompt_length))
+        return [self.ids[start:stop] for start, stop in pairwise(ends)]
 
     @cached_property
     def branches(self) -> list[int]:

@@ -88,7 +88,7 @@ class Answers(Encoded):
 class Options(Encoded):
     """Questions to test: a sequence each, with all options on top of the prompt, or with none for generation."""
 
-    characters: list[Tensor]  # lengths of the options' texts
+    characters: list[Tensor]  # of each option, as far as it is read
     gold: list[int]
     tasks: list[str]
     labels: list[tuple[str, ...]]  # the words a generation may answer with

@@ -194,6 +194,9 @@ def _build(config: RunConfig, backbone: Backbone, below: int | None, deal: Deal,
             f"{backbone.name} has positions for {backbone.most_tokens} tokens, and here are texts of {longest}, with "
             "what may be generated after them: give a smaller max_length or max_new_tokens"
         )
+    made_for = getattr(backbone.model.config, "max_position_embeddings", None) or longest
+    if longest > made_for:  # rotary positions go on
+        tqdm.write(f"{backbone.name} was made for texts of {made_for} tokens, and reads some of up to {longest} here")
     ways = model.ways(longest)  # tried before any training
     if str(ways) != "fast":
         tqdm.write(f"{backbone.name} is read in a slower way, which is right: {ways}")
@@ -347,11 +350,19 @@ class _Reader:
         return Options(
             sequences,
             hidden,
-            characters=[torch.tensor([len(text.strip()) for text in example.options]) for example in examples],
+            characters=[self._characters(*each) for each in zip(examples, sequences, strict=True)],
             gold=[example.gold for example in examples],
             tasks=[example.task for example in examples],
             labels=labels,
         )
+
+    def _characters(self, example: Example, sequence: Sequence) -> Tensor:
+        """How many characters of each option are read."""
+        texts = list(example.options)
+        for i, lost in enumerate(sequence.cut[1:]):
+            if lost:
+                texts[i] = self.model.backbone.tokenizer.decode(sequence.answers[i], skip_special_tokens=True)
+        return torch.tensor([max(len(text.strip()), 1) for text in texts])
 
     def _texts(self, exchanges: Many[Exchange]) -> Texts:
         sequences = [self._exchange(item) for item in exchanges]

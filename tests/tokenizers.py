@@ -67,7 +67,7 @@ class Letters(PreTrainedTokenizer):
     def __init__(self, frame: str = "$A"):
         self.frame, self.letters = frame, {chr(i): i for i in range(4, 256)}
         special = dict(zip(("unk_token", "bos_token", "eos_token", "pad_token"), SPECIAL, strict=True))
-        super().__init__(**special)
+        super().__init__(**special, clean_up_tokenization_spaces=False)
 
     @property
     def vocab_size(self) -> int:

@@ -74,7 +74,7 @@ def hosts(folder, clients: int = 3, apart: bool = True):
 
 @pytest.mark.parametrize("config", (own, labelled))
 def test_hosts_with_their_own_files_alone_give_the_numbers_of_one_process_that_has_all(folder, config):
-    config = config(folder, mixing="adaptive", head="averaged")
+    config = config(folder, mixing="adaptive", head="averaged", max_length=24)
     expected = run(config, progress=False)
     with hosts(folder) as configs:
         elsewhere = config.but(data_dir="on each host")
@@ -82,6 +82,7 @@ def test_hosts_with_their_own_files_alone_give_the_numbers_of_one_process_that_h
     assert [*expected.history["client"].unique()][:3] == ["client1-birds", "client2", "client3-towns"]
     same(found, expected)
     assert found.manifest["data"] == expected.manifest["data"]
+    assert found.cut == expected.cut and bool(found.cut) == (config.benchmark != "glue")  # questions are cut
 
 
 def test_hosts_whose_labels_differ_are_told_before_they_train(folder):
