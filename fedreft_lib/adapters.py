@@ -141,13 +141,16 @@ class InLinears:
         if share is not None and batch.packed:
             share = share.transpose(0, 1)  # (1, N, 1), as its tokens are
         of_each = self._of_each(batch, len(next(iter(state.values()))))
-        by_row, called, handles = share is not None or batch.owners is not None, set(), []
+        rows = None
+        if share is not None or batch.owners is not None:
+            rows = (1, len(batch.index)) if batch.packed else tuple(batch.ids.shape)
+        called, handles = set(), []
         try:
             for linear, place in self.linears.items():
                 phis = unstacked(self.of_linear(state, linear), 0 if batch.owners is None else 1)
                 for module, phi in zip(place.modules(blocks), phis, strict=True):
                     phi = phi if share is None else {**phi, "share": share}
-                    hook = self._hook(place.path, phi, of_each, dropout, by_row, called)
+                    hook = self._hook(place.path, phi, of_each, dropout, rows, called)
                     handles.append(module.register_forward_hook(hook))
             yield
             for place in self.linears.values():
@@ -163,18 +166,25 @@ class InLinears:
         phi: State,
         of_each: Callable[[Tensor, State], Tensor],
         dropout: float,
-        by_row: bool,
+        rows: tuple[int, int] | None,
         called: set[str],
     ):
+        """rows: (B, T) that a batch's tokens are laid out in, where it matters which row one is of."""
+
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             called.add(path)
-            if by_row and args[0].dim() != 3:  # the experts of a mixture read tokens of all rows together
-                raise FedReFTError(
-                    f"targets: {path!r} reads tokens without their rows, so clients cannot share a pass and no row can "
-                    'have a share of its own: use engine="one_by_one", and with feddpa other targets'
-                )
-            x = nn.functional.dropout(args[0].to(torch.float32), dropout, training=dropout > 0)
-            return output + of_each(x, phi).to(output.dtype)
+            if not isinstance(output, Tensor):
+                raise FedReFTError(f"targets: {path!r} hands on several tensors, so nothing can be added to its output")
+            x = args[0].to(torch.float32)
+            if rows and x.dim() != 3:
+                if x.shape[:-1].numel() != rows[0] * rows[1]:  # the experts of a mixture read some tokens of all rows
+                    raise FedReFTError(
+                        f"targets: {path!r} reads tokens without their rows, so clients cannot share a pass and no row "
+                        'can have a share of its own: use engine="one_by_one", and with feddpa other targets'
+                    )
+                x = x.reshape(*rows, -1)  # (B T, d_in), or with an empty dimension between
+            x = nn.functional.dropout(x, dropout, training=dropout > 0)
+            return output + of_each(x, phi).to(output.dtype).reshape(output.shape)
 
         return hook
 

@@ -9,10 +9,11 @@ The right values are the model's own forward pass over one text, with neither pa
 at least as long as the longest text that is to be read, so every window is met that such texts meet.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +23,7 @@ from transformers import PretrainedConfig
 from .attention import packs
 from .batches import Sequence
 from .errors import FedReFTError
-from .ways import Layout, Ways, known_to, setting
+from .ways import Layout, Ways, known_to, setting, unchanged
 
 if TYPE_CHECKING:
     from .backbone import Backbone
@@ -34,6 +35,7 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 0.2, torch.float16: 0.05}
 OF_THE_HEAD = 1e-5  # the same products of the same numbers
 OF_ANOTHER_OPTION = 1e-3  # where attention is masked, nothing at all comes through
 NEW = 4  # tokens that are generated in a trial
+SHORTEST = 9  # tokens of the shortest text of a trial: odd, and shorter than any limit behind which positions change
 
 
 class UnreadableError(FedReFTError):
@@ -62,63 +64,119 @@ def found(model: "SteeredModel", size: int) -> Ways:
 # ---- decoders -------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def _of_decoder(model: "SteeredModel", size: int) -> Ways:
-    backbone = model.backbone
-    n_a, n_b = min(12, size // 3), min(9, size // 4)  # tokens of two options
-    drawn = _tokens(backbone, size + n_b + max(size // 4, 4))
-    prompt, a, b = drawn[: size - n_a], drawn[size - n_a : size], drawn[size : size + n_b]
-    other = drawn[size + n_b :]  # a shorter text
-    n_other = min(n_a, len(other) // 2)
-    forked = Sequence((*prompt, *a, *b), len(prompt), (n_a, n_b))
-    short = Sequence(tuple(other), len(other) - n_other, (n_other,))
-    single = Sequence((*prompt, *a), len(prompt), (n_a,))
+@dataclass(frozen=True)
+class _Texts:
+    """What a decoder is tried on, and what is right: a long prompt with two options, a shorter text, a very short one.
 
+    logits (T, V) are those of prompt + a, prompt + b, and the others.
+    """
+
+    prompt: list[int]
+    a: list[int]
+    b: list[int]
+    others: list[list[int]]
+    logits: list[Tensor]
+
+    @property
+    def n(self) -> list[int]:
+        """Tokens of the answers of prompt + a and of the others."""
+        return [len(self.a), *(min(len(self.a), len(ids) // 2) for ids in self.others)]
+
+    def singles(self) -> list[Sequence]:
+        texts = [[*self.prompt, *self.a], *self.others]
+        return [Sequence(tuple(ids), len(ids) - n, (n,)) for ids, n in zip(texts, self.n, strict=True)]
+
+    def forked(self, a: Many[int]) -> Sequence:
+        return Sequence((*self.prompt, *a, *self.b), len(self.prompt), (len(self.a), len(self.b)))
+
+    def logprobs(self, which: int, n: int) -> Tensor:
+        """Of the last n tokens of a text, (n,)."""
+        ids = [[*self.prompt, *self.a], [*self.prompt, *self.b], *self.others][which]
+        answer = torch.tensor(ids[-n:], device=self.logits[which].device)
+        return self.logits[which][-n - 1 : -1].log_softmax(-1).gather(1, answer[:, None])[:, 0]
+
+
+def _texts(backbone: "Backbone", size: int) -> _Texts:
+    """Raises FedReFTError where the model is no decoder, cannot be steered, or is another one for what it has read."""
+    n_a, n_b, n_other = min(12, size // 3), min(9, size // 4), max(size // 4, 4)
+    drawn = _tokens(backbone, size + n_b + n_other + SHORTEST)
+    prompt, a, b = drawn[: size - n_a], drawn[size - n_a : size], drawn[size : size + n_b]
+    others = [drawn[size + n_b : -SHORTEST], drawn[-SHORTEST:][: max(size // 2, 2)]]
+    logits = []
+    for ids in others:
+        with _watched(backbone, len(ids)):
+            logits.append(_own(backbone, ids))
     with _watched(backbone, size):
         first = _own(backbone, [*prompt, *a])  # (size, V)
-    with _watched(backbone, len(other)):
-        third = _own(backbone, other)
-    second = _own(backbone, [*prompt, *b])
-    at = len(prompt)
+    second, at = _own(backbone, [*prompt, *b]), len(prompt)
+    if not all(_agree(_own(backbone, ids), before, backbone) for ids, before in zip(others, logits, strict=True)):
+        raise FedReFTError(
+            f"{backbone.name} cannot be used: what it makes of a text depends on the texts that it has read before."
+        )
     if not _agree(first[:at], second[:at], backbone):
         raise FedReFTError(
             f"{backbone.name} cannot be used as a decoder: what it makes of a token depends on the tokens after it."
         )
-    of_a, of_short = _of_answer(first, at, a), _of_answer(third, short.prompt_length, other)
-    right = {"one": torch.cat([of_a, of_short, of_short]), "two": torch.cat([of_a, _of_answer(second, at, b)])}
-    texts = {"one": [single, short, short], "two": [forked]}  # batches of unlike sizes: some models remember the last
-    other_a = Sequence((*prompt, *reversed(a), *b), len(prompt), (n_a, n_b))
+    return _Texts(prompt, a, b, others, [first, second, *logits])
 
-    def is_right(ways: Ways) -> bool:
-        trial = model.read_by(ways)
-        found = {name: trial.answer_logprobs(trial.batch(text), None)[0] for name, text in texts.items()}
-        if not all(_agree(found[name], right[name], backbone) for name in texts):
-            return False
-        # A convolution shows an option a few tokens of the one before it, which less precision could hide.
-        again = trial.answer_logprobs(trial.batch([other_a]), None)[0]
-        return _agree(again[n_a:], found["two"][n_a:], backbone, OF_ANOTHER_OPTION)
 
-    bare = _tried(lambda: _agree(_bare(backbone, other), third, backbone, OF_THE_HEAD))
-    ways = _first_right(backbone, [Ways(layout, bare) for layout in _layouts(backbone, size)], is_right)
+@torch.no_grad()
+def _of_decoder(model: "SteeredModel", size: int) -> Ways:
+    backbone = model.backbone
+    with unchanged(backbone.model):
+        texts = _texts(backbone, size)
+        bare = _tried(lambda: _agree(_bare(backbone, texts.others[0]), texts.logits[2], backbone, OF_THE_HEAD))
+        candidates = [Ways(layout, bare) for layout in _layouts(backbone, size)]
+        return _first_right(backbone, candidates, lambda ways: _scores(model.read_by(ways), texts))
 
-    prompts = [Sequence(tuple(prompt), at), Sequence(tuple(other[:-n_other]), short.prompt_length)]
-    following = torch.tensor([a[:n_other], other[-n_other:]], device=backbone.device)  # (2, n_other)
-    values = [(first[at - 1 :], third[short.prompt_length - 1 :])[row] for row in range(2)]
 
-    def goes_on() -> bool:
-        """Both texts, of which the second ends early."""
-        text, rows, right = model.read_by(ways).continuation(prompts, None, size), torch.arange(2), []
-        for i in range(min(NEW, n_other)):
-            right.append(_agree(text.logits(), torch.stack([values[row][i] for row in rows.tolist()]), backbone))
-            ends = i == min(NEW, n_other) - 2
-            text.go_on(following[rows, i], torch.arange(1, device=backbone.device) if ends else None)
-            rows = rows[:1] if ends else rows
-        return all(right)
+def _scores(trial: "SteeredModel", texts: _Texts) -> bool:
+    """Whether the answers of a batch of unlike texts, and two options of one, have their log-probabilities."""
+    backbone = trial.backbone
+    single = torch.cat([texts.logprobs(which, n) for which, n in zip((0, 2, 3), texts.n, strict=True)])
+    if not _agree(trial.answer_logprobs(trial.batch(texts.singles()), None)[0], single, backbone):
+        return False
+    two = torch.cat([texts.logprobs(0, len(texts.a)), texts.logprobs(1, len(texts.b))])
+    found = trial.answer_logprobs(trial.batch([texts.forked(texts.a)]), None)[0]
+    if not _agree(found, two, backbone):
+        return False
+    if backbone.dtype == torch.float32:
+        return True
+    # A convolution shows an option a few tokens of the one before it, which less precision could hide.
+    again = trial.answer_logprobs(trial.batch([texts.forked(texts.a[::-1])]), None)[0]
+    return _agree(again[len(texts.a) :], found[len(texts.a) :], backbone, OF_ANOTHER_OPTION)
 
-    if _tried(goes_on):
+
+@torch.no_grad()
+def writing(model: "SteeredModel", size: int, ways: Ways) -> Ways:
+    """`ways` of texts of up to `size` tokens, and whether those that are written may be cached. Raises as `found`."""
+    backbone = model.backbone
+    if backbone.kind != "causal":
         return ways
-    # Some models keep what they generated in their modules, where the next batch meets it.
-    return _first_right(backbone, [replace(ways, cached=False)], is_right)
+    with unchanged(backbone.model):
+        texts = _texts(backbone, size)
+        if _tried(lambda: _goes_on(model.read_by(ways), texts, size)):
+            return ways
+        # Some models keep what they generated in their modules, where the next batch meets it.
+        candidates = [replace(ways, cached=False)]
+        return _first_right(backbone, candidates, lambda ways: _scores(model.read_by(ways), texts))
+
+
+def _goes_on(trial: "SteeredModel", texts: _Texts, size: int) -> bool:
+    """Whether the tokens after two prompts, of which the second's text ends early, have their logits."""
+    whole = texts.singles()[:2]
+    n = min(NEW, *(text.answer_lengths[0] for text in whole))
+    prompts = [Sequence(text.ids[: text.prompt_length], text.prompt_length) for text in whole]
+    device = trial.backbone.device
+    following = torch.tensor([text.ids[text.prompt_length :][:n] for text in whole], device=device)  # (2, n)
+    values = [texts.logits[which][text.prompt_length - 1 :] for which, text in zip((0, 2), whole, strict=True)]
+    text, rows, right = trial.continuation(prompts, None, size), [0, 1], []
+    for i in range(n):
+        right.append(_agree(text.logits(), torch.stack([values[row][i] for row in rows]), trial.backbone))
+        ends = i == n - 2
+        text.go_on(following[rows, i], torch.zeros(1, dtype=torch.long, device=device) if ends else None)
+        rows = rows[:1] if ends else rows
+    return all(right)
 
 
 def _own(backbone: "Backbone", ids: Many[int]) -> Tensor:
@@ -129,13 +187,6 @@ def _own(backbone: "Backbone", ids: Many[int]) -> Tensor:
         return model(input_ids=torch.tensor([list(ids)], device=backbone.device), **given).logits[0].float()
     except Exception as error:  # of a model that nobody here has met
         raise _unreadable(backbone, len(ids), error) from error
-
-
-def _of_answer(logits: Tensor, prompt_length: int, ids: Many[int]) -> Tensor:
-    """Log-probabilities of the answer at the end of a text; of `ids` the last that logits (T, V) leave for it."""
-    n = len(logits) - prompt_length
-    answer = torch.tensor(list(ids)[-n:], device=logits.device)
-    return logits[prompt_length - 1 : -1].log_softmax(-1).gather(1, answer[:, None])[:, 0]
 
 
 def _bare(backbone: "Backbone", ids: Many[int]) -> Tensor:
@@ -150,22 +201,24 @@ def _bare(backbone: "Backbone", ids: Many[int]) -> Tensor:
 @torch.no_grad()
 def _of_encoder(model: "SteeredModel", size: int) -> Ways:
     backbone = model.backbone
-    drawn = _tokens(backbone, size + max(size // 4, 2))
+    n_other = max(size // 4, 4)
+    drawn = _tokens(backbone, size + n_other + SHORTEST)
     texts = [
         Sequence(tuple(ids), len(ids), segments=tuple(int(i >= len(ids) // 2) for i in range(len(ids))))
-        for ids in (drawn[:size], drawn[size:])
+        for ids in (drawn[:size], drawn[size:-SHORTEST], drawn[-SHORTEST:][:size])
     ]
-    right = []
-    for text in texts:
-        with _watched(backbone, len(text.ids)):
-            right.append(_own_hidden(model, text))
+    with unchanged(backbone.model):
+        right = []
+        for text in texts:
+            with _watched(backbone, len(text.ids)):
+                right.append(_own_hidden(model, text))
 
-    def is_right(ways: Ways) -> bool:
-        trial = model.read_by(ways)
-        hidden = trial.hidden_states(trial.batch(texts), None).float()
-        return all(_agree(hidden[i, : len(value)], value, backbone) for i, value in enumerate(right))
+        def is_right(ways: Ways) -> bool:
+            trial = model.read_by(ways)
+            hidden = trial.hidden_states(trial.batch(texts), None)
+            return all(_agree(hidden[i, : len(value)], value, backbone) for i, value in enumerate(right))
 
-    return _first_right(backbone, [Ways(layout) for layout in _layouts(backbone, size)], is_right)
+        return _first_right(backbone, [Ways(layout) for layout in _layouts(backbone, size)], is_right)
 
 
 def _own_hidden(model: "SteeredModel", text: Sequence) -> Tensor:
@@ -195,6 +248,9 @@ def _layouts(backbone: "Backbone", size: int) -> list[Layout]:
 def windows(config: PretrainedConfig) -> list[int]:
     """The numbers that the configuration, or a part of it, calls a window or a chunk of attention."""
 
+    def names_one(name: str) -> bool:  # and not which blocks have one
+        return re.search("window|attention_chunk", name) is not None and not re.search("layers|pattern", name)
+
     def walk(part: Any, name: str = "") -> Iterator[int]:
         if isinstance(part, dict):
             for key, value in part.items():
@@ -202,7 +258,7 @@ def windows(config: PretrainedConfig) -> list[int]:
         elif isinstance(part, list | tuple):
             for value in part:
                 yield from walk(value, name)
-        elif type(part) is int and part > 0 and ("window" in name or "attention_chunk" in name):
+        elif type(part) is int and part > 0 and names_one(name):
             yield part
 
     return list(walk(config.to_dict()))

@@ -84,7 +84,7 @@ class Backbone:
     layers: nn.ModuleList  # the transformer blocks, lowest first
     fingerprint: str  # of the weights, the same in every dtype and on every device
     identity: str = ""  # of the files that it was loaded from, see `identity`
-    ways: dict[tuple, Ways] = field(default_factory=dict, init=False, repr=False)  # found right, see SteeredModel.ways
+    ways: dict[tuple, Ways | FedReFTError] = field(default_factory=dict, init=False, repr=False)  # see SteeredModel
 
     @property
     def n_layers(self) -> int:

@@ -40,6 +40,7 @@ class Federation(server.Clients, Protocol):
     engine: str
     questions: str  # a hash of who holds which
     longest: int  # tokens of their longest text
+    writes: bool  # whether the model writes, in tests
     cut: dict[str, Cuts]  # what of their texts does not fit into max_length
     steps: list[int]  # of each client in a round
 
@@ -54,7 +55,8 @@ class InProcess:
     """A federation whose clients are all in this process."""
 
     def __init__(self, world: World, config: RunConfig):
-        self.world, self.config, self.model, self.longest = world, config, world.model, world.longest
+        self.world, self.config, self.model = world, config, world.model
+        self.longest, self.writes = world.longest, world.writes
         check_classes({client.name: classes_of(client) for client in world.questions}, config)
         self.cut = world.cut
         self.participants = participants(world, config)
@@ -168,7 +170,7 @@ def world_of(done: Run) -> World:
 def rest_of(federation: Federation, config: RunConfig, store: runs.Store, resume: bool, progress: bool) -> Run:
     """Whatever rounds of the run are missing."""
     model = federation.model
-    ways = model.ways(federation.longest)
+    ways = model.ways(federation.longest, writes=federation.writes)
     store.describe(model, federation.questions, trained_names(model, config), federation.engine, ways, federation.cut)
     begin = federation.begin()
     saved = store.resume(begin) if resume else store.afresh(begin)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PretrainedConfig
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
 from .batches import Sequence
 from .interventions import State
@@ -22,6 +22,25 @@ from .ways import known_to
 
 if TYPE_CHECKING:
     from .steering import SteeredModel
+
+
+# What transformers' own `generate` would do to greedy texts besides, where a generation config asks for it.
+PROCESSORS = {
+    "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "bad_words_ids": None,
+    "suppress_tokens": None, "begin_suppress_tokens": None, "sequence_bias": None, "guidance_scale": None,
+    "forced_bos_token_id": None, "forced_eos_token_id": None, "exponential_decay_length_penalty": None,
+    "min_length": 0, "min_new_tokens": None, "num_beams": 1,
+}  # fmt: skip
+
+
+def left_out(model: PreTrainedModel) -> str:
+    """What the model's generation config asks for and plain greedy texts leave out; "" where that is nothing.
+
+    Its end tokens count, see `Backbone.end_ids`; sampling does not, since texts are greedy.
+    """
+    config = getattr(model, "generation_config", None)
+    asked = {name: getattr(config, name, None) for name in PROCESSORS}
+    return ", ".join(f"{name}={value}" for name, value in asked.items() if value and value != PROCESSORS[name])
 
 
 class Cached:

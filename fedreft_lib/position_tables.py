@@ -10,18 +10,21 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from .ways import known_to
+from .ways import known_to, unchanged
 
 LENGTHS = (5, 7)  # tokens
 
 
 def most_tokens(model: PreTrainedModel) -> int | None:
-    """The length of the longest text that `model` has positions for; None where no table ends them."""
+    """The length of the longest text that `model` has positions for; None where no table ends them.
+
+    Raises FedReFTError for a model that such a text turns into another one.
+    """
     token = len(model.get_input_embeddings().weight) // 2
     token += token == getattr(model.config, "pad_token_id", None)  # RoBERTa's positions pass over padding
     found = []
     for length in LENGTHS:
-        with torch.no_grad(), _Lookups(length) as lookups:
+        with torch.no_grad(), unchanged(model), _Lookups(length) as lookups:
             try:
                 ids = torch.full((1, length), token, device=model.device)
                 model(input_ids=ids, **known_to(model, {"use_cache": False}))

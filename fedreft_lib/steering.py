@@ -16,6 +16,7 @@ from .adapters import Adapter
 from .attention import LLAMA_LIKE, Packing
 from .backbone import Backbone
 from .batches import Batch, Sequence, added_to_scores, by_length, collate
+from .errors import DataError
 from .generation import Anew, Cached
 from .heads import Head
 from .interventions import State
@@ -59,8 +60,8 @@ class SteeredModel:
         generator = torch.Generator().manual_seed(seed)
         return {**self.adapter.start(init, generator), **(self.head.start(generator) if self.head else {})}
 
-    def ways(self, longest: int) -> Ways:
-        """How texts of up to `longest` tokens are read: the fastest ways that are right for them.
+    def ways(self, longest: int, *, writes: bool = False) -> Ways:
+        """How texts of up to `longest` tokens are read, and written: the fastest ways that are right for them.
 
         The first time, they are tried out, see `agreement`. Raises FedReFTError where none is right.
         """
@@ -68,16 +69,22 @@ class SteeredModel:
             return self._ways
         size = agreement.size_of(longest, self.backbone.model.config, self.backbone.most_tokens)
         try:
-            return self._found(size)
-        except agreement.UnreadableError:
+            return self._found(size, writes)
+        except agreement.UnreadableError:  # a limit on length that the configuration calls by a name of its own
             if size == longest:
                 raise
-            return self._found(longest)  # a limit on length that the configuration calls by a name of its own
+            return self._found(longest, writes)
 
-    def _found(self, size: int) -> Ways:
-        known, key = self.backbone.ways, (size, self.backbone.model.config._attn_implementation)
+    def _found(self, size: int, writes: bool) -> Ways:
+        known, key = self.backbone.ways, (size, writes, self.backbone.model.config._attn_implementation)
         if key not in known:  # a user may set another attention
-            known[key] = agreement.found(self, size)
+            try:
+                found = self._found(size, False) if writes else agreement.found(self, size)
+                known[key] = agreement.writing(self, size, found) if writes else found
+            except agreement.UnreadableError as error:
+                known[key] = error
+        if isinstance(known[key], agreement.UnreadableError):
+            raise known[key]
         return known[key]
 
     def read_by(self, ways: Ways) -> "SteeredModel":
@@ -99,6 +106,8 @@ class SteeredModel:
 
         hidden, owners and share have an entry a sequence. Where options are read apart, each has a row of its own.
         """
+        if any(not s.prompt_length for s in sequences):
+            raise DataError("a text without a prompt has nothing that predicts its first token: give it one")
         ways = self.ways(max(s.reach for s in sequences))
         pad, device = self.backbone.tokenizer.pad_token_id, self.backbone.device
         return collate(sequences, pad, device, side=side, hidden=hidden, ways=ways, owners=owners, share=share)
@@ -157,10 +166,14 @@ class SteeredModel:
             hidden = model.base_model(**inputs).last_hidden_state
             return model.get_output_embeddings()(hidden.flatten(0, 1)[read])[: len(places)]
 
+        taken = []
+
         def some(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
             """The vocabulary is the widest product of a small model: it is computed where it is read alone."""
-            whole = tuple(args[0].shape[:2]) == shape
-            return (args[0].flatten(0, 1)[read].unsqueeze(0), *args[1:]) if whole else None
+            if tuple(args[0].shape[:2]) != shape:
+                return None
+            taken.append(True)
+            return (args[0].flatten(0, 1)[read].unsqueeze(0), *args[1:])
 
         embeddings = model.get_output_embeddings()
         handle = embeddings and embeddings.register_forward_pre_hook(some)
@@ -169,8 +182,7 @@ class SteeredModel:
         finally:
             if handle:
                 handle.remove()
-        at = read if tuple(logits.shape[:2]) == shape else slice(None)
-        return logits.flatten(0, 1)[at][: len(places)]
+        return (logits[0] if taken else logits.flatten(0, 1)[read])[: len(places)]
 
     def continuation(
         self,
@@ -184,7 +196,7 @@ class SteeredModel:
 
         share and owners (B,) as of `Batch`.
         """
-        how = Cached if self.ways(longest).cached else Anew
+        how = Cached if self.ways(longest, writes=True).cached else Anew
         return how(self, prompts, state and self._moved(state), share, owners)
 
     @torch.no_grad()
@@ -197,7 +209,8 @@ class SteeredModel:
         share: Tensor | None = None,
         owners: Tensor | None = None,
     ) -> list[str]:
-        """Greedy continuations, each until an end token; finished rows are dropped.
+        """Greedy continuations, each until an end token; finished rows are dropped. Of the model's generation config
+        the end tokens count and nothing else, see `generation.left_out`.
 
         owners (B,): each prompt's state, where `state` holds several (K, ...): a token costs about the same for many
         rows as for a few.

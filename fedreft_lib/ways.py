@@ -16,11 +16,15 @@ An encoder's texts have no options; together, they are padded and masked in the 
 """
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
 from transformers import PretrainedConfig
+
+from .errors import FedReFTError
 
 Layout = Literal["packed", "together", "apart", "alone"]
 SLOWER: dict[Layout, str] = {
@@ -65,6 +69,26 @@ def setting(config: PretrainedConfig, name: str) -> Any:
         return getattr(config, name, None)
     except Exception:  # of a configuration whose blocks differ
         return None
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Raises FedReFTError where the model has other settings after this context: BigBird, once it met a short text."""
+
+    def settings() -> dict[tuple[str, str], str | bool]:
+        modules = dict(model.named_modules())
+        each = ((path, name, value) for path, module in modules.items() for name, value in vars(module).items())
+        return {(path, name): value for path, name, value in each if isinstance(value, str | bool)}
+
+    before = settings()
+    yield
+    changed = [(name, value) for (path, name), value in settings().items() if before.get((path, name)) != value]
+    if changed:
+        name, value = changed[0]
+        raise FedReFTError(
+            f"A {type(model).__name__} cannot be used as it is set: it reads a text in another way for texts that it "
+            f"has read before ({name} became {value!r})."
+        )
 
 
 TOGETHER = Ways()

@@ -27,6 +27,7 @@ from .encoded import Answers, Labels, Options, Texts
 from .engine import rows_in_a_pass
 from .errors import ConfigError, DataError, FedReFTError, NoFileError
 from .file_hashes import hash_or_none
+from .generation import left_out
 from .heads import Head
 from .hidden_cache import HiddenCache, keeps
 from .hostile import with_flipped_labels
@@ -39,6 +40,7 @@ from .steering import SteeredModel
 from .strategies import STRATEGIES
 from .tasks import FAMILIES, Example, Exchange, Item, Labelled, Question, render
 from .tasks.row_files import noting
+from .ways import setting
 
 REMEMBERED = 8  # partitions
 _remembered: dict[tuple[RunConfig, int | None], tuple[dict[Path, str | None], list[ClientData]]] = {}
@@ -83,6 +85,7 @@ class World:
     union: tuple[Options | Texts | Labels, ...]
     questions: list[ClientData]
     longest: int  # tokens of the longest text of these clients, with what may be written after it
+    writes: bool  # whether anything is written
     memo: dict = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -194,13 +197,16 @@ def _build(config: RunConfig, backbone: Backbone, below: int | None, deal: Deal,
             f"{backbone.name} has positions for {backbone.most_tokens} tokens, and here are texts of {longest}, with "
             "what may be generated after them: give a smaller max_length or max_new_tokens"
         )
-    made_for = getattr(backbone.model.config, "max_position_embeddings", None) or longest
+    made_for = setting(backbone.model.config, "max_position_embeddings") or longest
     if longest > made_for:  # rotary positions go on
         tqdm.write(f"{backbone.name} was made for texts of {made_for} tokens, and reads some of up to {longest} here")
-    ways = model.ways(longest)  # tried before any training
+    writes = bool(_starts(clients, config))
+    ways = model.ways(longest, writes=writes)  # tried before any training
     if str(ways) != "fast":
         tqdm.write(f"{backbone.name} is read in a slower way, which is right: {ways}")
-    world = World(model, clients, union, questions, longest)
+    if writes and (ignored := left_out(backbone.model)):
+        tqdm.write(f"{backbone.name} asks for {ignored} in its generation config: texts are plain greedy ones, without")
+    world = World(model, clients, union, questions, longest, writes)
     if said := cuts.in_words(world.cut):
         tqdm.write(f"Not all texts fit into max_length={config.max_length}: {said}")
     return world
@@ -209,13 +215,16 @@ def _build(config: RunConfig, backbone: Backbone, below: int | None, deal: Deal,
 def _longest(clients: list[Client], config: RunConfig) -> int:
     """Tokens of the longest text that is read, or of the longest prompt with all that may be generated after it."""
     parts = [part for client in clients for part in (client.train, client.held_out, *client.test)]
-    starts = [
-        part for client in clients for part in client.test
-        if isinstance(part, Texts) or (isinstance(part, Options) and config.scoring == "generation")
-    ]  # fmt: skip
     read = [sequence.reach for part in parts for sequence in part.sequences]
+    starts = _starts(clients, config)
     written = [each.prompt_length + config.max_new_tokens for part in starts for each in part.sequences]
     return max([1, *read, *written])
+
+
+def _starts(clients: list[Client], config: RunConfig) -> list[Options | Texts]:
+    """The parts of tests that the model writes an answer to."""
+    kinds = (Options, Texts) if config.scoring == "generation" else (Texts,)
+    return [part for client in clients for part in client.test if isinstance(part, kinds)]
 
 
 def _union(tests: Many[tuple], size: int) -> tuple:

@@ -9,9 +9,11 @@ import torch
 from fedreft_lib import run
 from fedreft_lib.agreement import size_of, windows
 from fedreft_lib.attention import GIVEN
+from fedreft_lib.backbone import load_backbone
 from fedreft_lib.batches import Sequence
-from fedreft_lib.errors import FedReFTError
+from fedreft_lib.errors import DataError, FedReFTError
 from fedreft_lib.federation import federated_round, start
+from fedreft_lib.generation import left_out
 from fedreft_lib.heads import Head
 from fedreft_lib.steering import SteeredModel
 from fedreft_lib.testing import evaluate_all
@@ -196,6 +198,19 @@ def test_the_reference_tells_wrong_ways_from_right_ones():
     assert worst(convbert.hidden_states(convbert.batch(pairs), None)[1, :11], alone) > 100 * NEAR
 
 
+@pytest.mark.parametrize("family", ["granite", "minicpm3"])
+@pytest.mark.parametrize("tokens", [8, 16])
+def test_a_row_as_long_as_what_is_read_of_it_is_read_once(family, tokens):
+    """Where logits are picked in the model's own forward pass, m of them may look like all T."""
+    if family not in DECODERS:
+        pytest.skip(f"this transformers has no {family}")
+    model = steered(backbone_of(family, "causal"))
+    for prompt in range(1, tokens):
+        one = texts([(prompt, tokens - prompt)])
+        found, _ = model.answer_logprobs(model.batch(one), None)
+        assert worst(found, own_logprobs(model.backbone, one, None, None)) < NEAR
+
+
 # ---- which ways are taken --------------------------------------------------------------------------------------------
 
 
@@ -219,7 +234,7 @@ def test_the_fast_ways_are_taken_where_they_are_right(family, longest, ways, dty
         pytest.skip(f"this transformers has no {family}, or one with a cache of its own")
     backbone = backbone_of(family, "causal", scale=scale)
     backbone.model.to(dtype)
-    found = steered(backbone).ways(longest)
+    found = steered(backbone).ways(longest, writes=True)
     assert {name: getattr(found, name) for name in ways} == ways
     assert (str(found) == "fast") == all(ways.values())
 
@@ -256,6 +271,51 @@ def test_a_limit_on_length_by_any_name_is_no_refusal_of_what_is_shorter():
 def test_what_cannot_be_used_is_refused_in_a_sentence(family, kind, sentence):
     with pytest.raises(FedReFTError, match=f"^{sentence}"):
         steered(backbone_of(family, kind)).ways(20)
+
+
+@pytest.mark.skipif(not GIVEN, reason="settings of rotary positions had another form")
+def test_positions_that_depend_on_what_was_read_are_no_silent_difference():
+    """Dynamic scaling stretches positions for a long text, and keeps them stretched; longrope does so for a batch."""
+    dynamic = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
+    model = steered(backbone_of("llama", "causal", max_position_embeddings=64, rope_parameters=dynamic))
+    assert str(model.ways(60)) == "fast"
+    with pytest.raises(FedReFTError, match="depends on the texts that it has read before"):
+        model.ways(300)
+    factors = {"short_factor": [1.0] * 8, "long_factor": [3.0] * 8, "original_max_position_embeddings": 64}
+    longrope = {"rope_type": "longrope", "rope_theta": 1e4, **factors}
+    model = steered(backbone_of("llama", "causal", max_position_embeddings=512, rope_parameters=longrope))
+    together = texts([(290, 10), (25, 5), (90, 10)])
+    right = own_logprobs(model.backbone, together, None, None)
+    assert worst(model.answer_logprobs(model.batch(together), None)[0], right) < NEAR
+
+
+def test_a_model_that_changes_its_settings_as_it_reads_is_refused():
+    sparse = {
+        "attention_type": "block_sparse",
+        "block_size": 16,
+        "num_random_blocks": 1,
+        "max_position_embeddings": 1024,
+    }
+    with pytest.raises(FedReFTError, match="for texts that it has read before .attention_type became 'original_full'"):
+        steered(backbone_of("big_bird", "encoder", **sparse)).ways(60)
+
+
+def test_numbers_that_say_which_blocks_have_a_window_are_none():
+    config = tiny_config("qwen2", use_sliding_window=False, max_window_layers=28)
+    assert windows(config) == []
+
+
+def test_what_a_generation_config_asks_for_and_greedy_texts_leave_out_is_known():
+    model = load_backbone("tiny-llama").model
+    assert left_out(model) == ""
+    model.generation_config.update(repetition_penalty=1.8, suppress_tokens=[5], do_sample=True, eos_token_id=[1, 7])
+    assert left_out(model) == "repetition_penalty=1.8, suppress_tokens=[5]"
+
+
+def test_a_text_without_a_prompt_is_refused():
+    model = steered(backbone_of("llama", "causal"))
+    with pytest.raises(DataError, match="without a prompt has nothing that predicts its first token"):
+        model.batch([Sequence((30, 31, 32), 2, (1,)), Sequence((20, 21), 0, (2,))])
 
 
 def test_a_model_that_agrees_with_itself_in_no_way_is_refused():

@@ -228,11 +228,12 @@ def test_in_bfloat16_packed_batches_are_as_exact_as_padded_ones(kind, sequences,
 @packing
 @pytest.mark.parametrize(("dtype", "longest"), [("bfloat16", 16), ("bfloat16", 15), ("float32", 16)])
 def test_short_texts_in_bfloat16_go_to_the_textbook_attention(dtype, longest, monkeypatch):
+    model = steered(build("tiny-llama", getattr(torch, dtype)), LoReFT)
+    batch = model.batch(some_sequences(((16, 0), (3, 0))))
     monkeypatch.setattr(attention, "EXPLICIT", longest)
     calls, original = [], Explicit.apply
     monkeypatch.setattr(Explicit, "apply", lambda *args: calls.append(args) or original(*args))
-    model = steered(build("tiny-llama", getattr(torch, dtype)), LoReFT)
-    model.hidden_states(model.batch(some_sequences(((16, 0), (3, 0)))), None)
+    model.hidden_states(batch, None)
     longest_each = [call[0].shape[2] for call in calls]  # two grids in each of four blocks
     assert longest_each == 4 * [T for T in (16, 3) if dtype == "bfloat16" and longest >= T]
 

@@ -24,6 +24,7 @@ from fedreft_lib.method_facts import kept
 from fedreft_lib.schedule import batches
 from fedreft_lib.steering import SteeredModel
 from fedreft_lib.worlds import open_world
+from tests.families import backbone_of
 from tests.models import random_backbone
 
 peft = pytest.importorskip("peft")
@@ -339,3 +340,15 @@ def test_small_loreft_starts_at_the_identity_in_an_orthonormal_subspace():
     torch.testing.assert_close(SmallLoReFT().edit(h, state), h, atol=1e-6, rtol=0)
     other = SmallLoReFT().init(2, 3, 16, start="random", generator=generator)
     assert float((SmallLoReFT().edit(h, other) - h).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize(("family", "targets"), [("opt", ("fc1", "fc2")), ("qwen2_moe", ("shared_expert_gate",))])
+def test_clients_share_a_pass_also_through_modules_that_read_tokens_without_their_rows(family, targets):
+    backbone = backbone_of(family, "causal")
+    model = SteeredModel(backbone, InLinears.of(backbone, LoRA(1.0), (0, 1, 2, 3), 2, targets))
+    states = [model.start("random", seed) for seed in (1, 2)]
+    stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+    sequences, owners = [Sequence(tuple(range(9 + n, 40)), 12 - n, (19,)) for n in range(3)], [0, 1, 0]
+    found, _ = model.answer_logprobs(model.batch(sequences, owners=torch.tensor(owners)), stacked)
+    alone = [model.answer_logprobs(model.batch([s]), states[k])[0] for s, k in zip(sequences, owners, strict=True)]
+    torch.testing.assert_close(found, torch.cat(alone), atol=1e-5, rtol=1e-5)

@@ -90,6 +90,7 @@ def hello(node: Node, records_: RecordDict) -> RecordDict:
             "examples": node.federation.examples[k],
             "steps": node.federation.steps[k],
             "longest": node.federation.longest,
+            "writes": node.federation.writes,
             "cut": node.world.clients[k].cut,
             "outputs": node.model.head.outputs if node.model.head else 0,
             "has": node.has,

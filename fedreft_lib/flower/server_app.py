@@ -64,6 +64,7 @@ class OverFlower:
         self.greeted: set[int] = set()
         known = self._all_greeted()
         self.names, self.examples, self.steps = ([each[n] for each in known] for n in ("name", "examples", "steps"))
+        self.writes = any(each["writes"] for each in known)
         self.longest = min(max(each["longest"] for each in known), config.max_length + config.max_new_tokens)
         self.cut = {each["name"]: each["cut"] for each in known if each["cut"]}
         self.has = [each["has"] for each in known]
