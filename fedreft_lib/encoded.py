@@ -96,9 +96,11 @@ class Options(Encoded):
 
 @dataclass(frozen=True)
 class Texts(Answers):
-    """Exchanges to test: prompt and response, for the loss; the prompt alone is what a generation starts from."""
+    """Exchanges to test: prompt and response, for the loss; a generation starts from the prompt alone, which has not
+    made room for a response."""
 
     items: list[Exchange]
+    prompts: list[Sequence]
 
     @property
     def tasks(self) -> list[str]:

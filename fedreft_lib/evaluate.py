@@ -118,7 +118,7 @@ def generated(
     model: SteeredModel, state: State | None, data: Options | Texts, config: RunConfig, share: Share = None
 ) -> list[str]:
     """What the model writes after each item's prompt: greedily, at most `max_new_tokens` tokens."""
-    prompts = [bare(sequence) for sequence in data.sequences]
+    prompts = data.prompts if isinstance(data, Texts) else [bare(sequence) for sequence in data.sequences]
     texts: dict[int, str] = {}
     for indices in by_length(prompts, 2 * config.batch_size):
         own = rows_share(share, indices, model.backbone.device)

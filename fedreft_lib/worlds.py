@@ -216,9 +216,8 @@ def _longest(clients: list[Client], config: RunConfig) -> int:
     """Tokens of the longest text that is read, or of the longest prompt with all that may be generated after it."""
     parts = [part for client in clients for part in (client.train, client.held_out, *client.test)]
     read = [sequence.reach for part in parts for sequence in part.sequences]
-    starts = _starts(clients, config)
-    written = [each.prompt_length + config.max_new_tokens for part in starts for each in part.sequences]
-    return max([1, *read, *written])
+    starts = [prompt for part in _starts(clients, config) for prompt in getattr(part, "prompts", part.sequences)]
+    return max([1, *read, *(prompt.prompt_length + config.max_new_tokens for prompt in starts)])
 
 
 def _starts(clients: list[Client], config: RunConfig) -> list[Options | Texts]:
@@ -336,7 +335,7 @@ class _Reader:
                 example = render(item, self.config.prompt_format)
                 sequences.append(self._encode(example, [example.options[example.gold]]))
             else:
-                sequences.append(self._exchange(item))
+                sequences.append(self._exchange(item, [item.response]))
         return Answers(sequences, self._hidden(sequences))
 
     def tests(self, items: Many[Item]) -> tuple[Options | Texts | Labels, ...]:
@@ -374,8 +373,9 @@ class _Reader:
         return torch.tensor([max(len(text.strip()), 1) for text in texts])
 
     def _texts(self, exchanges: Many[Exchange]) -> Texts:
-        sequences = [self._exchange(item) for item in exchanges]
-        return Texts(sequences, self._hidden(sequences), list(exchanges))
+        sequences = [self._exchange(item, [item.response]) for item in exchanges]
+        prompts = [self._exchange(item, []) for item in exchanges]
+        return Texts(sequences, self._hidden(sequences), list(exchanges), prompts)
 
     def _labels(self, items: Many[Labelled]) -> Labels:
         sequences = [self._read(item.task, encode_pair, item.text_a, item.text_b) for item in items]
@@ -387,10 +387,10 @@ class _Reader:
             tasks=[item.task for item in items],
         )
 
-    def _exchange(self, item: Exchange) -> Sequence:
+    def _exchange(self, item: Exchange, responses: Many[str]) -> Sequence:
         prompt = FAMILIES[self.config.benchmark].prompt(item, self.config.prompt_format)
         # A model that is to generate has to learn where a response ends.
-        return self._read(item.task, encode, prompt, [item.response], end=True)
+        return self._read(item.task, encode, prompt, responses, end=True)
 
     def _encode(self, example: Example, answers: Many[str]) -> Sequence:
         # Options that are only compared need no end.

@@ -92,6 +92,17 @@ def test_responses_that_lost_their_end_are_counted(tmp_path):
     }
 
 
+def test_what_is_written_does_not_depend_on_the_length_of_the_right_response(tmp_path):
+    """A prompt makes room for a response that is read, and not where another one is to be written."""
+    found = {}
+    for response in (1, 60):
+        rows = {"train": [exchange(i) for i in range(20, 40)], "test": [exchange(7, long=True, response=response)]}
+        config = own(tmp_path / str(response), [rows], test_size=1, method="local")
+        (found[response],) = open_world(config).clients[0].test
+    assert found[1].prompts == found[60].prompts and len(found[1].prompts[0].ids) == config.max_length
+    assert found[60].sequences[0].prompt_length == 32 < found[1].sequences[0].prompt_length
+
+
 def test_of_an_option_that_lost_its_end_the_likelihood_is_that_of_the_characters_that_are_read(tmp_path):
     world = open_world(own(tmp_path, [splits(question, option=60), splits(question)]))
     for client in world.clients:
