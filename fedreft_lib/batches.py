@@ -179,11 +179,13 @@ def encode(tokenizer, prompt: str, answers: Many[str], *, max_length: int, end: 
     stop = [special_tokens.end_of(tokenizer)] if end and answers else []
     found = []
     for answer, ids in zip(answers, joint, strict=True):
-        own = ids[n:] if ids[:n] == asked else special_tokens.own_tokens(tokenizer, [answer])[0]
+        # An unknown word at the prompt's end may take in one at the answer's beginning.
+        joined = ids[:n] == asked and not (asked and asked[-1] == tokenizer.unk_token_id)
+        own = ids[n:] if joined else special_tokens.own_tokens(tokenizer, [answer])[0]
         if not own and not stop:
             raise DataError(f"the answer {answer!r} has no tokens: leave it out, or put words there")
         found.append([*own, *stop])
-    if not front and not asked:
+    if not asked:
         raise DataError(f"the prompt {prompt!r} has no tokens: put words there")
 
     longest = max(map(len, found), default=0)
@@ -208,14 +210,14 @@ def encode_pair(tokenizer, text_a: str, text_b: str, *, max_length: int) -> Sequ
         found = tokenizer(text_a, *pair, return_token_type_ids=True, verbose=False, **how)
         return tuple(found.input_ids), tuple(found.token_type_ids)
 
+    if not special_tokens.own_tokens(tokenizer, [text_a])[0]:
+        raise DataError(f"the text {text_a!r} has no tokens: leave it out, or put words there")
     ids, segments = read()
     tokens = len(ids)
     if tokens > max_length:
         if max_length <= (special := tokenizer.num_special_tokens_to_add(pair=bool(pair))):
             raise ConfigError(f"max_length={max_length} is filled by {special} special tokens; raise it")
         ids, segments = read(truncation=True, max_length=max_length)
-    if not ids:
-        raise DataError(f"the text {text_a!r} has no tokens: leave it out, or put words there")
     return Sequence(ids, len(ids), segments=segments, cut=(tokens - len(ids),))
 
 

@@ -207,6 +207,13 @@ class RunConfig(BaseModel):
         parse_layers(self.layers, n_layers=1000)  # the bounds of the real model are checked once it is there
         if not self.tasks or len(set(self.tasks)) != len(self.tasks):
             raise ValueError(f"tasks must be one or more different names, got {list(self.tasks)}")
+        for task in self.tasks:
+            if not re.fullmatch(r"(?!\.|__)[^/\\\0]+", task):
+                raise ValueError(
+                    f"tasks: {task!r} is no name of files: it must not be empty, begin with . or __, or hold a slash"
+                )
+        if "\0" in (self.data_dir or "") + self.backbone:
+            raise ValueError("data_dir and backbone must be names of folders, without a character NUL")
         if (self.source == "local") != (self.data_dir is not None):
             raise ValueError(
                 f'data_dir goes with source="local": got source={self.source!r}, data_dir={self.data_dir!r}'
@@ -302,7 +309,7 @@ class RunConfig(BaseModel):
         values = {
             name: value
             for name, value in namespace.items()
-            if isinstance(value, plain)
+            if (isinstance(value, plain) or name in cls.model_fields)  # a field of another type is refused below
             and not (name.startswith("_") or name in kernel or name in also)
             and not (name.isupper() and name.lower() not in cls.model_fields)
         }

@@ -2,7 +2,8 @@
 
 A file of at most `SMALL` bytes is read each time. The hash of a larger one is remembered, in this process and in the
 cache folder (file_hashes/, one small file each), together with the path, size, times of change and inode that it was
-read with; who changes a file, even to the same size with its old time set again, changes `st_ctime`. A file that
+read with; who writes to a file, even to the same size with its old time set again, changes `st_ctime` (but who writes
+through a memory map may do so late, or never: replace such a file, or remove the folder). A file that
 changed within `SETTLED` seconds before it was read is not remembered: the next change could fall into the same tick of
 the file system's clock.
 """

@@ -47,18 +47,22 @@ class Head:
 
 
 def check_classes(named: Mapping[str, Mapping[str, list[str]]], config: RunConfig) -> None:
-    """Raises DataError where clients that share a head number a task's classes differently.
+    """Raises DataError where clients that share a head number a task's classes differently, or where one question may
+    be answered otherwise with one client than with another.
 
-    named: by client, what `partition.classes_of` gives. Else they would teach one output that it means two things.
+    named: by client, what `partition.classes_of` gives. Else they would teach one output that it means two things, or
+    be graded by different measures under one name.
     """
     first: dict[str, tuple[str, list[str]]] = {}
-    for client, tasks in named.items() if config.head != "private" and config.method != "local" else ():
+    apart = config.benchmark == "glue" and (config.head == "private" or config.method == "local")
+    for client, tasks in named.items() if not apart else ():
         for task, classes in tasks.items():
             other, known = first.setdefault(task, (client, classes))
             if classes != known:
+                private = ', or take head="private"' if config.benchmark == "glue" else ""
                 raise DataError(
                     f"The labels of {task} are {', '.join(known)} with {other} and {', '.join(classes)} with {client}: "
-                    f'give both the same file {task}_labels.json, the list of all classes, or take head="private".'
+                    f"give both the same file {task}_labels.json, the list of all classes{private}."
                 )
 
 

@@ -43,9 +43,12 @@ def backbone_identity(name: str, base: Path = Path()) -> str:
 
 def folder_of(name: str, base: Path = Path()) -> Path | None:
     """The folder that a backbone's name means, None where it means none. Raises FedReFTError for one that is gone."""
-    folder = base / Path(name).expanduser()
-    if folder.is_dir():
-        return folder
+    try:
+        folder = base / Path(name).expanduser()
+        if folder.is_dir():
+            return folder
+    except (OSError, RuntimeError) as error:  # too long a name, or nobody's home
+        raise FedReFTError(f"There can be no folder {name[:80]} ({error}); name a folder or a model.") from None
     if name.startswith((".", "/", "~")) or "\\" in name:
         raise FedReFTError(f"There is no folder {name}; name an existing folder or a model.")
     return None
@@ -62,15 +65,20 @@ def _content(folder: Path) -> str:
     found: list[Any] = [[path.relative_to(folder).as_posix(), file_hash(path)] for path in _files(folder)]
     base = _json(folder / "adapter_config.json").get("base_model_name_or_path")
     if isinstance(base, str) and base:  # which transformers loads in place of the folder's own weights
-        here = Path(base).expanduser().is_dir() and Path(base).expanduser().samefile(folder)
-        found.append(base if here else backbone_identity(base))
+        there = folder_of(base)
+        adapts = there is not None and (there / "adapter_config.json").is_file()  # of an adapter there is no adapter
+        found.append(base if adapts else backbone_identity(base))
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
 
 
 def _files(folder: Path) -> list[Path]:
     found = {path for path in folder.iterdir() if path.suffix.lower() in ENDINGS}
     found |= set(folder.glob("additional_chat_templates/*"))
-    found |= {folder / name for index in folder.glob("*.index.json") for name in _shards(index)}
+    named = _json(folder / "config.json").get("transformers_weights")  # in place of the usual names
+    if isinstance(named, str) and named:
+        found.add(folder / named)
+    indices = {path for path in [*folder.glob("*.index.json"), *found] if path.name.endswith(".index.json")}
+    found |= {path.parent / name for path in indices for name in _shards(path)}
     return sorted(path for path in found if path.is_file())
 
 

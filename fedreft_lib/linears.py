@@ -1,8 +1,9 @@
 """Which linear modules the `targets` of LoRA stand for: the rule of huggingface's peft, within a model's blocks.
 
 A target is the end of a module's path within its block ("output.dense", or "dense" alone) and stands for every module
-whose path ends so, in every block that has one: for all experts of a mixture, and in a hybrid model for the blocks
-with attention. What several targets stand for is adapted once. Modules outside the blocks are nobody's.
+whose path ends so, in every block that has one: for all experts of a mixture that are modules, and in a hybrid model
+for the blocks with attention. What several targets stand for is adapted once. Modules outside the blocks are nobody's.
+Where some of what a target stands for is one tensor for all experts, which LoRA cannot adapt, the target is refused.
 
 The tensors of a state go by the target where it stands for one module of a block, else by the modules' paths.
 """
@@ -44,7 +45,7 @@ def places(blocks: Mapping[int, nn.Module], targets: Sequence[str], architecture
     taken: set[str] = set()
     for target in targets:
         paths = ending(found, target, architecture)
-        if not paths:
+        if not paths or _stacked(blocks, target, architecture):
             raise ConfigError(f"targets: {_missing(blocks, found, target, architecture)}")
         named |= {target if len(paths) == 1 else p: _place(p, found[p]) for p in paths if p not in taken}
         taken.update(paths)
@@ -78,9 +79,16 @@ def _place(path: str, modules: Mapping[int, nn.Module]) -> Place:
     return Place(path, tuple(modules), next(iter(dims.values())))
 
 
+def _stacked(blocks: Mapping[int, nn.Module], target: str, architecture: str) -> list[str]:
+    """Tensors of that name that hold all experts of a mixture at once, some of them two modules in one."""
+    several = [path for block in blocks.values() for path, tensor in block.named_parameters() if tensor.dim() > 2]
+    fused = ["gate_up_proj"] if target in ("gate_proj", "up_proj") else []
+    return [path for name in (target, *fused) for path in ending(dict.fromkeys(several), name, architecture)]
+
+
 def _missing(blocks: Mapping[int, nn.Module], linears: Mapping[str, object], target: str, architecture: str) -> str:
     bare = {path: tensor for block in blocks.values() for path, tensor in block.named_parameters()}
-    for path in ending(bare, target, architecture):
+    for path in _stacked(blocks, target, architecture) or ending(bare, target, architecture):
         return f"{path!r} is a tensor of shape {tuple(bare[path].shape)} and no linear module: lora cannot adapt it"
     known = dict.fromkeys([path.rpartition(".")[2] for path in linears] + list(linears))
     return f"this model has no linear module {target!r}{did_you_mean(target, known)}"

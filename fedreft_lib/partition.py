@@ -29,7 +29,7 @@ import pandas as pd
 
 from fedreft_lib.errors import ConfigError, DataError
 from fedreft_lib.randomness import derive
-from fedreft_lib.tasks.questions import Item, Labelled, content
+from fedreft_lib.tasks.questions import Exchange, Item, Labelled, content
 
 SETUPS = ("distinct", "mixed", "iid", "dirichlet")
 SPLITS = ("train", "held_out", "test")
@@ -204,9 +204,17 @@ def check_disjoint(clients: Sequence[ClientData]) -> None:
 
 
 def classes_of(client: ClientData) -> dict[str, list[str]]:
-    """What the classes of each task with labels of the client's own are called, in the order of their numbers."""
-    items = [item for split in SPLITS for item in getattr(client, split) if isinstance(item, Labelled)]
-    return {item.task: list(item.names) if item.classes else ["scores"] for item in items}
+    """What may be answered in each task where that follows from the client's own files, and so could be something else
+    with another client: names of classes, in the order of their numbers; choices that are a file's answers."""
+    found = {}
+    for item in (item for split in SPLITS for item in getattr(client, split)):
+        if isinstance(item, Labelled):
+            found[item.task] = list(item.names) if item.classes else ["scores"]
+        elif isinstance(item, Exchange):
+            found[item.task] = ["free text"]
+        elif item.of_file:
+            found[item.task] = list(item.choices)
+    return found
 
 
 def _asks(item: Item) -> str:

@@ -7,12 +7,13 @@ the model's generation config calls so (chat models have several). Padding is ma
 token that the model has an embedding of will do; a special one leaves no trace where a generation becomes a text.
 """
 
+from contextlib import suppress
 from functools import lru_cache
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .architectures import kind_of
-from .errors import FedReFTError
+from .errors import DataError, FedReFTError
 
 PROBES = ("a", "1", ".", "文")  # the first that the tokenizer has tokens for
 IDS_ALONE = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
@@ -37,12 +38,20 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple
 def _named_ends(model: PreTrainedModel) -> list[int]:
     """The end tokens that the model names: those of its generation config, as transformers reads them."""
     named = getattr(getattr(model, "generation_config", None) or model.config, "eos_token_id", None)
-    return list(named) if isinstance(named, list | tuple) else [] if named is None else [named]
+    named = list(named) if isinstance(named, list | tuple) else [] if named is None else [named]
+    if any(type(token) is not int for token in named):
+        raise FedReFTError(f"eos_token_id of the generation config must be numbers of tokens, got {named!r}")
+    return named
 
 
 def settle(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Give the tokenizer of the backbone `name` an end token, where it has none and the model names one, and a pad
     token that the model has an embedding of. Raises FedReFTError where there is none for padding."""
+    if getattr(getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None), "dropout", None):
+        raise FedReFTError(
+            f"The tokenizer of {name} drops merges at random (dropout in tokenizer.json), so a text has other tokens "
+            "each time; set dropout to null there."
+        )
     if tokenizer.eos_token_id is None and kind_of(model.config) == "causal":
         known = list(filter(None, tokenizer.convert_ids_to_tokens(end_ids(model, tokenizer))))
         if len(known) == 1:
@@ -70,8 +79,11 @@ def end_of(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def own_tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Each text's tokens without those that the tokenizer adds."""
-    return tokenizer(texts, add_special_tokens=False, **IDS_ALONE).input_ids
+    """Each text's tokens without those that the tokenizer adds. Raises DataError for a text that it cannot read."""
+    try:
+        return tokenizer(texts, add_special_tokens=False, **IDS_ALONE).input_ids
+    except Exception as error:  # tokenizers raise plain Exceptions, for a word that they have no token for
+        raise DataError(f"the tokenizer cannot read {texts[0][:60]!r} or what follows it ({error})") from None
 
 
 def in_front(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -82,7 +94,11 @@ def in_front(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 @lru_cache(maxsize=1)  # of a tokenizer with these settings: it would take as long as to read a short prompt
 def _in_front(tokenizer: PreTrainedTokenizerBase, *settings: bool | None) -> tuple[int, ...]:
     """By comparison, since not every tokenizer says which tokens it has added."""
-    text, ids = next(((text, ids) for text in PROBES if (ids := own_tokens(tokenizer, [text])[0])), ("", []))
+    text, ids = "", []
+    for text in PROBES:
+        with suppress(DataError):  # a word that it has no token for
+            if ids := own_tokens(tokenizer, [text])[0]:
+                break
     whole = tokenizer(text, **IDS_ALONE).input_ids
     for first in range(len(whole) - len(ids) + 1):
         if ids and whole[first : first + len(ids)] == ids:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from . import cuts
+from . import cuts, special_tokens
 from .adapters import Adapter, AtSites, InLinears
 from .architectures import ARCHITECTURES, kind_of, memory_estimate, skeleton
 from .backbone import Backbone, choose_device, choose_dtype, find_layers, load_backbone
@@ -350,7 +350,8 @@ class _Reader:
             sequences, hidden = [self._encode(example, []) for example in examples], None
             # "the correct answer is answer2" is graded by its last word; a plain option is the answer's own words
             named = self.config.prompt_format == "llm_adapters"
-            labels = [tuple(t.split()[-1] if named else t.strip() for t in example.options) for example in examples]
+            asked = [tuple(t.split()[-1] if named else t.strip() for t in example.options) for example in examples]
+            labels = [self._as_written(options) for options in asked]
         else:
             labels = [()] * len(examples)
             sequences = [self._encode(example, example.options) for example in examples]
@@ -363,6 +364,15 @@ class _Reader:
             tasks=[example.task for example in examples],
             labels=labels,
         )
+
+    def _as_written(self, labels: tuple[str, ...]) -> tuple[str, ...]:
+        """The labels as the tokenizer's own texts have them: some tokenizers write all in small letters."""
+        tokenizer = self.model.backbone.tokenizer
+        each = special_tokens.own_tokens(tokenizer, [f" {label}" for label in labels])
+        found = tuple(tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in each)
+        if len(set(found)) < len(set(labels)) or not all(found):
+            raise DataError(f"the tokenizer of {self.model.backbone.name} cannot tell the answers {labels} apart")
+        return found
 
     def _characters(self, example: Example, sequence: Sequence) -> Tensor:
         """How many characters of each option are read."""
@@ -395,7 +405,12 @@ class _Reader:
     def _encode(self, example: Example, answers: Many[str]) -> Sequence:
         # Options that are only compared need no end.
         end = self.config.prompt_format == "llm_adapters"
-        return self._read(example.task, encode, example.prompt, answers, end=end)
+        found = self._read(example.task, encode, example.prompt, answers, end=end)
+        read = zip(map(str.strip, answers), found.answers, found.cut[1:], strict=True)
+        whole = {(answer, tokens) for answer, tokens, lost in read if not lost}
+        if len({tokens for _, tokens in whole}) < len(whole):
+            raise DataError(f"{example.task}: the tokenizer makes the same tokens of different answers of {answers!r}")
+        return found
 
     def _read(self, task: str, encoder: Callable[..., Sequence], *texts, **how) -> Sequence:
         """What the encoder makes of an item's texts. Raises DataError for tokens that the model does not know."""
@@ -404,6 +419,12 @@ class _Reader:
             found = encoder(backbone.tokenizer, *texts, max_length=self.config.max_length, **how)
         except DataError as error:
             raise DataError(f"{task}: {error}") from None
+        types = setting(backbone.model.config, "type_vocab_size") or 1
+        if types > 1 and max(found.segments, default=0) >= types:
+            raise DataError(
+                f"{task}: {backbone.name} tells {types} texts apart, and its tokenizer numbers one "
+                f"{max(found.segments)}; use the tokenizer that belongs to the model"
+            )
         if (largest := max(found.ids)) >= self.vocabulary:
             token = backbone.tokenizer.convert_ids_to_tokens(largest)
             raise DataError(

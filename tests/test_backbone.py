@@ -375,3 +375,9 @@ def test_the_packaged_encoder_brings_like_meanings_together(packaged):
 def test_the_packaged_weights_keep_their_fingerprint(packaged):
     packaged("minilm-l6-v2")
     assert load_backbone("minilm-l6-v2").fingerprint == "8b985e3fb0b425b0"
+
+
+def test_names_that_can_be_no_folder_are_one_sentence():
+    for name in ("x" * 5000, "~nobody_has_this_name/model"):
+        with pytest.raises(FedReFTError, match="^There can be no folder"):
+            load_backbone(name)

@@ -4,6 +4,7 @@ import json
 import math
 import types
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -379,3 +380,15 @@ def test_the_mixing_rule_is_named_for_what_it_is():
     named = {RunConfig(mixing=m).mixing_name for m in (0.3, "scheduled", "adaptive")}
     assert named == {"fixed 0.3", "scheduled 0.0->0.5", "adaptive"}
     assert RunConfig(method="fedavg").mixing_name == "none"
+
+
+@pytest.mark.parametrize("task", ["", ".hidden", "__pycache", "../up", "a/b", "a\\b"])
+def test_a_task_is_the_name_of_files_and_no_path(task):
+    with pytest.raises(ConfigError, match="is no name of files"):
+        RunConfig(source="local", data_dir="x", tasks=[task])
+
+
+@pytest.mark.parametrize("values", [{"rank": np.int64(4)}, {"layers": range(1, 3)}, {"tasks": {"boolq"}}])
+def test_a_notebooks_field_of_another_type_is_refused_and_not_left_out(values):
+    with pytest.raises(ConfigError, match=f"^{next(iter(values))}: "):
+        RunConfig.from_notebook(values)

@@ -352,3 +352,15 @@ def test_clients_share_a_pass_also_through_modules_that_read_tokens_without_thei
     found, _ = model.answer_logprobs(model.batch(sequences, owners=torch.tensor(owners)), stacked)
     alone = [model.answer_logprobs(model.batch([s]), states[k])[0] for s, k in zip(sequences, owners, strict=True)]
     torch.testing.assert_close(found, torch.cat(alone), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("target", ["down_proj", "gate_proj"])
+def test_experts_that_are_one_tensor_are_not_left_out_without_a_word(target):
+    """peft adapts them as parameters; here the shared expert and dense blocks alone would be adapted."""
+    backbone = backbone_of("qwen2_moe", "causal")
+    if not any(tensor.dim() > 2 for tensor in backbone.layers.parameters()):
+        pytest.skip("this transformers has a module for each expert")
+    with pytest.raises(ConfigError, match="is a tensor of shape .* and no linear module: lora cannot adapt it"):
+        InLinears.of(backbone, LoRA(1.0), (0, 1, 2, 3), 2, (target,))
+    shared = InLinears.of(backbone, LoRA(1.0), (0, 1, 2, 3), 2, (f"shared_expert.{target}",))
+    assert shared.adapted == [f"mlp.shared_expert.{target}"]

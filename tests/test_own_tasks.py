@@ -235,3 +235,21 @@ def test_a_client_that_cannot_be_trained_or_tested_is_named_with_its_folder(tmp_
     said = f"client2 needs at least two training questions.* {tmp_path / 'client2'} has {left} and 9"
     with pytest.raises(DataError, match=said):
         partition_of(config)
+
+
+@pytest.mark.parametrize("labels", [(["good", "bad", "so"], ["good", "bad"]), (["good", "bad"], ["good"])])
+def test_one_task_is_not_answered_by_other_labels_with_another_client(tmp_path, labels):
+    for k, own_labels in enumerate(labels, 1):
+        (tmp_path / f"client{k}").mkdir()
+        for split, numbers in (("train", range(30)), ("test", range(30, 40))):
+            rows = [{"text": f"Day {k}.{i}", "label": own_labels[i % len(own_labels)]} for i in numbers]
+            (tmp_path / f"client{k}" / f"mood_{split}.json").write_text(json.dumps(rows), encoding="utf-8")
+    config = RunConfig(
+        backbone="tiny-llama", source="local", data_dir=str(tmp_path), setup="own", tasks=["mood"], clients=2,
+        layers="2-3", rank=2, train_size=8, held_out_size=4, test_size=6, rounds=1,
+    )  # fmt: skip
+    with pytest.raises(DataError, match="labels of mood are .* with client1-mood and .* with client2-mood: give"):
+        run(config, progress=False)
+    for k in (1, 2):
+        (tmp_path / f"client{k}" / "mood_labels.json").write_text(json.dumps(["bad", "good", "so"]))
+    assert len(run(config, progress=False).history)

@@ -129,7 +129,8 @@ A_CLASS = "; a class that you call so needs another name"
 
 def why_missing(label: Any) -> str:
     """What to say of -1, null and "", which GLUE's public test sets and others have in place of labels; else ""."""
-    if label is None or label in (-1, "-1") or (isinstance(label, str) and not label.strip()):
+    said = label.strip() if isinstance(label, str) else label
+    if said is None or said in ("", -1) or (isinstance(said, str) and re.fullmatch(r"-1(\.0*)?", said)):
         return ", which stands for no label; leave out the rows without one, or use a file with labels"
     return ""
 

@@ -264,6 +264,8 @@ def _own_classes(task: str, path: Path, training: Rows) -> Classes:
             labels.append(label)
     if all("label" not in row for _, row in training):
         return {}  # the column score
+    if any("label" not in row for _, row in training):
+        raise refused(path, "", "some rows have a column label and some a score; they must be all the one or the other")
     names = set(labels)
     if len({isinstance(label, str) for label in names}) == 2:
         raise refused(path, "", "some labels are names and some are numbers; they must be all the one or the other")

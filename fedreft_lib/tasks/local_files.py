@@ -70,6 +70,9 @@ _ASKED = {
 }
 _FREE_ANSWERS = ("output", "response", "completion", "target")
 _ANSWERS = (*_FREE_ANSWERS, "answer", "answerKey", "label_text", "label_name", "label")
+# A choice in a column of its own, as COPA, WinoGrande, SIQA, SWAG, PIQA and C-Eval have it.
+_ONE_CHOICE = re.compile(r"[A-J]|(choice|option|ending|answer|sol|op)_?([0-9]|[a-jA-J])")
+_READ_BESIDE = ("article", "paragraph", "sentence", "story", "document")  # what a question is about, by other names
 _CHATS = {"messages": ("role", "content"), "conversations": ("from", "value")}
 
 
@@ -223,6 +226,10 @@ def _from_asked(row: dict[str, Any], names: tuple[str, ...]) -> _Asked:
         raise DataError(f"no column {kind}: there must be one of {', '.join(known)}, got {', '.join(map(str, row))}")
     first, second = _text(asked, row[asked]), row.get(_ASKED[asked])
     context = next((_text(c, row[c]) for c in ("context", "passage") if row.get(c)), "")
+    if unread := [column for column in _READ_BESIDE if row.get(column) and column not in (asked, _ASKED[asked])]:
+        raise DataError(
+            f"the column {unread[0]} is not read beside {asked}: name it context, or take it out of the file"
+        )
     if second in (None, "", []):  # but 0 is an input
         question = first
     elif asked == "instruction":
@@ -232,10 +239,14 @@ def _from_asked(row: dict[str, Any], names: tuple[str, ...]) -> _Asked:
             f"{column.capitalize().replace('_', ' ')}: {_text(column, row[column])}"
             for column in (asked, _ASKED[asked])
         )
-    if answered == "label" and (missing := why_missing(row["label"])):
-        raise DataError(f"the column label must hold text, got {row['label']!r}{missing}{A_CLASS}")
-    answer = _text(answered, row[answered])
     choices, labels = _choices_by_row(row) or (names, ())
+    if not choices and (apart := [column for column in row if _ONE_CHOICE.fullmatch(str(column))]):
+        raise DataError(
+            f"the columns {', '.join(apart)} look like one choice each: put them into a column choices, a list of texts"
+        )
+    if answered.startswith("label") and (missing := why_missing(row[answered])):
+        raise DataError(f"the column {answered} must hold text, got {row[answered]!r}{missing}{A_CLASS}")
+    answer = _text(answered, row[answered])
     value = row[answered] if isinstance(row[answered], int | float) else answer
     return _Asked(context, question, answer, Said(value, choices, labels) if choices else None)
 
@@ -294,7 +305,9 @@ def _item(task: str, row: _Asked, choices_of: Callable[[_Asked], tuple[str, ...]
         return Exchange(task, f"{row.context}\n{row.question}".lstrip("\n"), answer)
     if answer not in choices:
         raise DataError(f"the answer {answer!r} is none of the choices {', '.join(map(repr, choices))}")
-    return Question(task, row.context, row.question.replace(INPUT_MARK, "\n"), choices, choices.index(answer))
+    asked = row.question.replace(INPUT_MARK, "\n")
+    of_file = row.said is None and choices_of is not _flan_options
+    return Question(task, row.context, asked, choices, choices.index(answer), of_file)
 
 
 def _text(column: str, value: Any) -> str:

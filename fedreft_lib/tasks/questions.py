@@ -30,6 +30,8 @@ class Question:
     question: str  # question, goal (PIQA), sentence with _ (WinoGrande), beginning (HellaSwag)
     choices: tuple[str, ...]
     gold: int  # index into choices
+    # The choices are all answers of a training file, which does not say what may be answered.
+    of_file: bool = field(default=False, compare=False)
 
     def __post_init__(self):
         texts = (self.context, self.question, *self.choices)

@@ -315,6 +315,12 @@ def test_there_are_no_held_out_sets(source, tmp_path):
     assert load("gsm8k", "dev", source=source, data_dir=tmp_path) == []
 
 
+def test_a_folder_may_have_one(tmp_path):
+    rows = [{"question": f"{n} and 1?", "answer": f"#### {n + 1}"} for n in range(3)]
+    (tmp_path / "gsm8k_dev.json").write_text(json.dumps(rows), encoding="utf-8")
+    assert [item.answer for item in load("gsm8k", "dev", source="local", data_dir=tmp_path)] == ["1", "2", "3"]
+
+
 @pytest.mark.parametrize(
     "task, split, options, said",
     [

@@ -8,6 +8,7 @@ import pytest
 from fedreft_lib.errors import DataError
 from fedreft_lib.tasks.local_files import INPUT_MARK, load_local
 from fedreft_lib.tasks.questions import Exchange, Question
+from fedreft_lib.tasks.sources import load_questions
 
 
 def _json(path, rows):
@@ -245,3 +246,27 @@ def test_a_test_file_alone_asks_for_its_train_file(tmp_path):
     _json(tmp_path / "t_test.json", [{"text": "a", "label": "b"}])
     with pytest.raises(DataError, match="There is no train file of t in .*t_train.json or .* or t/train.tsv"):
         load_local("t", "test", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"question": "Which?", "A": "w", "B": "x", "C": "y", "D": "z", "answer": "A"}, "columns A, B, C, D look"),
+        ({"premise": "It rained.", "choice1": "wet", "choice2": "dry", "label": 0}, "columns choice1, choice2 look"),
+        ({"context": "c", "question": "q?", "answerA": "x", "answerB": "y", "label": "1"}, "columns answerA, answerB"),
+        ({"article": "long", "question": "q?", "options": ["x", "y"], "answer": "A"}, "column article is not read"),
+        ({"question": "q?", "sentence": "s", "label": "yes"}, "column sentence is not read"),
+        ({"text": "t", "label": " -1 "}, "stands for no label"),
+        ({"text": "t", "label_text": "-1.0"}, "stands for no label"),
+    ],
+)
+def test_columns_that_would_be_left_unread_and_missing_labels_are_refused(tmp_path, row, said):
+    (tmp_path / "own_train.json").write_text(json.dumps([row] * 20), encoding="utf-8")
+    with pytest.raises(DataError, match=said):
+        load_local("own", "train", tmp_path)
+
+
+def test_a_dev_file_is_read_for_every_benchmark(tmp_path):
+    rows = [{"question": f"{n}?", "choices": ["x", "y"], "gold": 0} for n in range(3)]
+    (tmp_path / "own_validation.json").write_text(json.dumps(rows), encoding="utf-8")
+    assert len(load_questions("own", "dev", source="local", data_dir=tmp_path)) == 3
