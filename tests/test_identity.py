@@ -165,7 +165,7 @@ BACKBONE = {
     "another template": (
         "questions", lambda home: (home / "model/additional_chat_templates/tool.jinja").write_text("{{ tool }}"),
     ),
-    "generation config": ("questions", in_json("generation_config.json", lambda found: found.update(top_k=7))),
+    "generation config": ("questions", in_json("generation_config.json", lambda now: now.update(min_length=3))),
     "norm": ("questions", in_json("config.json", lambda found: found.update(rms_norm_eps=0.1))),
 }  # fmt: skip
 CHANGES = {**DATA, **BACKBONE}
