@@ -56,9 +56,12 @@ def size_of(longest: int, config: PretrainedConfig, most: int | None = None) -> 
     return min([size, *(end for end in ends if end and max(longest, 8) <= end < size)])
 
 
-def found(model: "SteeredModel", size: int) -> Ways:
-    """The fastest right ways for texts of up to `size` tokens. Raises FedReFTError where there are none."""
-    return (_of_decoder if model.backbone.kind == "causal" else _of_encoder)(model, size)
+def found(model: "SteeredModel", size: int, writes: bool) -> Ways:
+    """The fastest right ways for texts of up to `size` tokens; `cached` is tried where the model is to write some.
+
+    Raises FedReFTError where there are none.
+    """
+    return _of_decoder(model, size, writes) if model.backbone.kind == "causal" else _of_encoder(model, size)
 
 
 # ---- decoders -------------------------------------------------------------------------------------------------------
@@ -121,13 +124,20 @@ def _texts(backbone: "Backbone", size: int) -> _Texts:
 
 
 @torch.no_grad()
-def _of_decoder(model: "SteeredModel", size: int) -> Ways:
+def _of_decoder(model: "SteeredModel", size: int, writes: bool) -> Ways:
     backbone = model.backbone
     with unchanged(backbone.model):
         texts = _texts(backbone, size)
+
+        def first_right(candidates: list[Ways]) -> Ways:
+            return _first_right(backbone, candidates, lambda ways: _scores(model.read_by(ways), texts))
+
         bare = _tried(lambda: _agree(_bare(backbone, texts.others[0]), texts.logits[2], backbone, OF_THE_HEAD))
-        candidates = [Ways(layout, bare) for layout in _layouts(backbone, size)]
-        return _first_right(backbone, candidates, lambda ways: _scores(model.read_by(ways), texts))
+        ways = first_right([Ways(layout, bare) for layout in _layouts(backbone, size)])
+        if not writes or _tried(lambda: _goes_on(model.read_by(ways), texts, size)):
+            return ways
+        # Some models keep what they generated in their modules, where the next batch meets it.
+        return first_right([replace(ways, cached=False)])
 
 
 def _scores(trial: "SteeredModel", texts: _Texts) -> bool:
@@ -147,30 +157,14 @@ def _scores(trial: "SteeredModel", texts: _Texts) -> bool:
     return _agree(again[len(texts.a) :], found[len(texts.a) :], backbone, OF_ANOTHER_OPTION)
 
 
-@torch.no_grad()
-def writing(model: "SteeredModel", size: int, ways: Ways) -> Ways:
-    """`ways` of texts of up to `size` tokens, and whether those that are written may be cached. Raises as `found`."""
-    backbone = model.backbone
-    if backbone.kind != "causal":
-        return ways
-    with unchanged(backbone.model):
-        texts = _texts(backbone, size)
-        if _tried(lambda: _goes_on(model.read_by(ways), texts, size)):
-            return ways
-        # Some models keep what they generated in their modules, where the next batch meets it.
-        candidates = [replace(ways, cached=False)]
-        return _first_right(backbone, candidates, lambda ways: _scores(model.read_by(ways), texts))
-
-
 def _goes_on(trial: "SteeredModel", texts: _Texts, size: int) -> bool:
     """Whether the tokens after two prompts, of which the second's text ends early, have their logits."""
     whole = texts.singles()[:2]
     n = min(NEW, *(text.answer_lengths[0] for text in whole))
-    prompts = [Sequence(text.ids[: text.prompt_length], text.prompt_length) for text in whole]
     device = trial.backbone.device
-    following = torch.tensor([text.ids[text.prompt_length :][:n] for text in whole], device=device)  # (2, n)
+    following = torch.tensor([text.answers[0][:n] for text in whole], device=device)  # (2, n)
     values = [texts.logits[which][text.prompt_length - 1 :] for which, text in zip((0, 2), whole, strict=True)]
-    text, rows, right = trial.continuation(prompts, None, size), [0, 1], []
+    text, rows, right = trial.continuation([text.bare for text in whole], None, size), [0, 1], []
     for i in range(n):
         right.append(_agree(text.logits(), torch.stack([values[row][i] for row in rows]), trial.backbone))
         ends = i == n - 2
@@ -181,12 +175,7 @@ def _goes_on(trial: "SteeredModel", texts: _Texts, size: int) -> bool:
 
 def _own(backbone: "Backbone", ids: Many[int]) -> Tensor:
     """Logits (T, V) of the model's own forward pass over one text."""
-    model = backbone.model
-    try:
-        given = known_to(model, {"use_cache": False})
-        return model(input_ids=torch.tensor([list(ids)], device=backbone.device), **given).logits[0].float()
-    except Exception as error:  # of a model that nobody here has met
-        raise _unreadable(backbone, len(ids), error) from error
+    return _read(backbone, ids, known_to(backbone.model, {"use_cache": False})).logits[0].float()
 
 
 def _bare(backbone: "Backbone", ids: Many[int]) -> Tensor:
@@ -223,16 +212,23 @@ def _of_encoder(model: "SteeredModel", size: int) -> Ways:
 
 def _own_hidden(model: "SteeredModel", text: Sequence) -> Tensor:
     """Last hidden states (T, d) of the model's own forward pass over one text."""
-    backbone = model.backbone
-    segments = model.segments(torch.tensor([text.segments], device=backbone.device))
-    try:
-        ids = torch.tensor([text.ids], device=backbone.device)
-        return backbone.model(input_ids=ids, **segments).last_hidden_state[0].float()
-    except Exception as error:
-        raise _unreadable(backbone, len(text.ids), error) from error
+    segments = model.segments(torch.tensor([text.segments], device=model.backbone.device))
+    return _read(model.backbone, text.ids, segments).last_hidden_state[0].float()
 
 
 # ---- both -----------------------------------------------------------------------------------------------------------
+
+
+def _read(backbone: "Backbone", ids: Many[int], more: dict) -> Any:
+    """What the model's own forward pass gives for one text. Raises UnreadableError where that raises anything."""
+    try:
+        return backbone.model(input_ids=torch.tensor([list(ids)], device=backbone.device), **more)
+    except Exception as error:  # of a model that nobody here has met
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise UnreadableError(
+            f"{backbone.name} cannot read a text of {len(ids)} tokens ({type(error).__name__}: {reason}): give a "
+            "smaller max_length, or another backbone."
+        ) from error
 
 
 def _layouts(backbone: "Backbone", size: int) -> list[Layout]:
@@ -295,7 +291,7 @@ def _agree(tried: Tensor, right: Tensor, backbone: "Backbone", tolerance: float 
 def _tokens(backbone: "Backbone", n: int) -> list[int]:
     """n random tokens, the same for the same vocabulary; none that means something to the model."""
     tokenizer = backbone.tokenizer
-    known = min(len(tokenizer), len(backbone.model.get_input_embeddings().weight))
+    known = min(len(tokenizer), backbone.vocabulary)
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     plain = torch.tensor([i for i in range(known) if i not in special])
     drawn = torch.randint(len(plain), (n,), generator=torch.Generator().manual_seed(0))
@@ -326,11 +322,3 @@ def _watched(backbone: "Backbone", tokens: int) -> Iterator[None]:
             f"{backbone.name} cannot be steered: its {backbone.n_layers} blocks are not passed once each, in order, "
             f"with a hidden state of width {backbone.hidden_size} for each token ({type(backbone.model).__name__})."
         )
-
-
-def _unreadable(backbone: "Backbone", tokens: int, error: Exception) -> "UnreadableError":
-    reason = (str(error).strip().splitlines() or [""])[0]
-    return UnreadableError(
-        f"{backbone.name} cannot read a text of {tokens} tokens ({type(error).__name__}: {reason}): give a smaller "
-        "max_length, or another backbone."
-    )

@@ -84,7 +84,9 @@ class Backbone:
     layers: nn.ModuleList  # the transformer blocks, lowest first
     fingerprint: str  # of the weights, the same in every dtype and on every device
     identity: str = ""  # of the files that it was loaded from, see `identity`
-    ways: dict[tuple, Ways | FedReFTError] = field(default_factory=dict, init=False, repr=False)  # see SteeredModel
+    # What SteeredModel.ways has found, and the trials that it rests on.
+    ways: dict[tuple, Ways] = field(default_factory=dict, init=False, repr=False)
+    tried: dict[tuple, Ways | FedReFTError] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def n_layers(self) -> int:
@@ -111,6 +113,11 @@ class Backbone:
     def vocabulary(self) -> int:
         """How many tokens the model has embeddings of; its tokenizer may have more or fewer."""
         return special_tokens.vocabulary(self.model)
+
+    @property
+    def segments(self) -> int:
+        """How many texts of one input the model can tell apart."""
+        return setting(self.model.config, "type_vocab_size") or 1
 
     @cached_property
     def most_tokens(self) -> int | None:

@@ -41,6 +41,11 @@ class Sequence:
         ends = list(accumulate(self.answer_lengths, initial=self.prompt_length))
         return [self.ids[start:stop] for start, stop in pairwise(ends)]
 
+    @property
+    def bare(self) -> "Sequence":
+        """The prompt alone."""
+        return replace(self, ids=self.ids[: self.prompt_length], answer_lengths=(), cut=self.cut[:1])
+
     @cached_property
     def branches(self) -> list[int]:
         """For each token the answer that it belongs to, -1 in the prompt."""
@@ -225,12 +230,10 @@ def apart(sequences: Many[Sequence]) -> tuple[list[Sequence], list[int]]:
     """A sequence for each answer with its prompt (one for a prompt alone), and the index of that which it is of."""
     found, of = [], []
     for i, sequence in enumerate(sequences):
-        prompt, first = sequence.ids[: sequence.prompt_length], sequence.prompt_length
-        for n in sequence.answer_lengths or (0,):
-            answer = sequence.ids[first : first + n]
-            found.append(replace(sequence, ids=(*prompt, *answer), answer_lengths=(n,) if n else ()))
-            of.append(i)
-            first += n
+        prompt = sequence.bare
+        each = [replace(prompt, ids=prompt.ids + answer, answer_lengths=(len(answer),)) for answer in sequence.answers]
+        found += each or [prompt]
+        of += [i] * (len(each) or 1)
     return found, of
 
 

@@ -93,6 +93,11 @@ class Options(Encoded):
     tasks: list[str]
     labels: list[tuple[str, ...]]  # the words a generation may answer with
 
+    @property
+    def prompts(self) -> list[Sequence]:
+        """What a generation starts from."""
+        return [sequence.bare for sequence in self.sequences]
+
 
 @dataclass(frozen=True)
 class Texts(Answers):

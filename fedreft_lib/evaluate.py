@@ -1,13 +1,12 @@
 """How good a state is: by the likelihood of each choice, by what the model writes, or by what a head says."""
 
 import re
-from dataclasses import replace
 from functools import singledispatch
 
 import torch
 from torch import Tensor
 
-from .batches import Sequence, by_length
+from .batches import by_length
 from .config import RunConfig
 from .encoded import Answers, Labels, Options, Texts, rows_share
 from .interventions import State
@@ -118,18 +117,13 @@ def generated(
     model: SteeredModel, state: State | None, data: Options | Texts, config: RunConfig, share: Share = None
 ) -> list[str]:
     """What the model writes after each item's prompt: greedily, at most `max_new_tokens` tokens."""
-    prompts = data.prompts if isinstance(data, Texts) else [bare(sequence) for sequence in data.sequences]
+    prompts = data.prompts
     texts: dict[int, str] = {}
     for indices in by_length(prompts, 2 * config.batch_size):
         own = rows_share(share, indices, model.backbone.device)
         written = model.generate([prompts[i] for i in indices], state, config.max_new_tokens, share=own)
         texts |= dict(zip(indices, written, strict=True))
     return [texts[i] for i in range(len(data))]
-
-
-def bare(sequence: Sequence) -> Sequence:
-    """The prompt alone."""
-    return replace(sequence, ids=sequence.ids[: sequence.prompt_length], answer_lengths=(), cut=sequence.cut[:1])
 
 
 def extract_label(text: str, labels: tuple[str, ...]) -> str | None:

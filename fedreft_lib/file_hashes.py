@@ -57,11 +57,6 @@ def read_hash(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def forget() -> None:
-    """Let this process remember nothing."""
-    _remembered.clear()
-
-
 def _of(status: os.stat_result) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 

@@ -43,21 +43,23 @@ def left_out(model: PreTrainedModel) -> str:
     return ", ".join(f"{name}={value}" for name, value in asked.items() if value and value != PROCESSORS[name])
 
 
-class Cached:
-    """share (B,) and owners (B,): of the prompts, see `Batch`."""
+class Continuation:
+    """What comes after prompts that a state steers; share (B,) and owners (B,) of the prompts, see `Batch`."""
 
-    def __init__(
-        self,
-        model: "SteeredModel",
-        prompts: Many[Sequence],
-        state: State | None,
-        share: Tensor | None = None,
-        owners: Tensor | None = None,
-    ):
-        self.model, self.state = model, state
-        self.batch = model.batch(prompts, side="left", owners=owners, share=share)
+    def __init__(self, model: "SteeredModel", state: State | None, share: Tensor | None, owners: Tensor | None):
+        self.model, self.state, self.share, self.owners = model, state, share, owners
+
+    def keep(self, rows: Tensor) -> None:
+        """Only these go on."""
+        self.share, self.owners = (None if of is None else of[rows] for of in (self.share, self.owners))
+
+
+class Cached(Continuation):
+    def __init__(self, prompts: Many[Sequence], *steered):
+        super().__init__(*steered)
+        self.batch = self.model.batch(prompts, side="left", owners=self.owners, share=self.share)
         self.mask, self.tokens, self.began = self.batch.mask, self.batch.ids, False
-        self.cache = empty_cache(model.backbone.model.config)
+        self.cache = empty_cache(self.model.backbone.model.config)
 
     def logits(self) -> Tensor:
         """(B, V) after the last token of each text."""
@@ -73,10 +75,10 @@ class Cached:
     def go_on(self, chosen: Tensor, rows: Tensor | None = None) -> None:
         """The texts end in chosen (B,) now; of them `rows` alone go on, where not all do."""
         if rows is not None:
+            self.keep(rows)
             chosen, self.mask = chosen[rows], self.mask[rows]
             self.cache.batch_select_indices(rows)
-            share, owners = (None if of is None else of[rows] for of in (self.batch.share, self.batch.owners))
-            self.batch = replace(self.batch, share=share, owners=owners)
+            self.batch = replace(self.batch, share=self.share, owners=self.owners)
         self.tokens = chosen.unsqueeze(1)
         self.mask = torch.cat([self.mask, torch.ones_like(self.tokens)], dim=1)
 
@@ -87,18 +89,12 @@ def empty_cache(config: PretrainedConfig) -> DynamicCache:
     return DynamicCache(config=config) if told else DynamicCache()
 
 
-class Anew:
-    """As `Cached`."""
+class Anew(Continuation):
+    """`logits` and `go_on` as of `Cached`."""
 
-    def __init__(
-        self,
-        model: "SteeredModel",
-        prompts: Many[Sequence],
-        state: State | None,
-        share: Tensor | None = None,
-        owners: Tensor | None = None,
-    ):
-        self.model, self.state, self.texts, self.share, self.owners = model, state, list(prompts), share, owners
+    def __init__(self, prompts: Many[Sequence], *steered):
+        super().__init__(*steered)
+        self.texts = list(prompts)
 
     def logits(self) -> Tensor:
         batch = self.model.batch(self.texts, share=self.share, owners=self.owners)
@@ -107,10 +103,10 @@ class Anew:
         return self.model.logits_at(batch, last, self.state)
 
     def go_on(self, chosen: Tensor, rows: Tensor | None = None) -> None:
-        kept = range(len(self.texts)) if rows is None else rows.tolist()
-        self.texts = [with_token(self.texts[row], int(chosen[row])) for row in kept]
         if rows is not None:
-            self.share, self.owners = (None if of is None else of[rows] for of in (self.share, self.owners))
+            self.keep(rows)
+            chosen, self.texts = chosen[rows], [self.texts[row] for row in rows.tolist()]
+        self.texts = [with_token(text, token) for text, token in zip(self.texts, chosen.tolist(), strict=True)]
 
 
 def with_token(text: Sequence, token: int) -> Sequence:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
+from .special_tokens import vocabulary
 from .ways import known_to, unchanged
 
 LENGTHS = (5, 7)  # tokens
@@ -20,7 +21,7 @@ def most_tokens(model: PreTrainedModel) -> int | None:
 
     Raises FedReFTError for a model that such a text turns into another one.
     """
-    token = len(model.get_input_embeddings().weight) // 2
+    token = vocabulary(model) // 2
     token += token == getattr(model.config, "pad_token_id", None)  # RoBERTa's positions pass over padding
     found = []
     for length in LENGTHS:

@@ -6,6 +6,7 @@ The backbone is shared by all clients; a client is nothing but the state that is
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 
 import torch
 import transformers
@@ -67,25 +68,31 @@ class SteeredModel:
         """
         if self._ways is not None:
             return self._ways
-        size = agreement.size_of(longest, self.backbone.model.config, self.backbone.most_tokens)
-        try:
-            return self._found(size, writes)
-        except agreement.UnreadableError:  # a limit on length that the configuration calls by a name of its own
-            if size == longest:
-                raise
-            return self._found(longest, writes)
+        config = self.backbone.model.config
+        key = longest, writes, config._attn_implementation  # a user may set another attention
+        known = self.backbone.ways
+        if key not in known:
+            size = agreement.size_of(longest, config, self.backbone.most_tokens)
+            try:
+                known[key] = self._found(size, writes)
+            except agreement.UnreadableError:  # a limit on length that the configuration calls by a name of its own
+                if size == longest:
+                    raise
+                known[key] = self._found(longest, writes)
+        return known[key]
 
     def _found(self, size: int, writes: bool) -> Ways:
-        known, key = self.backbone.ways, (size, writes, self.backbone.model.config._attn_implementation)
-        if key not in known:  # a user may set another attention
+        tried, attention = self.backbone.tried, self.backbone.model.config._attn_implementation
+        if (size, writes, attention) not in tried:
             try:
-                found = self._found(size, False) if writes else agreement.found(self, size)
-                known[key] = agreement.writing(self, size, found) if writes else found
+                found = agreement.found(self, size, writes)
+                tried[size, False, attention] = replace(found, cached=True)
             except agreement.UnreadableError as error:
-                known[key] = error
-        if isinstance(known[key], agreement.UnreadableError):
-            raise known[key]
-        return known[key]
+                found = error
+            tried[size, writes, attention] = found
+        if isinstance(found := tried[size, writes, attention], agreement.UnreadableError):
+            raise found
+        return found
 
     def read_by(self, ways: Ways) -> "SteeredModel":
         """The same model, read in given ways, whether they are right or not."""
@@ -197,7 +204,7 @@ class SteeredModel:
         share and owners (B,) as of `Batch`.
         """
         how = Cached if self.ways(longest, writes=True).cached else Anew
-        return how(self, prompts, state and self._moved(state), share, owners)
+        return how(prompts, self, state and self._moved(state), share, owners)
 
     @torch.no_grad()
     def generate(
@@ -285,8 +292,8 @@ class SteeredModel:
 
     def segments(self, numbers: Tensor) -> dict:
         """The numbers of the two texts of a pair as the model is told them, where it tells the two apart."""
-        types = getattr(self.backbone.model.config, "type_vocab_size", None) or 1
-        return known_to(self.backbone.model, {"token_type_ids": numbers}) if types > 1 else {}
+        tells = self.backbone.segments > 1
+        return known_to(self.backbone.model, {"token_type_ids": numbers}) if tells else {}
 
     @staticmethod
     def _packing(batch: Batch, seen: Tensor, causal: bool) -> dict:

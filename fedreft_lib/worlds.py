@@ -12,15 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
-from . import cuts, special_tokens
+from . import cuts
 from .adapters import Adapter, AtSites, InLinears
 from .architectures import ARCHITECTURES, kind_of, memory_estimate, skeleton
 from .backbone import Backbone, choose_device, choose_dtype, find_layers, load_backbone
-from .batches import Sequence, encode, encode_pair
 from .config import RunConfig
 from .cuts import Cuts
 from .encoded import Answers, Labels, Options, Texts
@@ -29,16 +26,17 @@ from .errors import ConfigError, DataError, FedReFTError, NoFileError
 from .file_hashes import hash_or_none
 from .generation import left_out
 from .heads import Head
-from .hidden_cache import HiddenCache, keeps
+from .hidden_cache import keeps
 from .hostile import with_flipped_labels
 from .identity import UNKNOWN, backbone_identity
 from .interventions import INTERVENTIONS
 from .lora import LoRA
 from .partition import ClientData, Pool, brought, check_disjoint, partition
+from .reader import Reader
 from .sites import Sites, parse_layers, parse_positions
 from .steering import SteeredModel
 from .strategies import STRATEGIES
-from .tasks import FAMILIES, Example, Exchange, Item, Labelled, Question, render
+from .tasks import FAMILIES, Item
 from .tasks.row_files import noting
 from .ways import setting
 
@@ -185,7 +183,7 @@ def _build(config: RunConfig, backbone: Backbone, below: int | None, deal: Deal,
     sites = Sites((below or 0,), 1, 0)
     model = SteeredModel(backbone, AtSites(INTERVENTIONS["loreft"], sites, 1, backbone.hidden_size), head)
 
-    reader = _Reader(model, config, caches=below is not None)
+    reader = Reader(model, config, caches=below is not None)
     clients = [
         Client(client.name, reader.training(client.train), reader.training(client.held_out), reader.tests(client.test))
         for client in tqdm(questions, desc="reading questions", unit="client", leave=False)
@@ -216,7 +214,7 @@ def _longest(clients: list[Client], config: RunConfig) -> int:
     """Tokens of the longest text that is read, or of the longest prompt with all that may be generated after it."""
     parts = [part for client in clients for part in (client.train, client.held_out, *client.test)]
     read = [sequence.reach for part in parts for sequence in part.sequences]
-    starts = [prompt for part in _starts(clients, config) for prompt in getattr(part, "prompts", part.sequences)]
+    starts = [prompt for part in _starts(clients, config) for prompt in part.prompts]
     return max([1, *read, *(prompt.prompt_length + config.max_new_tokens for prompt in starts)])
 
 
@@ -316,122 +314,3 @@ def shared_backbone(name: str, dtype: str, device: str) -> Backbone:
             raise FedReFTError(f"The files of {name} changed while they were loaded; try again when they are whole.")
         _shared[key] = replace(backbone, identity=identity)
     return _shared[key]
-
-
-class _Reader:
-    """Items to encoded sequences, with their hidden states below the first site as long as there is room."""
-
-    def __init__(self, model: SteeredModel, config: RunConfig, *, caches: bool):
-        self.model, self.config, self.vocabulary = model, config, model.backbone.vocabulary
-        self.cache = HiddenCache(model) if caches else None
-
-    def training(self, items: Many[Item]) -> Answers | Labels:
-        """What a client trains on, or takes a loss of."""
-        if items and isinstance(items[0], Labelled):
-            return self._labels(items)
-        sequences = []
-        for item in items:
-            if isinstance(item, Question):
-                example = render(item, self.config.prompt_format)
-                sequences.append(self._encode(example, [example.options[example.gold]]))
-            else:
-                sequences.append(self._exchange(item, [item.response]))
-        return Answers(sequences, self._hidden(sequences))
-
-    def tests(self, items: Many[Item]) -> tuple[Options | Texts | Labels, ...]:
-        """The test's parts, one for each kind of item in it."""
-        readers = {Question: self._options, Exchange: self._texts, Labelled: self._labels}
-        of_kind = {kind: [item for item in items if isinstance(item, kind)] for kind in readers}
-        return tuple(readers[kind](own) for kind, own in of_kind.items() if own)
-
-    def _options(self, questions: Many[Question]) -> Options:
-        examples = [render(question, self.config.prompt_format) for question in questions]
-        if self.config.scoring == "generation":  # the model reads the prompts alone, from their first token on
-            sequences, hidden = [self._encode(example, []) for example in examples], None
-            # "the correct answer is answer2" is graded by its last word; a plain option is the answer's own words
-            named = self.config.prompt_format == "llm_adapters"
-            asked = [tuple(t.split()[-1] if named else t.strip() for t in example.options) for example in examples]
-            labels = [self._as_written(options) for options in asked]
-        else:
-            labels = [()] * len(examples)
-            sequences = [self._encode(example, example.options) for example in examples]
-            hidden = self._hidden(sequences)
-        return Options(
-            sequences,
-            hidden,
-            characters=[self._characters(*each) for each in zip(examples, sequences, strict=True)],
-            gold=[example.gold for example in examples],
-            tasks=[example.task for example in examples],
-            labels=labels,
-        )
-
-    def _as_written(self, labels: tuple[str, ...]) -> tuple[str, ...]:
-        """The labels as the tokenizer's own texts have them: some tokenizers write all in small letters."""
-        tokenizer = self.model.backbone.tokenizer
-        each = special_tokens.own_tokens(tokenizer, [f" {label}" for label in labels])
-        found = tuple(tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in each)
-        if len(set(found)) < len(set(labels)) or not all(found):
-            raise DataError(f"the tokenizer of {self.model.backbone.name} cannot tell the answers {labels} apart")
-        return found
-
-    def _characters(self, example: Example, sequence: Sequence) -> Tensor:
-        """How many characters of each option are read."""
-        texts = list(example.options)
-        for i, lost in enumerate(sequence.cut[1:]):
-            if lost:
-                texts[i] = self.model.backbone.tokenizer.decode(sequence.answers[i], skip_special_tokens=True)
-        return torch.tensor([max(len(text.strip()), 1) for text in texts])
-
-    def _texts(self, exchanges: Many[Exchange]) -> Texts:
-        sequences = [self._exchange(item, [item.response]) for item in exchanges]
-        prompts = [self._exchange(item, []) for item in exchanges]
-        return Texts(sequences, self._hidden(sequences), list(exchanges), prompts)
-
-    def _labels(self, items: Many[Labelled]) -> Labels:
-        sequences = [self._read(item.task, encode_pair, item.text_a, item.text_b) for item in items]
-        return Labels(
-            sequences,
-            None,
-            labels=[item.label for item in items],
-            classes=[item.classes for item in items],
-            tasks=[item.task for item in items],
-        )
-
-    def _exchange(self, item: Exchange, responses: Many[str]) -> Sequence:
-        prompt = FAMILIES[self.config.benchmark].prompt(item, self.config.prompt_format)
-        # A model that is to generate has to learn where a response ends.
-        return self._read(item.task, encode, prompt, responses, end=True)
-
-    def _encode(self, example: Example, answers: Many[str]) -> Sequence:
-        # Options that are only compared need no end.
-        end = self.config.prompt_format == "llm_adapters"
-        found = self._read(example.task, encode, example.prompt, answers, end=end)
-        read = zip(map(str.strip, answers), found.answers, found.cut[1:], strict=True)
-        whole = {(answer, tokens) for answer, tokens, lost in read if not lost}
-        if len({tokens for _, tokens in whole}) < len(whole):
-            raise DataError(f"{example.task}: the tokenizer makes the same tokens of different answers of {answers!r}")
-        return found
-
-    def _read(self, task: str, encoder: Callable[..., Sequence], *texts, **how) -> Sequence:
-        """What the encoder makes of an item's texts. Raises DataError for tokens that the model does not know."""
-        backbone = self.model.backbone
-        try:
-            found = encoder(backbone.tokenizer, *texts, max_length=self.config.max_length, **how)
-        except DataError as error:
-            raise DataError(f"{task}: {error}") from None
-        types = setting(backbone.model.config, "type_vocab_size") or 1
-        if types > 1 and max(found.segments, default=0) >= types:
-            raise DataError(
-                f"{task}: {backbone.name} tells {types} texts apart, and its tokenizer numbers one "
-                f"{max(found.segments)}; use the tokenizer that belongs to the model"
-            )
-        if (largest := max(found.ids)) >= self.vocabulary:
-            token = backbone.tokenizer.convert_ids_to_tokens(largest)
-            raise DataError(
-                f"{task}: {backbone.name} has embeddings of {self.vocabulary} tokens, and its tokenizer makes token "
-                f"{largest} ({token!r}) of a text; use the tokenizer that belongs to the model"
-            )
-        return found
-
-    def _hidden(self, sequences: list[Sequence]) -> list[Tensor] | None:
-        return self.cache.states(sequences) if self.cache else None

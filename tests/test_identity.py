@@ -8,7 +8,6 @@ unchanged is not computed again.
 import json
 import os
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from fedreft_lib import RunConfig, assets, file_hashes, identity, load_run, method_facts, stamps, worlds
 from fedreft_lib.backbone import load_backbone
 from fedreft_lib.errors import ElsewhereWarning, FedReFTError
-from fedreft_lib.file_hashes import file_hash
 from fedreft_lib.identity import backbone_identity
 from fedreft_lib.plan import Job
 from fedreft_lib.tasks import Exchange, Labelled, Question
@@ -72,7 +70,7 @@ def forget() -> None:
     worlds._shared.clear()
     worlds._remembered.clear()
     worlds._build.cache_clear()
-    file_hashes.forget()
+    file_hashes._remembered.clear()
 
 
 def config_of(home: Path, kind: str, **changes) -> RunConfig:
@@ -583,74 +581,6 @@ def test_of_a_backbone_on_the_hub_the_commit_in_the_cache_counts(tmp_path, monke
         assert backbone_identity("some/model") == f"hub {commit}"
     assert not identity.may_be_same("hub a", "hub b") and identity.may_be_same("hub a", "hub")
     assert not identity.may_be_same("folder a", "hub") and not identity.may_be_same("tiny-llama", "tiny-roberta")
-
-
-# ---- hashes of files ------------------------------------------------------------------------------------------------
-
-
-def in_place(path: Path, text: str) -> None:
-    """The same size, the same inode and the same time, where the text is as long."""
-    before = path.stat()
-    with path.open("r+") as file:
-        file.write(text)
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
-@pytest.mark.parametrize("process", ["same", "new"])
-def test_a_change_in_place_with_the_old_time_set_again_is_noticed(home, process):
-    path = home / "weights"
-    path.write_text("one")
-    found = [file_hash(path), file_hash(path)]
-    time.sleep(0.02)  # a tick of the file system's clock
-    in_place(path, "two")
-    file_hashes.forget() if process == "new" else None
-    assert found[0] == found[1] != file_hash(path) == file_hashes.read_hash(path)
-
-
-@pytest.mark.parametrize("process", ["same", "new"])
-def test_a_large_file_is_read_once(home, monkeypatch, process):
-    path = home / "weights"
-    path.write_text("one")
-    digest = file_hash(path)
-    reads = counted(monkeypatch, file_hashes, "read_hash")
-    file_hashes.forget() if process == "new" else None
-    assert file_hash(path) == digest and reads == []
-    shutil.copy2(path, home / "copy")
-    assert file_hash(home / "copy") == digest and len(reads) == 1
-
-
-def test_small_files_and_those_that_changed_just_now_are_read_each_time(home, monkeypatch):
-    path = home / "weights"
-    path.write_text("one")
-    reads = counted(monkeypatch, file_hashes, "read_hash")
-    for name, value in (("SMALL", 3), ("SETTLED", 60.0)):
-        with monkeypatch.context() as patch:
-            patch.setattr(file_hashes, name, value)
-            file_hash(path)
-            file_hash(path)
-    assert len(reads) == 4 and not (home / "cache").exists()
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00", "[" * 100_000, '{"file": 1}', '{"status": 3}'])
-def test_a_damaged_memory_is_passed_over(home, text):
-    path = home / "weights"
-    path.write_text("one")
-    digest = file_hash(path)
-    (memory,) = (home / "cache/file_hashes").iterdir()
-    good = json.loads(memory.read_text())
-    for damaged in (text, json.dumps({**good, "sha256": "short"}), json.dumps({**good, "file": "another"})):
-        memory.write_text(damaged)
-        file_hashes.forget()
-        assert file_hash(path) == digest
-
-
-def test_a_cache_that_cannot_be_written_is_no_error(home, monkeypatch):
-    (home / "file").write_text("in the way")
-    monkeypatch.setenv("FEDREFT_CACHE", str(home / "file"))
-    (home / "weights").write_text("one")
-    assert file_hash(home / "weights") == file_hash(home / "weights")
-    with pytest.raises(FileNotFoundError):
-        file_hash(home / "gone")
 
 
 # ---- items ----------------------------------------------------------------------------------------------------------

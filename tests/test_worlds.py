@@ -5,6 +5,7 @@ import torch
 
 from fedreft_lib import RunConfig, evaluate, hidden_cache, run, worlds
 from fedreft_lib.errors import ConfigError, DataError
+from fedreft_lib.reader import Reader
 from fedreft_lib.tasks import Question, render
 from fedreft_lib.worlds import WORLD_FIELDS, open_world
 
@@ -168,4 +169,4 @@ def test_a_federation_of_one_is_possible_where_nothing_is_exchanged():
 
 def test_an_empty_option_in_ones_own_data_is_no_crash():
     world = open_world(small())
-    worlds._Reader(world.model, small(), caches=False).tests([Question("piqa", "", "open a jar", ("", "twist"), 1)])
+    Reader(world.model, small(), caches=False).tests([Question("piqa", "", "open a jar", ("", "twist"), 1)])

@@ -112,13 +112,9 @@ def read_local(task: str, split: str, folder: Path) -> list[Exchange]:
 
     "dev" is empty where there is no file for it.
     """
-    names = [task, _FILE_NAMES.get(task, task)]
-    if split == "dev":
-        path = row_files.look_for(names, "validation", folder) or row_files.look_for(names, "dev", folder)
-        if path is None:
-            return []
-    else:
-        path = row_files.find(names, split, folder)
+    path = row_files.find_split([task, _FILE_NAMES.get(task, task)], split, folder)
+    if path is None:
+        return []
     exchanges = _exchanges(task, row_files.rows(path), str(path))
     if not exchanges:
         raise refused(path, "", "the file holds no questions")

@@ -46,7 +46,7 @@ from fedreft_lib.tasks.commonsense import TASKS, llm_adapters_output, parse_llm_
 from fedreft_lib.tasks.fields import from_own_columns
 from fedreft_lib.tasks.plain_text import refused
 from fedreft_lib.tasks.questions import Exchange, Item, Question
-from fedreft_lib.tasks.row_files import at, find, look_for, rows
+from fedreft_lib.tasks.row_files import at, find_split, look_for, rows
 from fedreft_lib.tasks.strict_json import Fault, loads
 
 INPUT_MARK = "\n\n### Input:\n"  # between an instruction and its input, as in Alpaca's frame
@@ -117,10 +117,7 @@ def with_input(instruction: str, extra: str) -> str:
 
 def _split_file(task: str, split: str, folder: Path) -> Path | None:
     """None where there is no "dev" file; the others must be there."""
-    names = [task, _LLM_ADAPTERS_NAMES.get(task, task)]
-    if split == "dev":
-        return look_for(names, "validation", folder) or look_for(names, "dev", folder)
-    return find(names, split, folder)
+    return find_split([task, _LLM_ADAPTERS_NAMES.get(task, task)], split, folder)
 
 
 def _has_train(task: str, folder: Path) -> bool:

@@ -57,6 +57,13 @@ def find(names: Sequence[str], split: str, folder: Path, endings: Sequence[str] 
     raise NoFileError(one_line(f"There is no {split} file of {names[0]} in {folder}: it would be called {called}."))
 
 
+def find_split(names: Sequence[str], split: str, folder: Path) -> Path | None:
+    """`find`, but that "dev", which may be called "validation" too, is None where there is no file for it."""
+    if split == "dev":
+        return look_for(names, "validation", folder) or look_for(names, "dev", folder)
+    return find(names, split, folder)
+
+
 def look_for(names: Sequence[str], split: str, folder: Path, endings: Sequence[str] = ENDINGS) -> Path | None:
     """`find`, with None where nothing has such a name; raises `DataError` where it is a folder or a broken link."""
     for candidate in _paths(names, split, endings):

@@ -10,7 +10,6 @@ from contextlib import nullcontext
 import torch
 from transformers import GenerationConfig
 
-from fedreft_lib.evaluate import bare
 from fedreft_lib.interventions import State
 from fedreft_lib.steering import SteeredModel
 from tests.benchmarks.contest import Contest, Rival, timed
@@ -20,7 +19,7 @@ from tests.benchmarks.sizes import Size
 
 def contests(size: Size) -> Iterator[Contest]:
     model, tests, _ = questions(size, size.dtypes[0])
-    prompts = [bare(sequence) for data in tests for sequence in data.sequences[:2]]
+    prompts = [sequence.bare for data in tests for sequence in data.sequences[:2]]
     for said, state in (("no state", None), ("a state", model.start("random", 0))):
         yield contest(model, prompts, state, size.new_tokens, f"generation, {size.dtypes[0]}, {said}")
 
