@@ -35,8 +35,9 @@ bench: $(LOCKED)  ## measure our speed as ratios to that of others (half an hour
 lab: $(LOCKED)  ## open the notebooks in JupyterLab
 	@.venv/bin/jupyter lab notebooks
 
-lint: $(LOCKED)  ## check the code and the notebooks with ruff
-	@.venv/bin/ruff check .
+lint: $(LOCKED)  ## check the code and the notebooks with ruff, and that no import goes against the arrows
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check --quiet fedreft_lib tests
+	@.venv/bin/lint-imports --no-logo --no-cache
 
 lock:  ## compile requirements.lock anew (needs uv)
 	@uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --extra dev --extra flower --upgrade \

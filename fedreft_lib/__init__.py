@@ -5,6 +5,17 @@
 >>> X = torch.tensor([[0.0], [1.0], [2.0], [9.0]])  # four clients, one number each
 >>> mix(X, all_but_me(X, "mean").A, 0.5)[0]  # client 0 goes half way to the mean of the others
 tensor([2.])
+
+    core        the paper in plain torch: interventions, one client's training, All-But-Me; read this first
+    data        items, prompts, grading, who holds what
+    config      every parameter of a run
+    model       a frozen backbone, steered by a client's state; model.fast is there for speed alone
+    methods     one file a federated method
+    runs        a run's folder: checkpoints, results
+    federation  the client's side and the server's side of a round, and the run
+    flower      the same federation over Flower
+    workbook    what the notebooks show
+    batch       notebooks executed in a batch, and the report
 """
 
 from importlib import import_module
@@ -12,23 +23,41 @@ from importlib import import_module
 __version__ = "0.1.0"
 # name: the module that it comes from, imported when first asked for, so that `--help` need not wait for torch
 _HOMES = {
-    "AtSites": "adapters",
-    "INTERVENTIONS": "interventions",
-    "InLinears": "adapters",
-    "DiReFT": "interventions",
-    "LoReFT": "interventions",
-    "Run": "runs",
+    "AnswerSet": "model.encoding",
+    "AtSites": "model.adapters",
+    "DiReFT": "core.interventions",
+    "INTERVENTIONS": "core.interventions",
+    "InLinears": "model.adapters",
+    "LoReFT": "core.interventions",
+    "Run": "runs.results",
     "RunConfig": "config",
-    "Sites": "sites",
-    "SteeredModel": "steering",
-    "all_but_me": "aggregation",
-    "geometric_median": "aggregation",
-    "load_backbone": "backbone",
-    "load_run": "runs",
-    "load_runs": "runs",
-    "mix": "aggregation",
-    "results_of": "runs",
-    "run": "federation",
+    "Sites": "core.sites",
+    "SteeredModel": "model.steered",
+    "all_but_me": "core.aggregation",
+    "encode": "model.tokens",
+    "assemble": "federation.assembly",
+    "federated_round": "federation.rounds",
+    "geometric_median": "core.aggregation",
+    "intervene": "core.sites",
+    "load_backbone": "model.backbone",
+    "load_run": "runs.results",
+    "load_runs": "runs.results",
+    "mean": "core.aggregation",
+    "mix": "core.mixing",
+    "mixing_matrix": "core.mixing",
+    "needs": "federation.assembly",
+    "orthonormality_error": "core.rotation",
+    "parse_layers": "core.notation",
+    "parse_positions": "core.notation",
+    "partition_of": "federation.dealing",
+    "planned": "federation.assembly",
+    "results_of": "runs.results",
+    "retract": "core.rotation",
+    "run": "federation.rounds",
+    "shared_backbone": "federation.assembly",
+    "start": "federation.rounds",
+    "train": "core.training",
+    "train_client": "federation.training",
 }
 __all__ = list(_HOMES)
 

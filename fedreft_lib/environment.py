@@ -12,21 +12,17 @@ import torch
 PACKAGES = ("torch", "transformers", "numpy")
 # What a repetition's bits depend on besides what makes a run start again.
 BITS = ("device", "threads", "versions", "machine")
-# Modules that only show results; a change in them leaves finished runs valid.
-SHOWS_ONLY = (
-    "figures", "ablation_figures", "tables", "result_tables", "paper_tables", "method_facts", "widgets", "report",
-    "batch", "plan", "parameter_files", "progress", "stamps", "exclusive", "ledger", "audit", "judge", "poison",
-    "breakdown", "__main__",
-)  # fmt: skip
+# What a run's numbers are computed by. A change in any other package leaves finished runs valid.
+COMPUTES = ("seeds.py", "config", "core", "data", "model", "methods", "federation")
 
 
 @functools.cache  # of what this process runs; the files may be edited meanwhile
 def code_fingerprint() -> str:
-    """A hash of the library's own source and packaged items, but for the modules that only show results."""
+    """A hash of the library's own source and packaged items, as far as a run's numbers depend on them."""
     here = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted([*here.rglob("*.py"), *here.rglob("*.jsonl")]):
-        if path.stem not in SHOWS_ONLY:
+        if path.relative_to(here).parts[0] in COMPUTES:
             digest.update(path.relative_to(here).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from fedreft_lib.assets import DownloadError, fetch
+from fedreft_lib.data.downloads import DownloadError, fetch
 
 settings.register_profile("no test asserts a time", deadline=None)
 settings.load_profile("no test asserts a time")

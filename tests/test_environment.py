@@ -9,7 +9,7 @@ import torch
 
 from fedreft_lib import run
 from fedreft_lib.environment import commit, differences, environment
-from tests.test_worlds import small
+from tests.helpers.federations import small
 
 
 def digest(states):

@@ -1,14 +1,15 @@
 """The same federation on Flower (https://flower.ai): clients in processes, or on machines, of their own.
 
-    server_app   `server.round_of`, asking over Flower's grid what `federation.InProcess` asks in its own process
-    client_app   `client` and `training`, for the one client that a node is
-    records      what is sent, as Flower's records
-    node_files   what a node keeps between messages
-    sums         Mean-ABM by a server that is told sums alone; `levels` are the numbers that it sums
-    simulation   all of it on this machine, from a notebook or a script
-    deployed     the ServerApp of a deployment
-    node         a host of one; `link` is how Flower's processes reach it
-    loopback     a whole deployment on this machine
+    server_app        the server's round, asking over Flower's grid what `LocalClients` asks in its own process
+    client_app        the client's side, for the one client that a node is
+    records           what is sent, as Flower's records
+    client_files      what a node keeps between messages
+    secure_sums       Mean-ABM by a server that sees sums alone; `levels` are the numbers that it sums
+    simulation        all of it on this machine, from a notebook or a script
+    deployment        the ServerApp of a deployment
+    host              the program of a host that takes part; `relay` is how Flower's processes reach it
+    local_deployment  a whole deployment on this machine
+    certificates      keys and certificates for that
 
 Needs flwr: pip install ".[flower]".
 """
@@ -26,6 +27,11 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it warns of what a later version will do
 }
+ARRAYS, TOLD = "arrays", "told"  # of a message: its tensors, and all else
+# what a node is asked; `client_app` says what each is
+MESSAGES = ("query.hello", "query.tell", "train.begin", "train.learn", "train.take_in", "evaluate.scores")
+HIDDEN = "train.hidden"  # no message has this kind: what is to be masked in this process
+
 for variable, value in ENVIRONMENT.items():
     os.environ.setdefault(variable, value)
 

@@ -22,27 +22,27 @@ from pathlib import Path
 import torch
 from flwr.app import Context, RecordDict
 
-from .. import client, server, testing
-from ..admission import refusal
 from ..config import RunConfig
+from ..data.partition import classes_of
 from ..errors import ConfigError, FedReFTError
-from ..federation import InProcess
-from ..partition import classes_of
-from ..states import hash_of
-from ..strategies import STRATEGIES
-from ..worlds import World, open_world
-from . import link, records
+from ..federation import client, evaluation, server
+from ..federation.admission import refusal
+from ..federation.assembly import Federation, assemble
+from ..federation.rounds import LocalClients
+from ..files import hash_of
+from ..methods import METHODS
+from . import HIDDEN, records, relay
+from .client_files import NodeFiles
 from .levels import Levels
-from .node_files import NodeFiles
 
 
 class Node:
     """A client of a run, for one message.
 
-    home: where its states are. opened: its world, by the run's config and the outputs of the run's head.
+    home: where its states are. opened: its federation, by the run's config and the outputs of the run's head.
     """
 
-    def __init__(self, home: Path, k: int, told: dict, opened: Callable[[RunConfig, int], World]):
+    def __init__(self, home: Path, k: int, told: dict, opened: Callable[[RunConfig, int], Federation]):
         if "threads" in told:
             torch.set_num_threads(told["threads"])
         self.config = RunConfig(**told["config"])
@@ -50,9 +50,9 @@ class Node:
         self.levels = Levels(*told["levels"]) if "levels" in told else None  # where only sums are to be known
         if not 0 <= k < self.config.clients:
             raise ConfigError(f"this node is client {k + 1} of a federation of {self.config.clients}")
-        self.federation = InProcess(opened(self.config, told.get("outputs", 0)), self.config)
-        self.world, self.model = self.federation.world, self.federation.model
-        self.has = {"data": self.world.questions[k].fingerprint, "backbone": self.model.backbone.identity}
+        self.clients = LocalClients(opened(self.config, told.get("outputs", 0)), self.config)
+        self.federation, self.model = self.clients.federation, self.clients.model
+        self.has = {"data": self.federation.questions[k].fingerprint, "backbone": self.model.backbone.identity}
         if changed := [what for what, said in told.get("has", {}).items() if said != self.has[what]]:
             raise FedReFTError(f"the {' and '.join(changed)} of client {k + 1} changed since the run began")
         # States that were learned on other data or another backbone are in another folder.
@@ -61,13 +61,13 @@ class Node:
 
     def on_grid(self, row: torch.Tensor) -> torch.Tensor:
         """What it sends of a state (P,), as numbers that can be summed behind masks, float64."""
-        state, sent = self.model.spec.named(row), client.sent_spec(self.model, self.config)
+        state, sent = self.model.spec.named(row), client.sent_spec(self.model.layout, self.config)
         return self.levels.rounded(sent.row({name: state[name] for name, _ in sent.shapes}))
 
     def row(self, before: int, missed: dict) -> torch.Tensor:
         """The state (P,) that the server means, from before round `before`: the newest where it knows of none. Raises
         FedReFTError where there is no such state."""
-        spec, names = self.model.spec, client.sent_names(self.model, self.config)
+        spec, names = self.model.spec, client.sent_names(self.model.layout, self.config)
         for row in self._rows(before):
             state = {**spec.named(row), **missed}
             if self.told["expects"] in (None, hash_of({name: state[name] for name in names})):
@@ -77,21 +77,21 @@ class Node:
     def _rows(self, before: int) -> Iterator[torch.Tensor]:
         """Its states of before a round, the newest first; the last is the seed's."""
         yield from self.files.rows(before)
-        yield self.model.spec.row(client.common_start(self.model, self.config))
+        yield self.model.spec.row(client.common_start(self.model.layout, self.config))
 
 
 def hello(node: Node, records_: RecordDict) -> RecordDict:
     k = node.k
     return records.packed(
         {
-            "classes": classes_of(node.world.questions[k]),
+            "classes": classes_of(node.federation.questions[k]),
             "client": k,
-            "name": node.federation.names[k],
-            "examples": node.federation.examples[k],
-            "steps": node.federation.steps[k],
-            "longest": node.federation.longest,
-            "writes": node.federation.writes,
-            "cut": node.world.clients[k].cut,
+            "name": node.clients.names[k],
+            "examples": node.clients.examples[k],
+            "steps": node.clients.steps[k],
+            "longest": node.clients.longest,
+            "writes": node.clients.writes,
+            "cut": node.federation.clients[k].cut,
             "outputs": node.model.head.outputs if node.model.head else 0,
             "has": node.has,
         }
@@ -99,9 +99,9 @@ def hello(node: Node, records_: RecordDict) -> RecordDict:
 
 
 def tell(node: Node, records_: RecordDict) -> RecordDict:
-    start = client.common_start(node.model, node.config)
-    strategy = STRATEGIES[node.config.method]
-    return records.packed({}, strategy.told(node.model, node.config, start, node.world.clients[node.k]))
+    start = client.common_start(node.model.layout, node.config)
+    statistics = METHODS[node.config.method].client_statistics
+    return records.packed({}, statistics(node.model, node.config, start, node.federation.clients[node.k]))
 
 
 def begin(node: Node, records_: RecordDict) -> RecordDict:
@@ -112,7 +112,7 @@ def begin(node: Node, records_: RecordDict) -> RecordDict:
 def learn(node: Node, records_: RecordDict) -> RecordDict:
     k, t, spec = node.k, node.t, node.model.spec
     before = node.row(t, records.tensors(records_))
-    found = node.federation.train({k: spec.named(before)}, {}, t, lambda: None)[k]
+    found = node.clients.train({k: spec.named(before)}, {}, t, lambda: None)[k]
     usable = refusal(found.state, 1, spec) is None
     node.files.keep_learned(before, spec.row(found.state) if usable else None)
     told = {"examples": found.update.examples, "fault": found.fault, "loss": found.loss, "seconds": found.seconds}
@@ -130,8 +130,8 @@ def take_in(node: Node, records_: RecordDict) -> RecordDict:
     answer = records.tensors(records_) if node.told["answered"] else None
     if node.levels:
         of_others = (answer["sum"] - node.on_grid(row)) / (node.told["sum_of"] - 1)
-        answer = client.sent_spec(node.model, node.config).named(of_others.float())
-    taken = client.take_in(node.world, node.config, k, t, spec.named(row), answer)
+        answer = client.sent_spec(node.model.layout, node.config).named(of_others.float())
+    taken = client.take_answer(node.model, node.config, node.federation.clients[k], t, spec.named(row), answer)
     node.files.keep(t, spec.row(taken.state))
     return records.packed({"lam": taken.lam, "losses": list(taken.losses.items()), "errors": list(taken.errors)})
 
@@ -141,7 +141,7 @@ def scores(node: Node, records_: RecordDict) -> RecordDict:
     if not node.told["untrained"]:
         X = node.row(node.t + 1, {})[None]
     memory = {f"{server.FOR_ALL}{name}": tensor for name, tensor in newest.items()}
-    rows = testing.evaluate_all(node.world, node.config, X, node.t, memory=memory, who=[node.k])
+    rows = evaluation.evaluate_all(node.federation, node.config, X, node.t, memory=memory, who=[node.k])
     return records.packed({"rows": rows})
 
 
@@ -150,23 +150,25 @@ HANDLERS: dict[str, Callable[[Node, RecordDict], RecordDict]] = {
     "query.tell": tell,
     "train.begin": begin,
     "train.learn": learn,
-    link.HIDDEN: hidden,
+    HIDDEN: hidden,
     "train.take_in": take_in,
     "evaluate.scores": scores,
 }
 
 
-def answer(kind: str, content: RecordDict, k: int, home: Path, opened: Callable[[RunConfig, int], World]) -> RecordDict:
+def answer(
+    kind: str, content: RecordDict, k: int, home: Path, opened: Callable[[RunConfig, int], Federation]
+) -> RecordDict:
     """What client k (from 0) answers to a message; the others as for Node."""
     return HANDLERS[kind](Node(home, k, records.told(content), opened), content)
 
 
-def in_this_process(home: Path) -> link.Answers:
+def in_this_process(home: Path) -> relay.Answers:
     """Of any process that Flower chooses, as in a simulation: the states of all clients are below `home`, and the
     process has a backbone and everybody's data."""
 
-    def opened(config: RunConfig, outputs: int) -> World:
-        return open_world(config)
+    def opened(config: RunConfig, outputs: int) -> Federation:
+        return assemble(config)
 
     def answers(kind: str, content: RecordDict, context: Context) -> RecordDict:
         return answer(kind, content, int(context.node_config["partition-id"]), home, opened)

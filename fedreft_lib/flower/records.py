@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from ..interventions import State
-from .link import ARRAYS, TOLD
+from ..core.state import State
+from . import ARRAYS, TOLD
 
 
 def packed(told: Mapping[str, Any], tensors: State | None = None) -> RecordDict:

@@ -15,30 +15,31 @@ from typing import Any
 from flwr.app import DEFAULT_TTL, Message, RecordDict
 from flwr.serverapp import Grid
 
-from .. import client, server
-from ..adapters import Adapter
-from ..admission import Update
-from ..client import Learned, Taken
-from ..client_states import ClientStates
 from ..config import RunConfig
+from ..core.state import State
+from ..data.partition import joint_fingerprint
 from ..errors import ConfigError, FedReFTError
-from ..federation import rest_of
-from ..heads import Head, check_classes
-from ..identity import may_be_same
-from ..interventions import State
-from ..runs import Run, Store, joint_fingerprint
-from ..states import hash_of
-from ..steering import SteeredModel
-from ..strategies import STRATEGIES
-from ..strategies.base import Strategy
-from ..worlds import adapter_of, shared_backbone
+from ..federation import client, server
+from ..federation.admission import Update
+from ..federation.assembly import adapter_of, shared_backbone
+from ..federation.client import ClientResult, ClientUpdate
+from ..federation.rounds import rest_of, same_backbone
+from ..files import hash_of
+from ..methods import METHODS
+from ..model.adapters import Adapter
+from ..model.heads import Head, check_classes
+from ..model.identity import may_be_same
+from ..model.steered import SteeredModel
+from ..runs.client_states import ClientStates
+from ..runs.results import Run
+from ..runs.store import Store
 from . import records
 
 POLL = 0.1  # seconds between looks for replies
 
 
-class OverFlower:
-    """A federation whose clients are nodes of a grid; see `federation.Federation`.
+class FlowerClients:
+    """A federation whose clients are nodes of a grid; see `server.Clients`.
 
     patience: seconds after which a node that has not answered a message is taken to be away. For simulations: threads,
     torch's, that nodes are told to use; ended is set when there will be no more answers.
@@ -79,16 +80,16 @@ class OverFlower:
         self.common["outputs"] = outputs = max(each["outputs"] for each in known)
         adapter: Adapter = adapter_of(config, backbone)
         self.model = SteeredModel(backbone, adapter, Head(backbone.hidden_size, outputs) if outputs else None)
-        self.sent = client.sent_names(self.model, config)
+        self.sent = client.sent_names(self.model.layout, config)
         check_classes({each["name"]: each["classes"] for each in known}, config)
 
     def begin(self) -> ClientStates:
         """Where the start is made of what all tell, all have to answer. Raises FedReFTError where one does not."""
-        strategy, start = STRATEGIES[self.config.method], client.common_start(self.model, self.config)
-        if strategy.told is not Strategy.told:
-            told = self._all("query.tell", None)
-            start = strategy.begin(self.model, self.config, start, told, max(self.steps))
-            if any(told):
+        method, start = METHODS[self.config.method], client.common_start(self.model.layout, self.config)
+        if method.client_statistics:
+            known = self._all("query.tell", None)
+            start = method.initial_state(self.model.layout, self.config, start, known, max(self.steps))
+            if any(known):
                 self._all("train.begin", start)
         return ClientStates(self.model.spec.row(start), self.config.clients)
 
@@ -102,10 +103,9 @@ class OverFlower:
 
     def train(
         self, before: dict[int, State], missed: dict[int, State], t: int, on_step: Callable[[], object]
-    ) -> dict[int, Learned | str]:
+    ) -> dict[int, ClientUpdate | str]:
         asked = {
-            k: self.told(k, {"round": t, "expects": self._name(state)}, missed.get(k))
-            for k, state in before.items()
+            k: self.told(k, {"round": t, "expects": self._name(state)}, missed.get(k)) for k, state in before.items()
         }
 
         def trained(k: int) -> None:
@@ -115,7 +115,7 @@ class OverFlower:
         found = self.asked("train.learn", asked, trained)
         return {k: self._learned(k, before[k], found[k]) for k in before}
 
-    def _learned(self, k: int, before: State, reply: RecordDict | str) -> Learned | str:
+    def _learned(self, k: int, before: State, reply: RecordDict | str) -> ClientUpdate | str:
         if isinstance(reply, str):
             return reply
         try:
@@ -123,13 +123,13 @@ class OverFlower:
             update = Update(self.names[k], sent, told["examples"] + 0)
             # Nothing is known of what is not sent, and what is not right is refused before anybody uses it.
             fault = told["fault"] and str(told["fault"])
-            return Learned({**before, **sent}, update, fault, float(told["loss"]), float(told["seconds"]))
+            return ClientUpdate({**before, **sent}, update, fault, float(told["loss"]), float(told["seconds"]))
         except (KeyError, TypeError, ValueError) as error:
             return f"its reply cannot be read ({type(error).__name__}: {error})"
 
-    def take_in(
+    def apply_answers(
         self, states: dict[int, State], answers: dict[int, State | None], refused: set[int], t: int
-    ) -> dict[int, Taken | str]:
+    ) -> dict[int, ClientResult | str]:
         asked = {}
         for k in states:
             told = {"round": t, "refused": k in refused, "answered": answers[k] is not None}
@@ -137,7 +137,7 @@ class OverFlower:
         found = self.asked("train.take_in", asked)
         return {k: self._taken(states[k], answers[k], found[k], t) for k in states}
 
-    def _taken(self, state: State, answer: State | None, reply: RecordDict | str, t: int) -> Taken | str:
+    def _taken(self, state: State, answer: State | None, reply: RecordDict | str, t: int) -> ClientResult | str:
         if isinstance(reply, str):
             return reply
         try:
@@ -148,13 +148,13 @@ class OverFlower:
             return f"its reply cannot be read ({type(error).__name__}: {error})"
         if not 0 <= lam <= 1:
             return f"it says that it takes in a share of {lam}"
-        if len(errors) != (2 if self.model.adapter.rotated else 0):
+        if len(errors) != (2 if self.model.layout.rotated else 0):
             return f"it says how far {len(errors)} tensors are from orthonormal"
         if answer is not None:
-            state = client.taken(self.model, self.config, t, state, answer, lam).state
-        return Taken(state, lam, losses, errors)
+            state = client.apply_answer(self.model.layout, self.config, t, state, answer, lam).state
+        return ClientResult(state, lam, losses, errors)
 
-    def tested(self, X: ClientStates | None, t: int, memory: State, progress: bool) -> list[dict]:
+    def evaluate(self, X: ClientStates | None, t: int, memory: State, progress: bool) -> list[dict]:
         newest = server.held_for_all(memory) if X is not None else {}
         asked = {}
         for k in range(self.config.clients):
@@ -256,7 +256,7 @@ class OverFlower:
 
 def check(config: RunConfig) -> None:
     """Raises ConfigError for what only clients in one process can do."""
-    if STRATEGIES[config.method].pools_data:
+    if METHODS[config.method].pools_data:
         raise ConfigError(f"method={config.method!r} pools everybody's data, and over Flower no data leaves its client")
     if config.setup == "own" and config.union_size:
         raise ConfigError('union_size asks for questions of all clients, and with setup="own" nobody has them together')
@@ -265,10 +265,10 @@ def check(config: RunConfig) -> None:
 def serve(
     grid: Grid, config: RunConfig, folder: str | Path | None, *, resume: bool = True, progress: bool = False, **how
 ) -> Run:
-    """`federation.run` with Flower's nodes for clients. how: see OverFlower."""
+    """`rounds.run` with Flower's nodes for clients. how: see FlowerClients."""
     store = Store(config, folder)
-    with store.alone():
-        federation = OverFlower(grid, config, **how)
-        if resume and (finished := store.finished(lambda: federation.questions)):
+    with store.locked():
+        clients = FlowerClients(grid, config, **how)
+        if resume and (finished := store.finished(lambda: clients.questions, same_backbone)):
             return finished
-        return rest_of(federation, config, store, resume, progress)
+        return rest_of(clients, config, store, resume, progress)

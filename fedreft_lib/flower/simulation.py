@@ -15,11 +15,11 @@ from flwr.simulation import run_simulation
 
 from ..config import RunConfig
 from ..errors import FedReFTError
-from ..runs import Run
+from ..runs.results import Run
 from .client_app import in_this_process
-from .link import app_of
+from .relay import app_of
+from .secure_sums import Sums, check_sums, serve_sums
 from .server_app import check, serve
-from .sums import Sums, check_sums, serve_sums
 
 Outcome = TypeVar("Outcome")
 GRACE = 30.0  # seconds for a server to end when its clients have

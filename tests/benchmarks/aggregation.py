@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fedreft_lib.aggregation import all_but_me
-from fedreft_lib.encoded import Answers
-from fedreft_lib.local import train
+from fedreft_lib.core.aggregation import all_but_me
+from fedreft_lib.federation.training import train_client as train
+from fedreft_lib.model.encoding import AnswerSet
 from tests.benchmarks import peak, step
 from tests.benchmarks.contest import Contest, Rival, Skipped, timed
 from tests.benchmarks.sizes import Size
@@ -65,7 +65,7 @@ def share_of_a_round(X: Tensor, size: Size, length: int, steps: int) -> Contest:
     sequences, state, config = step.examples(model, length), model.start("identity", 0), step.CONFIG
 
     def a_client() -> None:
-        train(model, state, Answers(sequences, None), config, steps=steps, seed=0)
+        train(model, state, AnswerSet(sequences, None), config, steps=steps, seed=0)
 
     def check() -> str:
         a_client()

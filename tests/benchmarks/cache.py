@@ -1,6 +1,6 @@
 """Sites in the upper layers: runs of several methods with kept hidden states, against without.
 
-Each side opens its world anew, in an empty cache folder, so computing the hidden states is in its time. There is a
+Each side opens its federation anew, in an empty cache folder, so computing the hidden states is in its time. There is a
 bound to what can be won, since the backward pass of a step stops at the first site anyway: with sites in 10 of 30
 layers a step costs 30 + 10 layers' passes without the cache and 10 + 10 with it, so it can be twice as fast and a test
 three times, all else being free. With sites in five of thirty layers it is three and a half times, and six. The output
@@ -13,8 +13,10 @@ from unittest import mock
 
 import torch
 
-from fedreft_lib import RunConfig, hidden_cache, run, worlds
-from fedreft_lib.runs import Run
+from fedreft_lib import RunConfig, run
+from fedreft_lib.federation import assembly
+from fedreft_lib.model.fast import hidden_cache
+from fedreft_lib.runs.results import Run
 from tests.benchmarks.contest import Contest, Rival, timed
 from tests.benchmarks.sizes import Size
 
@@ -43,7 +45,7 @@ def _contest(size: Size, layers: str) -> Contest:
     def check() -> str:
         pairs = [(a.states, b.states) for a, b in zip(ours(), theirs(), strict=True)]
         apart = max(float((a - b).norm() / b.norm()) for a, b in pairs)
-        if worlds.shared_backbone(config.backbone, config.dtype, config.device).dtype == torch.float32:
+        if assembly.shared_backbone(config.backbone, config.dtype, config.device).dtype == torch.float32:
             assert apart < 1e-3, f"the states differ by {apart:.1e} of their norm"
         return f"the states differ by {apart:.0e} of their norm"
 
@@ -52,7 +54,7 @@ def _contest(size: Size, layers: str) -> Contest:
 
 
 def _runs(config: RunConfig) -> list[Run]:
-    worlds._build.cache_clear()  # nor shall a world of this side be found by anybody else
+    assembly._build.cache_clear()  # nor shall a federation of this side be found by anybody else
     found = [run(config.but(method=method), progress=False) for method in METHODS]
-    worlds._build.cache_clear()
+    assembly._build.cache_clear()
     return found

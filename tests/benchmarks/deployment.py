@@ -71,17 +71,17 @@ def in_process(config: RunConfig, folder: Path) -> Run:
 
 
 def deployed(config: RunConfig, folder: Path) -> Run:
-    from fedreft_lib.flower import loopback
+    from fedreft_lib.flower import local_deployment
 
-    with loopback.federation(folder.parent / "flower", config.clients, threads=THREADS) as here:
+    with local_deployment.federation(folder.parent / "flower", config.clients, threads=THREADS) as here:
         here.wait(here.submit(config, folder), MOST)
     return load_run(folder)
 
 
 def plainly(config: RunConfig, folder: Path) -> Run:
-    from fedreft_lib.flower import free_port, loopback, program
+    from fedreft_lib.flower import free_port, local_deployment, program
 
-    with loopback.federation(folder.parent / "flower", clients=0, threads=THREADS) as here:
+    with local_deployment.federation(folder.parent / "flower", clients=0, threads=THREADS) as here:
         for client in range(1, config.clients + 1):
             here.start(
                 f"client{client}", program("flower-supernode"), "--superlink", f"{here.address}:{here.port}",
@@ -95,7 +95,7 @@ def plainly(config: RunConfig, folder: Path) -> Run:
 @contextmanager
 def watched(folder: Path, note: Callable[[], object] = time.perf_counter) -> Iterator[dict]:
     """What `note` says when the rounds of a run in a folder end, by round, by looking all the time."""
-    from fedreft_lib.flower.loopback import rounds_done
+    from fedreft_lib.flower.local_deployment import rounds_done
 
     ends, over = {}, threading.Event()
 

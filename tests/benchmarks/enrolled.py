@@ -9,10 +9,11 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 
-from fedreft_lib import RunConfig, runs
-from fedreft_lib.client_states import ClientStates
-from fedreft_lib.federation import enrolled, federated_round, trained_names
-from fedreft_lib.worlds import open_world
+from fedreft_lib import RunConfig
+from fedreft_lib.federation.assembly import assemble
+from fedreft_lib.federation.rounds import LocalClients, enrolled, facts_of, federated_round
+from fedreft_lib.runs import store
+from fedreft_lib.runs.client_states import ClientStates
 from tests.benchmarks import peak
 from tests.benchmarks.contest import Contest, Rival, Skipped
 from tests.benchmarks.sizes import Size
@@ -40,14 +41,13 @@ def contests(size: Size) -> Iterator[Contest | Skipped]:
 
 def saved_rounds(config: RunConfig, rounds: Iterable[int], folder: str) -> Iterator[ClientStates]:
     """The states at the start and after each round, once they are in their file."""
-    world, store = open_world(config), runs.Store(config, folder)
-    ways = world.model.ways(world.longest)
-    store.describe(world.model, "", trained_names(world.model, config), config.engine, ways, world.cut)
-    X = store.save(0, enrolled(world, config), [], [], {})
+    federation, kept = assemble(config), store.Store(config, folder)
+    kept.describe(federation.model.spec, facts_of(LocalClients(federation, config), config))
+    X = kept.save(0, enrolled(federation, config), [], [], {})
     yield X
     for t in rounds:
-        after, report = federated_round(world, config, X, t)
-        X = store.save(t, after, [report.listening], report.rows, report.memory)
+        after, report = federated_round(federation, config, X, t)
+        X = kept.save(t, after, [report.listening], report.rows, report.memory)
         yield X
 
 

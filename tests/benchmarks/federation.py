@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 
 from fedreft_lib import RunConfig, load_backbone
-from fedreft_lib.batches import encode
-from fedreft_lib.encoded import Answers
-from fedreft_lib.federation import federated_round, start
-from fedreft_lib.interventions import State
-from fedreft_lib.local import train
-from fedreft_lib.partition import ClientData
-from fedreft_lib.randomness import derive
-from fedreft_lib.rotation import retract
-from fedreft_lib.schedule import steps_per_round
-from fedreft_lib.steering import SteeredModel
-from fedreft_lib.tasks import render
-from fedreft_lib.worlds import World, adapter_of, open_world
+from fedreft_lib.core.rotation import retract
+from fedreft_lib.core.state import State
+from fedreft_lib.data import render
+from fedreft_lib.data.partition import ClientData
+from fedreft_lib.federation.assembly import Federation, adapter_of, assemble
+from fedreft_lib.federation.rounds import federated_round, start
+from fedreft_lib.federation.training import steps_per_round
+from fedreft_lib.federation.training import train_client as train
+from fedreft_lib.model.encoding import AnswerSet
+from fedreft_lib.model.steered import SteeredModel
+from fedreft_lib.model.tokens import encode
+from fedreft_lib.seeds import derive
 from tests.benchmarks.aggregation import direct
 from tests.benchmarks.contest import Contest, Rival, Skipped, timed
 from tests.benchmarks.sizes import Size
@@ -47,17 +47,17 @@ def contests(size: Size) -> Iterator[Contest | Skipped]:
             backbone=size.backbone, source=size.source, device="cpu", method=method, clients=4, train_size=16,
             held_out_size=1, test_size=1, local_steps=2,
         )  # fmt: skip
-        yield contest(open_world(config), config, name)
+        yield contest(assemble(config), config, name)
 
 
-def contest(world: World, config: RunConfig, name: str) -> Contest:
-    X = start(world, config)
+def contest(federation: Federation, config: RunConfig, name: str) -> Contest:
+    X = start(federation, config)
 
     def ours() -> Tensor:
-        return federated_round(world, config, X, ROUND)[0]
+        return federated_round(federation, config, X, ROUND)[0]
 
     def theirs() -> Tensor:
-        return flowers_round(world, config, X)
+        return flowers_round(federation, config, X)
 
     def check() -> str:
         found, expected = ours(), theirs()
@@ -68,11 +68,11 @@ def contest(world: World, config: RunConfig, name: str) -> Contest:
     return Contest(name, timed(ours), (Rival("plain Flower", timed(theirs)),), check, most=3)
 
 
-def flowers_round(world: World, config: RunConfig, X: Tensor) -> Tensor:
+def flowers_round(federation: Federation, config: RunConfig, X: Tensor) -> Tensor:
     """The server's side: X (N, P) -> X' (N, P)."""
-    spec = world.model.spec
+    spec = federation.model.spec
     replies = [
-        client_app(sent(spec.named(row)), world.questions[k], config) for k, row in enumerate(X)
+        client_app(sent(spec.named(row)), federation.questions[k], config) for k, row in enumerate(X)
     ]  # one client after another
     states = [reply["arrays"].to_torch_state_dict() for reply in replies]
     counts = torch.tensor([float(reply["metrics"]["num-examples"]) for reply in replies])
@@ -96,7 +96,7 @@ def client_app(message: "RecordDict", data: ClientData, config: RunConfig) -> "R
     trained = train(
         model,
         dict(message["arrays"].to_torch_state_dict()),
-        Answers(sequences, None),
+        AnswerSet(sequences, None),
         config,
         steps=steps_per_round(len(sequences), config),
         seed=derive(config.seed, "batches", ROUND, data.name),

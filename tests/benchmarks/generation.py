@@ -10,8 +10,8 @@ from contextlib import nullcontext
 import torch
 from transformers import GenerationConfig
 
-from fedreft_lib.interventions import State
-from fedreft_lib.steering import SteeredModel
+from fedreft_lib.core.state import State
+from fedreft_lib.model.steered import SteeredModel
 from tests.benchmarks.contest import Contest, Rival, timed
 from tests.benchmarks.scoring import questions
 from tests.benchmarks.sizes import Size

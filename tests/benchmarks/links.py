@@ -23,7 +23,7 @@ from pathlib import Path
 import pandas as pd
 
 from fedreft_lib import RunConfig, load_run
-from fedreft_lib.flower import loopback
+from fedreft_lib.flower import local_deployment
 from tests.benchmarks.deployment import MOST, watched
 
 METHODS = ("fedreft", "fedit", "ffa", "fedsa", "flora", "fedsb")
@@ -81,7 +81,7 @@ def carried() -> tuple[float, int, int]:
     return time.perf_counter(), int(numbers[8]), int(numbers[0])
 
 
-def measured(here: loopback.Loopback, folder: Path, method: str, mbits: float) -> dict:
+def measured(here: local_deployment.Loopback, folder: Path, method: str, mbits: float) -> dict:
     shape(mbits)
     with watched(folder, carried) as ends:
         here.wait(here.submit(config_of(method), folder), MOST)
@@ -100,7 +100,7 @@ def inside(links: list[float]) -> None:
     """In the server's namespace: one deployment, all methods over all links."""
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        here = loopback.Loopback(Path(scratch) / "flower", ADDRESS, threads=1)
+        here = local_deployment.Loopback(Path(scratch) / "flower", ADDRESS, threads=1)
         try:
             here.start_superlink()
             for client in range(1, CLIENTS + 1):

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedreft_lib.aggregation import all_but_me
+from fedreft_lib.core.aggregation import all_but_me
 
 ROOT = Path(__file__).parents[2]
 STATUS = Path("/proc/self/status")

@@ -14,12 +14,12 @@ import torch.distributed.tensor  # noqa: F401 (peft takes it for granted, and ol
 from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from fedreft_lib.adapters import InLinears
-from fedreft_lib.encoded import Answers
-from fedreft_lib.interventions import State
-from fedreft_lib.local import train
-from fedreft_lib.lora import LoRA
-from fedreft_lib.steering import SteeredModel
+from fedreft_lib.core.state import State
+from fedreft_lib.federation.training import train_client as train
+from fedreft_lib.methods.lora import LoRA
+from fedreft_lib.model.adapters import InLinears
+from fedreft_lib.model.encoding import AnswerSet
+from fedreft_lib.model.steered import SteeredModel
 from tests.benchmarks import step
 from tests.benchmarks.contest import Contest, Marks, Rival
 from tests.benchmarks.sizes import Size
@@ -39,7 +39,7 @@ def contests(size: Size) -> Iterator[Contest]:
     def check() -> str:
         theirs.load(begin)
         theirs.side()
-        trained = train(lora, begin, Answers(sequences, None), CONFIG, steps=size.steps, seed=0).state
+        trained = train(lora, begin, AnswerSet(sequences, None), CONFIG, steps=size.steps, seed=0).state
         ours, other = loss(lora, sequences, trained), loss(lora, sequences, theirs.state())
         if backbone.dtype == torch.float32:
             assert abs(ours - other) < 1e-3, f"after training our loss is {ours}, peft's {other}"

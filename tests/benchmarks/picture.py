@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
-from fedreft_lib.figures import BLACK, BLUE, GREY, RED, YELLOW, panel_row, titled
+from fedreft_lib.workbook.figures import BLACK, BLUE, GREY, RED, YELLOW, panel_row, titled
 from tests.benchmarks import machine
 
 # By shape and by colour, so that either alone tells them apart.

@@ -4,19 +4,19 @@ Real questions, one client of one task after another, as a run tests them. Both 
 sort them by length: what padding leaves of the saved tokens is in the note.
 """
 
-from collections.abc import Iterator
-from collections.abc import Sequence as Many
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from fedreft_lib import RunConfig, evaluate
-from fedreft_lib.batches import Sequence, by_length
-from fedreft_lib.encoded import Options
-from fedreft_lib.interventions import State
-from fedreft_lib.steering import SteeredModel
-from fedreft_lib.worlds import open_world
+from fedreft_lib import RunConfig
+from fedreft_lib.core.state import State
+from fedreft_lib.federation.assembly import assemble
+from fedreft_lib.model import scoring
+from fedreft_lib.model.encoding import ChoiceSet
+from fedreft_lib.model.steered import SteeredModel
+from fedreft_lib.model.tokens import Tokens, by_length
 from tests.benchmarks.contest import Contest, Rival, timed
 from tests.benchmarks.sizes import Size
 
@@ -26,14 +26,18 @@ def contests(size: Size) -> Iterator[Contest]:
         yield contest(size, dtype)
 
 
-def questions(size: Size, dtype: str) -> tuple[SteeredModel, list[Options], RunConfig]:
+def questions(size: Size, dtype: str) -> tuple[SteeredModel, list[ChoiceSet], RunConfig]:
     """The test questions of four clients, each with a task of its own, and the model that reads them."""
     config = RunConfig(
         backbone=size.backbone, source=size.source, dtype=dtype, device="cpu", clients=4, train_size=1,
         held_out_size=1, test_size=size.questions, scoring="likelihood",
     )  # fmt: skip
-    world = open_world(config)
-    return world.model, [replace(part, hidden=None) for client in world.clients for part in client.test], config
+    federation = assemble(config)
+    return (
+        federation.model,
+        [replace(part, hidden=None) for client in federation.clients for part in client.test],
+        config,
+    )
 
 
 def contest(size: Size, dtype: str) -> Contest:
@@ -43,11 +47,11 @@ def contest(size: Size, dtype: str) -> Contest:
     apart = [[pair for sequence in sequences for pair in pairs(sequence)] for sequences in together]
     counts = [[len(sequence.answer_lengths) for sequence in sequences] for sequences in together]
 
-    def scored(parts: list[list[Sequence]]) -> list[Tensor]:
+    def scored(parts: list[list[Tokens]]) -> list[Tensor]:
         return [totals(model, state, sequences, rows) for sequences in parts]
 
     def ours() -> Tensor:
-        return torch.cat([evaluate.chosen(model, state, data, config) for data in tests])
+        return torch.cat([scoring.chosen(model, state, data, config) for data in tests])
 
     def theirs() -> Tensor:
         each = zip(scored(apart), counts, strict=True)
@@ -70,25 +74,25 @@ def contest(size: Size, dtype: str) -> Contest:
     return Contest(name, timed(ours), (Rival("every pair", timed(theirs), target=1 / 2),), check, most=3)
 
 
-def pairs(sequence: Sequence) -> list[Sequence]:
+def pairs(sequence: Tokens) -> list[Tokens]:
     """The prompt with each of its options alone."""
     prompt = sequence.ids[: sequence.prompt_length]
     options = torch.tensor(sequence.ids[sequence.prompt_length :]).split(sequence.answer_lengths)
-    return [Sequence((*prompt, *option.tolist()), len(prompt), (len(option),)) for option in options]
+    return [Tokens((*prompt, *option.tolist()), len(prompt), (len(option),)) for option in options]
 
 
-def unpadded(sequences: Many[Sequence]) -> int:
+def unpadded(sequences: Sequence[Tokens]) -> int:
     return sum(len(sequence.ids) for sequence in sequences)
 
 
-def padded(sequences: Many[Sequence], rows: int) -> int:
+def padded(sequences: Sequence[Tokens], rows: int) -> int:
     """How many tokens the model reads, padding included."""
     batches = ([len(sequences[i].ids) for i in indices] for indices in by_length(sequences, rows))
     return sum(len(lengths) * max(lengths) for lengths in batches)
 
 
 @torch.no_grad()
-def totals(model: SteeredModel, state: State, sequences: Many[Sequence], rows: int) -> Tensor:
+def totals(model: SteeredModel, state: State, sequences: Sequence[Tokens], rows: int) -> Tensor:
     """The log-probability of every answer of `sequences`, in their order."""
     found: dict[int, Tensor] = {}
     for indices in by_length(sequences, rows):

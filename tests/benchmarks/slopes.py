@@ -11,9 +11,10 @@ from unittest import mock
 
 import numpy as np
 
-from fedreft_lib import RunConfig, checkpoints, run
-from fedreft_lib.federation import federated_round, start
-from fedreft_lib.worlds import open_world
+from fedreft_lib import RunConfig, run
+from fedreft_lib.federation.assembly import assemble
+from fedreft_lib.federation.rounds import federated_round, start
+from fedreft_lib.runs import checkpoints
 from tests.benchmarks import step
 from tests.benchmarks.contest import Contest, Rival, timed
 from tests.benchmarks.enrolled import saved_rounds
@@ -63,9 +64,9 @@ def out_of_many(few: int, many: int) -> Contest:
 
 def a_round(**changes: int) -> float:
     config = CONFIG.but(**changes)
-    world = open_world(config)
-    X = start(world, config)
-    return timed(lambda: federated_round(world, config, X, 2))()  # the first is remembered
+    federation = assemble(config)
+    X = start(federation, config)
+    return timed(lambda: federated_round(federation, config, X, 2))()  # the first is remembered
 
 
 def a_saved_round(**changes: int) -> float:
@@ -82,13 +83,13 @@ def a_saved_round(**changes: int) -> float:
 
 
 def a_run(rounds: int) -> float:
-    """All rounds of a run, each written to its folder; the world is open before."""
+    """All rounds of a run, each written to its folder; the federation is open before."""
     config = CONFIG.but(rounds=rounds, local_steps=1, clients=2)
-    open_world(config)
+    assemble(config)
     with tempfile.TemporaryDirectory() as folder:
         return timed(lambda: run(config, folder, progress=False))()
 
 
 def a_step(length: int) -> float:
-    model = step.loreft_of(open_world(CONFIG).model.backbone)
+    model = step.loreft_of(assemble(CONFIG).model.backbone)
     return step.our_training(model, step.examples(model, length), model.start("identity", 0), steps=4)()

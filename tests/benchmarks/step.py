@@ -1,12 +1,11 @@
 """One training step against its floor, against a forward pass and against pyreft's model.
 
-Ours is a step of `local.train` as it is, collation and AdamW included, timed from the end of one step to the end of the
-next. The rivals get a batch that is already there:
+Ours is a step of `core.training.train` as it is, collation and AdamW included, timed from the end of one step to the
+end of the next. The rivals get a batch that is already there:
 
     floor     forward and backward of the frozen backbone down to the embedding, loss at the answers' tokens only; no
               state, no optimiser. (A step of ours ends above block 0, so it is spared that block's backward.)
-    packed    the same, read as we read it: without padding, with the attention of `fedreft_lib.attention`, and of the
-              last block what is read
+    packed    the same, read as we read it: without padding, with packed attention, and of the last block what is read
     forward   the floor without gradients
     packed forward
     pyreft    `pyreft.get_reft_model` with the same sites and state, its own forward with unit_locations, the loss by
@@ -19,18 +18,19 @@ import torch
 from torch import Tensor, nn
 
 from fedreft_lib import RunConfig
-from fedreft_lib.adapters import AtSites
-from fedreft_lib.backbone import Backbone
-from fedreft_lib.batches import Batch, Sequence
-from fedreft_lib.encoded import Answers
-from fedreft_lib.interventions import LoReFT, State
-from fedreft_lib.local import train
-from fedreft_lib.sites import Sites
-from fedreft_lib.steering import SteeredModel
-from fedreft_lib.worlds import shared_backbone
+from fedreft_lib.core.interventions import LoReFT
+from fedreft_lib.core.sites import Sites
+from fedreft_lib.core.state import State
+from fedreft_lib.federation.assembly import shared_backbone
+from fedreft_lib.federation.training import train_client as train
+from fedreft_lib.model.adapters import AtSites
+from fedreft_lib.model.backbone import Backbone
+from fedreft_lib.model.encoding import AnswerSet
+from fedreft_lib.model.steered import SteeredModel
+from fedreft_lib.model.tokens import Batch, Tokens
 from tests.benchmarks.contest import Contest, Marks, Rival, Side, timed
 from tests.benchmarks.sizes import Size
-from tests.test_pyreft_parity import locations, wrapped
+from tests.model.test_pyreft_parity import locations, wrapped
 
 CONFIG = RunConfig(method="local", batch_size=8, rank=8, positions="f7+l7", layers="all")
 ANSWER = 3  # tokens
@@ -53,28 +53,28 @@ def loreft_of(backbone: Backbone) -> SteeredModel:
     return SteeredModel(backbone, AtSites(LoReFT, sites, CONFIG.rank, backbone.hidden_size))
 
 
-def examples(model: SteeredModel, length: int) -> list[Sequence]:
+def examples(model: SteeredModel, length: int) -> list[Tokens]:
     """One batch of made-up prompts, `length` tokens on average and none as long as another, with short answers."""
     generator = torch.Generator().manual_seed(length)
     lengths = [length - CONFIG.batch_size + 1 + 2 * i for i in range(CONFIG.batch_size)]
     made = [torch.randint(5, len(model.backbone.tokenizer), (n + ANSWER,), generator=generator) for n in lengths]
-    return [Sequence(tuple(ids.tolist()), n, (ANSWER,)) for ids, n in zip(made, lengths, strict=True)]
+    return [Tokens(tuple(ids.tolist()), n, (ANSWER,)) for ids, n in zip(made, lengths, strict=True)]
 
 
 def our_training(
-    model: SteeredModel, sequences: list[Sequence], state: State, config: RunConfig = CONFIG, steps: int = 2
+    model: SteeredModel, sequences: list[Tokens], state: State, config: RunConfig = CONFIG, steps: int = 2
 ) -> Side:
-    """Seconds of a step of `local.train`."""
+    """Seconds of a step of `core.training.train`."""
 
     def side() -> float:
         marks = Marks()
-        train(model, state, Answers(sequences, None), config, steps=steps, seed=0, on_step=marks)
+        train(model, state, AnswerSet(sequences, None), config, steps=steps, seed=0, on_step=marks)
         return marks.per_step
 
     return side
 
 
-def contest(model: SteeredModel, sequences: list[Sequence], name: str) -> Contest:
+def contest(model: SteeredModel, sequences: list[Tokens], name: str) -> Contest:
     state, batch, exact = model.start("random", 0), model.batch(sequences), model.backbone.dtype == torch.float32
     pyrefts = pyrefts_step(model, state, batch)
 
@@ -87,7 +87,7 @@ def contest(model: SteeredModel, sequences: list[Sequence], name: str) -> Contes
         return -model.answer_logprobs(batch, None)[0].mean()
 
     def check() -> str:
-        ours = train(model, state, Answers(sequences, None), CONFIG, steps=2, seed=0).losses[0]
+        ours = train(model, state, AnswerSet(sequences, None), CONFIG, steps=2, seed=0).losses[0]
         theirs, bare = float(pyrefts()), float(forward())
         if exact:
             assert abs(ours - theirs) < 1e-3, f"our loss is {ours}, pyreft's {theirs}"

@@ -10,9 +10,9 @@ import torch
 pytest.importorskip("flwr", reason="the flower extra is not installed")
 
 from fedreft_lib import load_run, run
-from fedreft_lib.flower import loopback, secrets
+from fedreft_lib.flower import certificates, local_deployment
 from tests.flower.own_files import own, written
-from tests.test_federation import same
+from tests.helpers.federations import same
 
 MOST = 600.0  # seconds
 
@@ -24,14 +24,14 @@ def test_a_federation_with_tls_and_keys_gives_the_local_numbers_and_nothing_to_s
         "no registered key": "Failed to activate SuperNode",
         "another certificate": "CERTIFICATE_VERIFY_FAILED",
     }
-    with loopback.federation(tmp_path / "flower", clients=0) as here:
+    with local_deployment.federation(tmp_path / "flower", clients=0) as here:
         for client in (1, 2):
             data = tmp_path / f"host{client}"
             shutil.copytree(tmp_path / "data" / f"client{client}", data / f"client{client}")
             here.start_node(client, here.register(client), data=data)
-        key, _ = secrets.node_key(tmp_path / "stranger")
+        key, _ = certificates.node_key(tmp_path / "stranger")
         here.start_node(1, key, name="no registered key")
-        other, *_ = secrets.certificates(tmp_path / "other")
+        other, *_ = certificates.certificates(tmp_path / "other")
         here.start_node(2, here.register(3), name="another certificate", ca=other)
         here.wait(here.submit(config.but(data_dir="on each host"), tmp_path / "run"), MOST)
         for name, reason in strangers.items():

@@ -11,16 +11,17 @@ import torch
 
 pytest.importorskip("flwr", reason="the flower extra is not installed")
 
-from fedreft_lib import RunConfig, run, worlds
+from fedreft_lib import RunConfig, run
 from fedreft_lib.errors import ConfigError, DataError, FedReFTError
-from fedreft_lib.flower import link, records
+from fedreft_lib.federation import assembly
+from fedreft_lib.federation.assembly import assemble
+from fedreft_lib.flower import HIDDEN, MESSAGES, client_app, records, relay
 from fedreft_lib.flower.client_app import HANDLERS
-from fedreft_lib.flower.node import Host
+from fedreft_lib.flower.host import Host
 from fedreft_lib.flower.server_app import serve
-from fedreft_lib.worlds import open_world
 from tests.flower.grid import DirectGrid
 from tests.flower.own_files import TASKS, own, written
-from tests.test_federation import same
+from tests.helpers.federations import same
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def hosts(folder, clients: int = 3, apart: bool = True):
 
     def listens(listener: Listener, host: Host) -> None:
         while not stop.is_set():
-            link.answer_one(listener, host.answer)
+            relay.answer_one(listener, host.answer)
 
     with contextlib.ExitStack() as listeners:
         for k in range(clients):
@@ -78,7 +79,9 @@ def test_hosts_with_their_own_files_alone_give_the_numbers_of_one_process_that_h
     expected = run(config, progress=False)
     with hosts(folder) as configs:
         elsewhere = config.but(data_dir="on each host")
-        found = serve(DirectGrid(link.client_app(), 3, configs=configs), elsewhere, None, patience=60.0)
+        found = serve(
+            DirectGrid(relay.client_app(client_app.in_this_process), 3, configs=configs), elsewhere, None, patience=60.0
+        )
     assert [*expected.history["client"].unique()][:3] == ["client1-birds", "client2", "client3-towns"]
     same(found, expected)
     assert found.manifest["data"] == expected.manifest["data"]
@@ -90,16 +93,18 @@ def test_hosts_whose_labels_differ_are_told_before_they_train(folder):
     for path in (folder / "data" / "client2").glob("birds_*.json"):
         path.write_text(path.read_text(encoding="utf-8").replace('"label": 1', '"label": 7'), encoding="utf-8")
     with hosts(folder) as configs, pytest.raises(DataError, match="labels of birds are 0, 1 with .* and 0, 7 with"):
-        serve(DirectGrid(link.client_app(), 3, configs=configs), config, None, patience=60.0)
+        serve(DirectGrid(relay.client_app(client_app.in_this_process), 3, configs=configs), config, None, patience=60.0)
 
 
 def test_hosts_that_bring_more_and_less_give_the_numbers_of_one_process(tmp_path):
     config = own(written(tmp_path, (100, 10, 3)), train_size=100, mixing="adaptive", rounds=1)
     expected = run(config, progress=False)
     with hosts(tmp_path) as configs:
-        found = serve(DirectGrid(link.client_app(), 3, configs=configs), config, None, patience=60.0)
+        found = serve(
+            DirectGrid(relay.client_app(client_app.in_this_process), 3, configs=configs), config, None, patience=60.0
+        )
     same(found, expected)
-    assert [len(client.train) for client in open_world(config).clients] == [97, 19, 2]
+    assert [len(client.train) for client in assemble(config).clients] == [97, 19, 2]
 
 
 def test_a_host_reads_its_own_client_alone_and_loads_the_model_once(folder):
@@ -107,13 +112,13 @@ def test_a_host_reads_its_own_client_alone_and_loads_the_model_once(folder):
     for k in (0, 2):
         shutil.rmtree(folder / "data" / f"client{k + 1}")
     host = Host(1, folder / "nodes", folder / "data")
-    world = host.opened(config, 0)
-    assert [len(client.train) for client in world.clients] == [0, 8, 0]
-    worlds._shared.clear()
-    before = len(worlds.loaded)
+    federation = host.opened(config, 0)
+    assert [len(client.train) for client in federation.clients] == [0, 8, 0]
+    assembly._shared.clear()
+    before = len(assembly.loaded)
     for _ in range(3):
         host.answer("query.hello", records.packed({"config": config.model_dump(mode="json")}))
-    assert len(worlds.loaded) == before + 1
+    assert len(assembly.loaded) == before + 1
 
 
 def test_a_host_that_keeps_the_world_notices_that_its_files_changed(folder):
@@ -137,7 +142,7 @@ def test_also_of_what_is_dealt_a_host_encodes_its_own_clients_part_alone(folder)
     config = RunConfig(
         backbone="tiny-llama", source="synthetic", rank=2, layers="2-3", train_size=8, held_out_size=4, test_size=5
     )
-    every, one = open_world(config), open_world(config, 2)
+    every, one = assemble(config), assemble(config, 2)
     assert one.questions[2] == every.questions[2] and len(one.clients[2].train) == 8
     assert not any(part for k in (0, 1, 3) for part in (one.questions[k].train, one.questions[k].test))
 
@@ -149,7 +154,12 @@ def test_where_files_are_is_for_the_host_to_say(folder):
             pytest.warns(UserWarning, match="a node cannot take part.*There is no test file of rivers in"),
             pytest.raises(FedReFTError, match=r"these clients have not come: \[2\]"),
         ):
-            serve(DirectGrid(link.client_app(), 3, configs=configs), own(folder), None, patience=3.0)
+            serve(
+                DirectGrid(relay.client_app(client_app.in_this_process), 3, configs=configs),
+                own(folder),
+                None,
+                patience=3.0,
+            )
     with pytest.raises(ConfigError, match="started without --data"):
         Host(0, folder / "nodes", None).opened(own(folder), 0)
 
@@ -157,30 +167,30 @@ def test_where_files_are_is_for_the_host_to_say(folder):
 def test_a_host_goes_on_after_an_error_and_after_somebody_who_leaves(folder):
     with hosts(folder, 1) as [config]:
         with pytest.raises(RuntimeError, match="ConfigError: lr: input should be greater"):
-            link.asked(config["link"], "query.hello", records.packed({"config": {"lr": -1}}))
+            relay.asked(config["link"], "query.hello", records.packed({"config": {"lr": -1}}))
         with pytest.raises(RuntimeError, match="KeyError: 'query.secrets'"):
-            link.asked(config["link"], "query.secrets", records.packed({}))
+            relay.asked(config["link"], "query.secrets", records.packed({}))
         for nonsense in (b"{}", b"[1]", b"\xff", b'{"arrays": {"a": 1}}'):
             with Client(config["link"]) as connection:
                 connection.send_bytes(nonsense)
         asked = records.packed({"config": own(folder).model_dump(mode="json")})
-        assert records.told(link.asked(config["link"], "query.hello", asked))["examples"] == 8
+        assert records.told(relay.asked(config["link"], "query.hello", asked))["examples"] == 8
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.int64))
 def test_what_goes_over_the_link_arrives_to_the_bit(dtype):
     tensors = {"a.R": torch.randn(3, 5).to(dtype), "none": torch.zeros(0, 2).to(dtype), "one": torch.ones(()).to(dtype)}
     with Listener() as listener:
-        threading.Thread(target=link.answer_one, args=(listener, lambda kind, content: content), daemon=True).start()
+        threading.Thread(target=relay.answer_one, args=(listener, lambda kind, content: content), daemon=True).start()
         sent = records.packed({"round": 3, "text": "é\n"}, tensors)
-        found = link.asked(listener.address, "train.learn", sent)
+        found = relay.asked(listener.address, "train.learn", sent)
     assert found == sent and records.told(found) == {"round": 3, "text": "é\n"}
     for name, tensor in records.tensors(found).items():
         assert tensor.dtype == dtype and torch.equal(tensor, tensors[name])
 
 
 def test_what_is_passed_on_is_what_hosts_know():
-    assert set(HANDLERS) == {*link.KINDS, link.HIDDEN}
+    assert set(HANDLERS) == {*MESSAGES, HIDDEN}
 
 
 def test_a_test_of_everybodys_questions_is_refused_where_nobody_has_them(folder):

@@ -6,17 +6,16 @@ import torch
 pytest.importorskip("flwr", reason="the flower extra is not installed")
 
 from fedreft_lib import run
-from fedreft_lib.client import sent_names
 from fedreft_lib.errors import ConfigError, FedReFTError
+from fedreft_lib.federation.assembly import assemble
+from fedreft_lib.federation.attacks import ATTACKS, BAD_UPDATES
+from fedreft_lib.federation.client import sent_names
 from fedreft_lib.flower import records
 from fedreft_lib.flower.client_app import in_this_process
-from fedreft_lib.flower.link import app_of
+from fedreft_lib.flower.relay import app_of
 from fedreft_lib.flower.server_app import serve
-from fedreft_lib.hostile import ATTACKS, BAD_UPDATES
-from fedreft_lib.worlds import open_world
 from tests.flower.grid import DirectGrid
-from tests.test_federation import GLUE, METHODS, ONCE, same, together
-from tests.test_worlds import small
+from tests.helpers.federations import CASES, GLUE, ONCE, same, small, together
 
 SOME = [fields for fields in ONCE if fields["method"] != "centralised"]
 PART = [
@@ -53,13 +52,13 @@ def over(tmp_path):
 
 
 def alone(config):
-    open_world(config).memo.clear()
+    assemble(config).memo.clear()
     return run(config, progress=False)
 
 
 def equal(found, expected):
     """The same run; what a client keeps to itself apart, which the server does not see."""
-    names = sent_names(open_world(expected.config).model, expected.config)
+    names = sent_names(assemble(expected.config).model.layout, expected.config)
     for one, other in zip(found.states, expected.states, strict=True):
         ours, theirs = found.spec.named(one), found.spec.named(other)
         assert all(torch.equal(ours[name], theirs[name]) for name in names)
@@ -74,7 +73,7 @@ def vars_of(done):
     return {name: getattr(done, name) for name in names}
 
 
-@pytest.mark.parametrize("fields", [f for f in METHODS if f.get("method") != "centralised"] + SOME, ids=together)
+@pytest.mark.parametrize("fields", [f for f in CASES if f.get("method") != "centralised"] + SOME, ids=together)
 def test_every_method_gives_what_it_gives_in_one_process(over, fields):
     config = small(**fields)
     if config.method in ("fedalt", "flora"):  # of which a cohort is not exact, see cohort.py; nodes train one by one
@@ -115,7 +114,7 @@ def test_the_order_of_arrival_does_not_matter(over, seed):
 def test_what_goes_over_the_wire_is_what_is_sent_and_as_much_as_the_history_says(over):
     config = small(rounds=2, sharing="Wb")
     found, grid = over(config)
-    names = set(sent_names(open_world(config).model, config))
+    names = set(sent_names(assemble(config).model.layout, config))
     up = [records.tensors(reply.content) for kind, _, _, reply in grid.sent if kind == "train.learn"]
     down = [records.tensors(message.content) for kind, _, message, _ in grid.sent if kind == "train.take_in"]
     assert all(set(tensors) == names for tensors in up + down) and names == {"W", "b"}

@@ -13,13 +13,12 @@ pytest.importorskip("flwr", reason="the flower extra is not installed")
 from flwr.app import Context, RecordDict
 
 from fedreft_lib import load_run, run
+from fedreft_lib.batch.jobs import PROJECT
 from fedreft_lib.errors import FedReFTError
-from fedreft_lib.flower import loopback, program, simulation
-from fedreft_lib.plan import PROJECT
-from fedreft_lib.worlds import open_world
+from fedreft_lib.federation.assembly import assemble
+from fedreft_lib.flower import local_deployment, program, simulation
 from tests.flower.grid import DirectGrid
-from tests.test_federation import same
-from tests.test_worlds import small
+from tests.helpers.federations import same, small
 
 
 def simulated(config, folder):
@@ -33,7 +32,7 @@ def test_a_simulation_gives_the_numbers_of_one_process_and_is_read_back(tmp_path
     config = small(rounds=2, mixing="adaptive")
     assert simulated(config, tmp_path)[0] == 0
     found = load_run(tmp_path)
-    open_world(config).memo.clear()
+    assemble(config).memo.clear()
     expected = run(config, progress=False)
     same(found, expected)
     assert found.manifest["engine"] == "flower" and found.manifest["data"] == expected.manifest["data"]
@@ -51,9 +50,9 @@ def test_flwr_run_simulates_the_same_app(tmp_path):
     given = f'config="{tmp_path / "config.json"}" folder="{tmp_path / "run"}"'
     cpus = os.cpu_count()
     resources = f"num-supernodes={config.clients} client-resources-num-cpus={cpus} init-args-num-cpus={cpus}"
-    here = loopback.Loopback(tmp_path / "flower", threads=torch.get_num_threads())
+    here = local_deployment.Loopback(tmp_path / "flower", threads=torch.get_num_threads())
     (here.folder / "flwr" / "cli" / "config.toml").write_text(
-        f'[superlink.{loopback.SITE}]\naddress = "127.0.0.1:{here.port}"\ninsecure = true\n', encoding="utf-8"
+        f'[superlink.{local_deployment.SITE}]\naddress = "127.0.0.1:{here.port}"\ninsecure = true\n', encoding="utf-8"
     )
     try:
         here.start(
@@ -61,11 +60,13 @@ def test_flwr_run_simulates_the_same_app(tmp_path):
             "--port", here.port, "--disable-runtime-dependency-installation",
         )  # fmt: skip
         here.await_health("superlink", f"http://{here.address}:{here.port}/health")
-        found = here.flwr("run", loopback.APP, loopback.SITE, "--federation-config", resources, "-c", given)
+        found = here.flwr(
+            "run", local_deployment.APP, local_deployment.SITE, "--federation-config", resources, "-c", given
+        )
         here.wait(str(found["run-id"]), 300)
     finally:
         here.stop()
-    open_world(config).memo.clear()
+    assemble(config).memo.clear()
     same(load_run(tmp_path / "run"), run(config, progress=False))
 
 
@@ -90,7 +91,7 @@ def test_a_simulation_that_breaks_down_is_tried_once_more(tmp_path, monkeypatch)
     monkeypatch.setattr(simulation, "run_simulation", breaking_down(1))
     with pytest.warns(UserWarning, match="broke down.*tried once more"):
         found = simulation.simulate(config, tmp_path, progress=False)
-    open_world(config).memo.clear()
+    assemble(config).memo.clear()
     same(found, run(config, progress=False))
     monkeypatch.setattr(simulation, "run_simulation", breaking_down(2))
     with pytest.warns(UserWarning, match="broke down"), pytest.raises(FedReFTError, match="broke down twice"):

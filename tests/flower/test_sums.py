@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 
 from fedreft_lib import run
 from fedreft_lib.errors import ConfigError, FedReFTError
+from fedreft_lib.files import load_tensors
 from fedreft_lib.flower import records
 from fedreft_lib.flower.client_app import in_this_process
+from fedreft_lib.flower.client_files import NodeFiles
 from fedreft_lib.flower.levels import MODULUS, Levels
-from fedreft_lib.flower.link import app_of
-from fedreft_lib.flower.node_files import NodeFiles
-from fedreft_lib.flower.sums import check_sums, serve_sums
-from fedreft_lib.states import load_tensors
+from fedreft_lib.flower.relay import app_of
+from fedreft_lib.flower.secure_sums import check_sums, serve_sums
 from tests.flower.grid import DirectGrid
-from tests.test_worlds import small
+from tests.helpers.federations import small
 
 N = 4
 

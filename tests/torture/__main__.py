@@ -11,7 +11,7 @@ from pathlib import Path
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 
-from fedreft_lib import poison
+from fedreft_lib.workbook import robustness
 from tests.torture import (
     GOOD,
     batch_kills,
@@ -26,7 +26,7 @@ from tests.torture import (
 
 def bad_updates(n: int, seed: int, folder: Path) -> dict[str, int]:
     """Each bad update under each aggregation, n times."""
-    outcomes = [outcome for i in range(n) for outcome in poison.measured_here(seed=seed + i)["outcome"]]
+    outcomes = [outcome for i in range(n) for outcome in robustness.measured_here(seed=seed + i)["outcome"]]
     return {"tried": len(outcomes), "refused": outcomes.count("refused")}
 
 

@@ -24,14 +24,14 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
-from fedreft_lib import stamps
-from fedreft_lib.batch import reproduce
-from fedreft_lib.exclusive import left_over
-from tests.projects import told, write_notebook, write_parameters
+from fedreft_lib.batch import unchanged
+from fedreft_lib.batch.exclusive import left_over
+from fedreft_lib.batch.reproduce import reproduce
+from tests.helpers.projects import told, write_notebook, write_parameters
 
 # A process that has imported the library stands by, and each batch is a fork of it: a process of its own in 20 ms.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["fedreft_lib.batch"])
+PROCESSES.set_forkserver_preload(["fedreft_lib.batch.reproduce"])
 
 CHANGES = ("os.mkdir", "os.rename", "os.remove")  # audit events; opening a file to write is the fourth
 COUNT = "open('../executed', 'a').write('{}\\n')"
@@ -154,7 +154,7 @@ def _torn(root: Path) -> bool:
                 cells = nbformat.read(path, as_version=4).cells
             except Exception:  # of whatever kind
                 return True
-            if not all(cell.execution_count for cell in cells) or not stamps.vouches(outputs, path.stem, path):
+            if not all(cell.execution_count for cell in cells) or not unchanged.matches(outputs, path.stem, path):
                 return True
     try:
         return not all(json.loads(path.read_text()) for path in outputs.glob("stamps/*.json"))

@@ -27,10 +27,10 @@ import torch
 
 from fedreft_lib import Run, RunConfig, load_run, run
 from fedreft_lib.errors import FedReFTError
-from fedreft_lib.flower import loopback, secrets
+from fedreft_lib.federation.attacks import BAD_UPDATES
+from fedreft_lib.files import load_tensors
+from fedreft_lib.flower import certificates, local_deployment
 from fedreft_lib.flower.levels import Levels
-from fedreft_lib.hostile import BAD_UPDATES
-from fedreft_lib.states import load_tensors
 from tests.torture import equal
 
 CONFIG = RunConfig(
@@ -56,7 +56,7 @@ def guests(n: int, seed: int, folder: Path) -> dict:
     }
     kinds |= {"no registered key": _no_key, "another authority": _other_authority, "sums alone": _sums}
     names = list(kinds)
-    with loopback.federation(folder / "flower", CONFIG.clients, threads=1) as here:
+    with local_deployment.federation(folder / "flower", CONFIG.clients, threads=1) as here:
         trials = ((names[i % len(names)], i) for i in range(n))
         return _counted(
             (name, lambda where, kind=kinds[name]: kind(here, where), folder / f"guest{i}") for name, i in trials
@@ -110,10 +110,10 @@ def _late(folder: Path) -> None:
 @contextlib.contextmanager
 def _running(folder: Path, patience: float):
     """A deployment and its run's number, at a random instant; no round that was written then may be lost."""
-    with loopback.federation(folder / "flower", CONFIG.clients, threads=1) as here:
+    with local_deployment.federation(folder / "flower", CONFIG.clients, threads=1) as here:
         number = here.submit(CONFIG, folder / "run", patience)
         time.sleep(random.uniform(5, 45))
-        done = loopback.rounds_done(folder / "run")
+        done = local_deployment.rounds_done(folder / "run")
         yield here, number
     assert load_run(folder / "run").manifest["round"] == CONFIG.rounds >= done
 
@@ -127,7 +127,7 @@ def _as_if_it_dropped_out(found: Run) -> None:
         assert torch.equal(found.states, expected.states), f"other states than without rounds {[*missed['round']]}"
 
 
-def _resubmitted(here: loopback.Loopback, where: Path) -> str:
+def _resubmitted(here: local_deployment.Loopback, where: Path) -> str:
     """The run's new number, once the server's process of before has let go of the folder."""
     for _ in range(10):
         number = here.submit(CONFIG, where, PATIENCE)
@@ -140,31 +140,31 @@ def _resubmitted(here: loopback.Loopback, where: Path) -> str:
 # ---- guests ---------------------------------------------------------------------------------------------------------
 
 
-def _bad_update(here: loopback.Loopback, where: Path, attack: str) -> None:
+def _bad_update(here: local_deployment.Loopback, where: Path, attack: str) -> None:
     config = CONFIG.but(hostile=1, attack=attack, rounds=1)
     _as_in_one_process(here, where, config)
     refused = load_run(where).manifest["set_aside"]
     assert [each["client"] for each in refused] == ["client3-siqa"], f"refused were {refused}"
 
 
-def _no_key(here: loopback.Loopback, where: Path) -> None:
-    key, _ = secrets.node_key(where / "stranger")
+def _no_key(here: local_deployment.Loopback, where: Path) -> None:
+    key, _ = certificates.node_key(where / "stranger")
     _stranger(here, where, key, "Failed to activate SuperNode")
 
 
-def _other_authority(here: loopback.Loopback, where: Path) -> None:
-    ca, *_ = secrets.certificates(where / "other")
+def _other_authority(here: local_deployment.Loopback, where: Path) -> None:
+    ca, *_ = certificates.certificates(where / "other")
     _stranger(here, where, here.folder / "secrets" / "client1", "CERTIFICATE_VERIFY_FAILED", ca=ca)
 
 
-def _stranger(here: loopback.Loopback, where: Path, key: Path, reason: str, **how) -> None:
+def _stranger(here: local_deployment.Loopback, where: Path, key: Path, reason: str, **how) -> None:
     here.start_node(1, key, name=where.name, **how)
     _as_in_one_process(here, where / "run", CONFIG.but(rounds=1))
     assert here.processes.pop(where.name).wait(60), "it has not given up"
     assert reason in (here.folder / "logs" / f"{where.name}.log").read_text(encoding="utf-8"), "it was told nothing"
 
 
-def _sums(here: loopback.Loopback, where: Path) -> None:
+def _sums(here: local_deployment.Loopback, where: Path) -> None:
     config = CONFIG.but(rounds=1, aggregation="mean", mixing=0.5)
     here.wait(here.submit(config, where, PATIENCE, sums=True), MOST)
     levels = Levels.of(config.clients)
@@ -175,7 +175,7 @@ def _sums(here: loopback.Loopback, where: Path) -> None:
     assert torch.equal(S, sum(map(levels.rounded, learned))), "the sum is not that of the clients' updates"
 
 
-def _as_in_one_process(here: loopback.Loopback, where: Path, config: RunConfig) -> None:
+def _as_in_one_process(here: local_deployment.Loopback, where: Path, config: RunConfig) -> None:
     here.wait(here.submit(config, where, PATIENCE), MOST)
     assert equal(load_run(where), run(config, progress=False)), "other bits than in one process"
 

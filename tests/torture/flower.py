@@ -1,4 +1,4 @@
-"""What Flower's server strategies make of the twelve bad updates; writes fedreft_lib/flower_on_bad_updates.csv.
+"""What Flower's server strategies make of the twelve bad updates; writes the table in fedreft_lib/workbook.
 
     python -m venv VENV && VENV/bin/pip install flwr==1.41.0 && VENV/bin/python tests/torture/flower.py
 
@@ -55,7 +55,7 @@ except ImportError:
     server = None
 
 Update = dict[str, np.ndarray]
-TABLE = Path(__file__).parents[2] / "fedreft_lib" / "flower_on_bad_updates.csv"
+TABLE = Path(__file__).parents[2] / "fedreft_lib" / "workbook" / "flower_on_bad_updates.csv"
 COLUMNS = ("strategy", "flwr_version", "bad_update", "outcome", "largest_error", "sentence")
 OUTCOMES = ("poisoned", "wrong shape or dtype", "aborts", "harmless", "refused")  # the worst first
 BOUND = 3.0

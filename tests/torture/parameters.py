@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 
 from fedreft_lib import RunConfig
+from fedreft_lib.config.parameter_files import read_parameters
 from fedreft_lib.errors import ConfigError
-from fedreft_lib.parameter_files import read_parameters
 from tests.torture.checkpoint_damage import damaged
 
 GOOD = sorted((Path(__file__).parents[2] / "params").rglob("*.yaml"))

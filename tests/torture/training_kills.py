@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 
-from fedreft_lib import RunConfig, load_run, run, runs
+from fedreft_lib import RunConfig, load_run, run
 from fedreft_lib.errors import FedReFTError
+from fedreft_lib.runs import store
 from tests.torture import equal
 
 # fedadam keeps a state on the server, late a client's update; both must come back, too.
@@ -33,20 +34,20 @@ def _child(config: RunConfig, folder: Path, said: Connection) -> None:
     """Runs, and says the round after each save."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    save = runs.Store.save
+    save = store.Store.save
 
     def saved(store, t, *rest):
         save(store, t, *rest)
         said.send(t)
 
-    runs.Store.save = saved
+    store.Store.save = saved
     run(config, folder, progress=False)
     said.send("end")
 
 
 def _start(config: RunConfig, folder: Path):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fedreft_lib.federation"])
+    context.set_forkserver_preload(["fedreft_lib.federation.rounds"])
     here, there = context.Pipe(duplex=False)
     child = context.Process(target=_child, args=(config, folder, there))
     child.start()
@@ -89,7 +90,7 @@ def tried(n: int, seed: int, folder: Path) -> dict[str, int]:
     return counts
 
 
-def _outcome(config: RunConfig, place: Path, said: list, whole: runs.Run) -> str:
+def _outcome(config: RunConfig, place: Path, said: list, whole: store.Run) -> str:
     rounds = [t for t in said if t != "end"]
     try:
         if rounds and load_run(place).manifest["round"] < max(rounds):

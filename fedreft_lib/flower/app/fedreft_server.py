@@ -1,5 +1,5 @@
 """The ServerApp: what it does is in fedreft_lib, which the server has."""
 
-from fedreft_lib.flower.deployed import server_app
+from fedreft_lib.flower.deployment import server_app
 
 app = server_app()

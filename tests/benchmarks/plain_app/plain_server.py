@@ -1,5 +1,5 @@
 """The same server."""
 
-from fedreft_lib.flower.deployed import server_app
+from fedreft_lib.flower.deployment import server_app
 
 app = server_app()

@@ -1,0 +1,148 @@
+"""What a batch is going to execute: the notebooks of a profile, with their parameters, every name and value checked.
+
+    notebooks/NN_name.ipynb     in order of NN; the parameters and their defaults are in the cell tagged "parameters"
+    params/PROFILE/NN_name.yaml what is different in the profile; a notebook without one is not part of it
+
+papermill computes with the default of a parameter whose name it does not know, so all is checked before the first
+kernel starts.
+"""
+
+import ast
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from ..config import RunConfig
+from ..config.notebook_parameters import check, first, singular
+from ..config.parameter_files import read_parameters, short
+from ..errors import ConfigError, did_you_mean
+from .report import ordered_notebooks
+
+PROJECT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A notebook, what to inject into it, all its parameters with their values, and whether it reads others' runs."""
+
+    notebook: Path
+    parameters: dict[str, Any]
+    values: dict[str, Any]
+    reads_runs: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.notebook.stem
+
+
+def plan(profile: str, only: Iterable[str] | None = None, root: Path | None = None) -> list[Job]:
+    """What `reproduce` would execute, in order; every name and value checked. Raises ConfigError."""
+    root = root or PROJECT
+    notebooks = {path.stem: path for path in ordered_notebooks(root / "notebooks")}
+    if not notebooks:
+        raise ConfigError(f"{root / 'notebooks'} holds no notebooks like 00_tour.ipynb: run this in a full clone")
+    files = {path.stem: path for path in _parameter_files(profile, root)}
+    for name, path in files.items():
+        if name not in notebooks:
+            raise ConfigError(f"{short(path)}: there is no notebook {name!r}{did_you_mean(name, notebooks)}")
+    chosen = list(files) if only is None else _chosen(only, list(notebooks), files, profile)
+    return [_job(notebooks[name], files[name]) for name in sorted(chosen)]
+
+
+def profiles(root: Path | None = None) -> list[str]:
+    """Names of the profiles that have parameters for a notebook."""
+    return sorted({path.parent.name for path in ((root or PROJECT) / "params").glob("*/*.yaml")})
+
+
+def _parameter_files(profile: str, root: Path) -> list[Path]:
+    known = profiles(root)
+    if profile not in known:
+        raise ConfigError(f"there is no profile {profile!r}{did_you_mean(profile, known)}")
+    return sorted((root / "params" / profile).glob("*.yaml"))
+
+
+def _chosen(only: Iterable[str], notebooks: list[str], files: dict[str, Path], profile: str) -> list[str]:
+    """Names of the notebooks with the given numbers."""
+    by_number = {int(name[:2]): name for name in notebooks}
+    chosen = []
+    for text in only:
+        name = by_number.get(int(text)) if text.isascii() and text.isdigit() and len(text) <= 2 else None
+        if name is None:
+            raise ConfigError(f"there is no notebook number {text!r}; there are {', '.join(notebooks)}")
+        if name not in files:
+            raise ConfigError(f"notebook {name} is not part of the profile: there is no params/{profile}/{name}.yaml")
+        chosen.append(name)
+    return list(dict.fromkeys(chosen))
+
+
+def _job(notebook: Path, file: Path) -> Job:
+    """The parameters in `file`, checked against the notebook's own and against RunConfig."""
+    defaults = parameters_of(notebook)
+    given = read_parameters(file)
+    known = set(RunConfig.model_fields)
+    # A notebook that hands its parameters to RunConfig takes every field of it, also those that it does not show; but
+    # not the one that it runs through itself: `seed` where it has `seeds`.
+    fields = known - set(singular(defaults, known)) if known & set(defaults) else []
+    takes = {*defaults, *fields}
+    try:
+        if "output_dir" not in defaults:
+            raise ConfigError(f"the parameters cell of {notebook.name} must have output_dir, where its runs go")
+        for name in given:
+            if name not in takes:
+                raise ConfigError(f"{notebook.name} has no parameter {name!r}{did_you_mean(name, takes)}")
+            if name == "output_dir":
+                raise ConfigError(f"output_dir is set to outputs/{file.parent.name} by the batch: leave it out")
+        merged = {**defaults, **given}
+        check({name: value for name, value in merged.items() if name not in known}, defaults)
+        RunConfig(**{k: v for k, v in {**first(merged), **merged}.items() if k in known})
+    except ConfigError as error:
+        raise ConfigError(f"{short(file)}: {error}") from None
+    own = {"output_dir": f"../outputs/{file.parent.name}"}
+    return Job(notebook, {**given, **own}, {**merged, **own}, _reads_runs(notebook))
+
+
+def parameters_of(notebook: Path) -> dict[str, Any]:
+    """Names and defaults in the cell tagged "parameters". Raises ConfigError for anything but plain assignments."""
+    tagged = [
+        cell.source
+        for cell in _read(notebook).cells
+        if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", [])
+    ]
+    if len(tagged) != 1:
+        raise ConfigError(f'{notebook.name} must have one code cell tagged "parameters", it has {len(tagged)}')
+    try:
+        return dict(_assignment(statement) for statement in ast.parse(tagged[0]).body)
+    except (SyntaxError, ValueError) as error:
+        raise ConfigError(
+            f"{notebook.name}: the parameters cell must be plain `name = value` lines ({first_line(error)})"
+        ) from None
+
+
+def _reads_runs(notebook: Path) -> bool:
+    """Does its metadata say `"fedreft": {"reads": "runs"}`, that it shows the runs of the notebooks before it?"""
+    said = _read(notebook).metadata.get("fedreft", {})
+    if said not in ({}, {"reads": "runs"}):
+        raise ConfigError(f'{notebook.name}: its metadata may say "fedreft": {{"reads": "runs"}}, got {said!r}')
+    return bool(said)
+
+
+def _read(notebook: Path) -> nbformat.NotebookNode:
+    try:
+        return nbformat.read(notebook, as_version=4)
+    except ValueError as error:
+        raise ConfigError(f"{notebook.name} cannot be read as a notebook ({first_line(error)})") from None
+
+
+def _assignment(statement: ast.stmt) -> tuple[str, Any]:
+    match statement:
+        case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+            return name, ast.literal_eval(statement.value)
+    raise ValueError(f"not so line {statement.lineno}")
+
+
+def first_line(error: object) -> str:
+    """Of an error's text."""
+    return (str(error).strip().splitlines() or [""])[0]

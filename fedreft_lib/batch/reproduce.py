@@ -1,0 +1,214 @@
+"""The ordered notebooks, executed one after another by papermill.
+
+    outputs/PROFILE/            NN_name.ipynb executed, runs/, results.csv, report.html
+    outputs/PROFILE/earlier/    runs that the notebooks no longer use
+    outputs/PROFILE/stamps/     what each executed notebook was made of (stamps.py), and who is at work (exclusive.py)
+
+A kill can tear the file that papermill is writing. So an output is made as NN_name.running.ipynb and gets its name when
+it is whole and its stamp is written; a batch that was killed goes on with the next one that it had not finished.
+"""
+
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TextIO
+
+import nbformat
+import papermill
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
+from papermill.exceptions import PapermillExecutionError
+
+from ..errors import FedReFTError
+from ..files import replace_durably, write_text
+from ..runs.results import read_run, results_of
+from . import unchanged
+from .exclusive import alone_in, mark
+from .jobs import PROJECT, Job, first_line, plan
+from .progress import Progress
+from .report import build_report, ordered_notebooks
+
+RUNNING = ".running.ipynb"
+logging.getLogger("papermill").addHandler(logging.NullHandler())  # what it logs as an error it also raises
+
+
+class NotebookError(FedReFTError):
+    """A notebook that did not run through."""
+
+
+def reproduce(
+    profile: str, only: Iterable[str] | None = None, root: Path | None = None, out: TextIO | None = None
+) -> Path:
+    """Execute the profile's notebooks and write results.csv and the report; returns the report's path.
+
+    A notebook whose outcome would be what is there already is kept, see `stamps`.
+
+    only: numbers of notebooks, like ["02", "6"]. root: the project's folder. out: where progress is told.
+    Raises ConfigError before anything runs when a name or a value is wrong, FedReFTError when another batch is at work
+    in the same folder, NotebookError when a notebook fails.
+    """
+    root, out = root or PROJECT, out or sys.stdout
+    jobs = plan(profile, only, root)
+    folder = root / "outputs" / profile
+    with alone_in(folder):
+        _recover(folder)
+        set_aside_unreadable(folder)
+        for notebook in ordered_notebooks(root / "notebooks"):
+            if only is None and notebook.stem not in [job.name for job in jobs]:
+                lacks = f"there is no params/{profile}/{notebook.stem}.yaml"
+                print(f"{notebook.stem}: skipped, {lacks}", file=out, flush=True)
+        for number, job in enumerate(jobs, 1):
+            _bring_up_to_date(job, folder, f"[{number}/{len(jobs)}] {job.name}", out)
+        _write_results(folder)
+        report = build_report(folder, f"FedReFT workbook, profile {profile}")
+    print(f"results: {folder / 'results.csv'}\nreport:  {report}", file=out, flush=True)
+    return report
+
+
+def _bring_up_to_date(job: Job, folder: Path, label: str, out: TextIO) -> None:
+    """Execute a notebook, unless the output that is there is what would come of it."""
+    target = folder / job.notebook.name
+    made_of = unchanged.made_of(job, folder)
+    why = unchanged.why_again(folder, job.name, made_of)
+    if why is None:
+        print(f"{job.name}: unchanged, kept; delete {target} to execute it again", file=out, flush=True)
+        return
+    before = unchanged.times(folder)
+    with Progress(label, out, f"starting, {why}" if target.exists() else "starting") as progress:
+        running = execute(job, folder, progress)
+    files = unchanged.written(folder, before)
+    set_aside(folder, job.name, unchanged.runs_of(files))
+    # The stamp first: an output that has its name is then always vouched for, and one that has it not yet can be found.
+    unchanged.write(folder, job.name, made_of | unchanged.on_the_hub(job), running, files)
+    replace_durably(running, target)
+    (folder / f"{job.name}.failed.ipynb").unlink(missing_ok=True)
+    _write_results(folder)
+
+
+def _write_results(folder: Path) -> None:
+    results = results_of([read_run(run) for run in _run_folders(folder)])
+    write_text(folder / "results.csv", results.to_csv(index=False, na_rep="nan"))
+
+
+# --- what an earlier batch left ---------------------------------------------------------------------------------------
+
+
+def _recover(folder: Path) -> None:
+    """A killed batch's last output is taken over if it was whole and only lacked its name; the rest of it goes."""
+    for running in folder.glob(f"*{RUNNING}"):
+        name = running.name.removesuffix(RUNNING)
+        if unchanged.matches(folder, name, running):
+            replace_durably(running, folder / f"{name}.ipynb")
+        else:
+            running.unlink()
+    for temporary in [*folder.glob("*.tmp"), *folder.glob("stamps/*.tmp")]:
+        temporary.unlink()
+
+
+def set_aside(folder: Path, experiment: str, used: set[str]) -> None:
+    """Move runs of a notebook that it did not use this time (those of earlier parameters) to `folder`/earlier.
+
+    Its runs are those whose `experiment` is its name, or its name, a colon and a part: "06_mixing_ablation: rank". So
+    results.csv holds the runs of one set of parameters. used: the names of the runs that it used.
+    """
+    for run in map(read_run, _run_folders(folder)):
+        own = run.config.experiment.split(":")[0] == experiment
+        if own and run.folder.name not in used:
+            _move_to_earlier(folder, run.folder)
+
+
+def set_aside_unreadable(folder: Path) -> None:
+    """Move to `folder`/earlier what cannot be read: runs, as of another version of the library, and damaged outputs."""
+    for run in _run_folders(folder):
+        try:
+            read_run(run)
+        except FedReFTError:
+            _move_to_earlier(folder, run)
+    for output in ordered_notebooks(folder):
+        if unchanged.matches(folder, output.stem, output):
+            continue
+        try:
+            nbformat.validate(nbformat.read(output, as_version=4))
+        except Exception:  # its reader raises many kinds, depending on the damage
+            _move_to_earlier(folder, output)
+
+
+def _run_folders(folder: Path) -> list[Path]:
+    return [manifest.parent for manifest in sorted((folder / "runs").glob("*/manifest.json"))]
+
+
+def _move_to_earlier(folder: Path, path: Path) -> None:
+    earlier = folder / "earlier" / path.name
+    if earlier.is_dir():
+        shutil.rmtree(earlier)
+    earlier.parent.mkdir(exist_ok=True)
+    shutil.move(path, earlier)
+
+
+# --- execution --------------------------------------------------------------------------------------------------------
+
+
+class ThisPython(AsyncKernelManager):
+    """Starts kernels of this very interpreter and library, whatever kernelspecs the user has installed."""
+
+    folder: Path  # that the kernel works in
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
+        # A backend set by the user would leave the notebooks without pictures.
+        env = {"PYTHONPATH": path, "MPLBACKEND": "module://matplotlib_inline.backend_inline", **mark(self.folder)}
+        # Its remarks about its own connection would break the line of progress; failures of cells come as outputs.
+        return KernelSpec(**get_kernel_dict(extra_arguments=["--log-level=CRITICAL"]), env=env)
+
+
+def execute(job: Job, folder: Path, progress: Progress) -> Path:
+    """Execute a notebook as `folder`/NN_name.running.ipynb, whose path is returned when it is whole.
+
+    One that fails is kept as NN_name.failed.ipynb, and raises NotebookError.
+    """
+    failed = folder / f"{job.name}.failed.ipynb"
+    running = folder / f"{job.name}{RUNNING}"
+    try:
+        papermill.execute_notebook(
+            _literal(job.notebook),
+            _literal(running),
+            job.parameters,
+            kernel_name="python3",
+            language="python",
+            progress_bar=False,
+            cwd=job.notebook.parent,
+            kernel_manager_class=type("Kernels", (ThisPython,), {"folder": folder}),
+            on_notebook_start=progress.start,
+            on_cell_start=progress.cell,
+            iopub_timeout=60,  # seconds; nbclient's 4 are few on a machine with more to do
+        )
+    except PapermillExecutionError as error:
+        os.replace(running, failed)
+        raise NotebookError(
+            f"{job.name} stopped in cell [{error.exec_count}] with {error.ename}: {first_line(error.evalue)} "
+            f"(see {failed}); put it right and run the same command again, finished runs are kept"
+        ) from None
+    except RuntimeError as error:  # nbclient's DeadKernelError, or of a kernel that died as it started
+        if "kernel" not in str(error).lower():
+            raise
+        os.replace(running, failed)
+        raise NotebookError(
+            f"{job.name}: its kernel was ended from outside, most often for want of memory (see {failed}); close other "
+            "programs and run the same command again, finished rounds are kept"
+        ) from None
+    except (KeyboardInterrupt, SystemExit):
+        # papermill has ended the kernel; the event loop would report that death as an error of its own.
+        logging.getLogger("asyncio").addHandler(logging.NullHandler())
+        running.unlink(missing_ok=True)
+        raise
+    return running
+
+
+def _literal(path: Path) -> str:
+    """papermill fills in {names} in a path; a folder's name may have braces of its own."""
+    return str(path).replace("{", "{{").replace("}", "}}")

@@ -1,0 +1,221 @@
+"""Which notebooks need not be executed again: decided by content, never by time.
+
+outputs/PROFILE/stamps/NN_name.json is written when a notebook has run through, and says
+
+    made_of   hashes of what it was made of: its cells, its parameters, the library, the packages and their lock, the
+              data and backbones that its parameters name, and, where it reads others' runs, those
+    output    the SHA-256 of the executed notebook
+    files     the SHA-256 of each file that it wrote or used beside that: its runs, pictures, tables
+
+A notebook is kept if all of these are still so. The packaged weights and data are named by their hashes in the library
+(assets.py), and checked against them when they are used. Of a backbone on the hub the commit that is on this machine
+counts, of one that is not here nothing. Not in it: what the hub holds of data (its revision is not known without
+asking; source="hub" is taken to be as it was) and the machine (runs made elsewhere keep).
+"""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from ..data.file_hashes import hash_or_none, read_hash
+from ..errors import FedReFTError
+from ..files import write_text
+from ..model.identity import UNKNOWN, backbone_identity
+from .jobs import Job
+from .report import ordered_notebooks
+
+LIBRARY = Path(__file__).parents[1]
+PACKAGES = (
+    "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "pandas", "scikit-learn", "torchmetrics",
+    "datasets", "matplotlib", "ipywidgets", "ipykernel", "nbclient", "nbformat", "papermill",
+)  # fmt: skip
+HUB = "its backbones on the hub"
+# What of a profile's folder no notebook writes.
+NOT_ITS_OWN = ("earlier", "stamps", "results.csv", "report.html")
+
+
+# --- what it was made of ----------------------------------------------------------------------------------------------
+
+
+def made_of(job: Job, folder: Path) -> dict[str, str]:
+    """A hash of each thing that the notebook's outcome depends on, before it is executed into `folder`."""
+    base = job.notebook.parent
+    lock = base.parent / "requirements.lock"
+    parts = {
+        "the notebook": _cells(job.notebook),
+        "its parameters": job.values,
+        "the library": hashes(LIBRARY, _below(LIBRARY)),
+        "the packages": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in PACKAGES},
+            **hashes(lock.parent, [lock] if lock.exists() else []),
+        },
+        "its data": [_data(base / os.path.expanduser(name)) for name in _named(job.values, "data_dir")],
+        "its backbones": [each for each in _backbones(job) if not each.startswith(UNKNOWN)],
+    }
+    if job.reads_runs:
+        before = [path.stem for path in ordered_notebooks(folder) if path.stem < job.name]
+        outputs = {name: stamp["output"] for name in before if (stamp := read(folder, name)) and stamp["files"]}
+        parts["the runs that it reads"] = [outputs, hashes(folder, _below(folder / "runs"))]
+    return {name: _digest(part) for name, part in parts.items()} | on_the_hub(job)
+
+
+def on_the_hub(job: Job) -> dict[str, str]:
+    """Which commits of its backbones are on this machine; to be asked again after a notebook has fetched one."""
+    found = [each for each in _backbones(job) if each.startswith(UNKNOWN)]
+    return {HUB: UNKNOWN if UNKNOWN in found else _digest(found)}
+
+
+def _cells(notebook: Path) -> list[tuple]:
+    cells = nbformat.read(notebook, as_version=4).cells
+    return [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in cells]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
+
+
+def _named(values: Any, parameter: str, inside: bool = False) -> list[str]:
+    """The texts that a parameter, or one of its plural, has anywhere in nested parameters; inside: all of them."""
+    if isinstance(values, str):
+        return [values] if inside and values else []
+    if isinstance(values, dict):
+        names = (parameter, f"{parameter}s")
+        each = [_named(value, parameter, inside or name in names) for name, value in values.items()]
+    else:
+        each = [_named(value, parameter, inside) for value in values] if isinstance(values, list | tuple) else []
+    return [name for names in each for name in names]
+
+
+def _data(folder: Path) -> dict[str, str | None]:
+    """What the files in a folder of data hold; nothing where there is none."""
+    return {path.relative_to(folder).as_posix(): hash_or_none(path) for path in _below(folder)}
+
+
+def _backbones(job: Job) -> list[str]:
+    """What each backbone that the parameters name is here and now."""
+    found = []
+    for name in _named(job.values, "backbone"):
+        try:
+            found.append(backbone_identity(name, job.notebook.parent))
+        except FedReFTError as error:  # the notebook will say so
+            found.append(str(error))
+    return found
+
+
+def _digest(part: Any) -> str:
+    return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()
+
+
+# --- what it made -----------------------------------------------------------------------------------------------------
+
+
+def times(folder: Path) -> dict[Path, int]:
+    """When each file that a notebook may write in a profile's folder was last written, in nanoseconds."""
+    return {
+        path: path.stat().st_mtime_ns
+        for path in _below(folder)
+        if path.relative_to(folder).parts[0] not in NOT_ITS_OWN
+        and not (path.parent == folder and path.suffix == ".ipynb")
+    }
+
+
+def written(folder: Path, before: dict[Path, int]) -> list[Path]:
+    """The files that are new or newer than `before` (see `times`), and all those of runs whose manifest is.
+
+    A run that is read and not computed has its manifest's time renewed, see `runs.Store.finished`. Times are compared
+    with those that the file system itself gave before, so no clock counts.
+    """
+    now = times(folder)
+    new = {path for path in now if before.get(path) != now[path]}
+    used = {path.parent for path in new if path.name == "manifest.json"}
+    return sorted(path for path in now if path in new or used & set(path.parents))
+
+
+def runs_of(files: Iterable[Path]) -> set[str]:
+    """The names of the runs whose manifests are among `files`."""
+    return {path.parent.name for path in files if path.name == "manifest.json"}
+
+
+def write(folder: Path, name: str, made_of: dict[str, str], output: Path, files: list[Path]) -> None:
+    """Vouch for an executed notebook, which may still have another name than NN_name.ipynb."""
+    stamp = {"made_of": made_of, "output": read_hash(output), "files": hashes(folder, files)}
+    path = _path(folder, name)
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, json.dumps(stamp, indent=1))
+
+
+# --- whether it is still so -------------------------------------------------------------------------------------------
+
+
+def read(folder: Path, name: str) -> dict[str, Any] | None:
+    """A notebook's stamp, or None where there is none or one that is damaged."""
+    try:
+        stamp = json.loads(_path(folder, name).read_text(encoding="utf-8"))
+        whole = isinstance(stamp["output"], str) and isinstance(stamp["made_of"] | stamp["files"], dict)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return stamp if whole else None
+
+
+def matches(folder: Path, name: str, output: Path) -> bool:
+    """Is this file the executed notebook that the stamp speaks of, whole?"""
+    stamp = read(folder, name)
+    return stamp is not None and output.is_file() and read_hash(output) == stamp["output"]
+
+
+def why_again(folder: Path, name: str, made_of: dict[str, str]) -> str | None:
+    """Why a notebook has to be executed, in words; None: it need not."""
+    stamp = read(folder, name)
+    if stamp is None:
+        return "it has not been finished"
+    then = stamp["made_of"]
+    unknown = {HUB} if UNKNOWN in (then.get(HUB), made_of.get(HUB)) else set()
+    if changed := [part for part in {**made_of, **then} if then.get(part) != made_of.get(part) and part not in unknown]:
+        return f"{' and '.join(changed)} changed"
+    if not matches(folder, name, folder / f"{name}.ipynb"):
+        return "its output is gone or changed"
+    for file, digest in stamp["files"].items():
+        if not os.path.isfile(folder / file) or read_hash(folder / file) != digest:
+            return f"{file} is gone or changed"
+    return None
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def hashes(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 of files, by their names below `folder`."""
+    return {path.relative_to(folder).as_posix(): read_hash(path) for path in paths}
+
+
+def _below(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Every file below a folder, but for hidden, temporary and compiled ones; nothing where it cannot be read.
+
+    Links to folders are followed, as who reads data follows them, but for those that lead back to one `above`.
+    """
+    real = os.path.realpath(folder)
+    if real in above or not os.path.isdir(real) or not os.access(real, os.R_OK | os.X_OK):
+        return
+    for name in sorted(os.listdir(folder)):
+        path = folder / name
+        if name.startswith((".", "__py")):
+            continue
+        if path.is_dir():
+            yield from _below(path, above | {real})
+        elif path.is_file() and path.suffix != ".tmp":
+            yield path
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / "stamps" / f"{name}.json"

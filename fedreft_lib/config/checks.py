@@ -1,0 +1,109 @@
+"""What the parameters of a run have to be together."""
+
+import re
+
+from ..core.notation import parse_layers, parse_positions
+from ..data.families import FAMILIES
+from ..errors import did_you_mean
+from .fields import Fields
+
+# The methods whose clients send what `sharing` says; of the others it is part of the method what is sent.
+SHARES_BY_NAME = ("fedavg", "fedreft", "fedprox", "fedadam")
+WITHOUT_IDENTITY = ("consreft",)  # no state of it leaves every hidden state as it is
+
+
+def check(config: Fields) -> None:
+    """Raises ValueError, with one sentence, for the first two parameters that do not go together."""
+    if "R" in config.decayed:
+        raise ValueError(
+            'decayed must not name "R": under the orthogonal parametrisation decay shrinks the +-1 diagonal whose '
+            'integer part is kept, so one step makes R zero for good; leave it at ["W", "b"]'
+        )
+    if set(config.decayed) - {"W", "b"}:
+        raise ValueError(f'decayed must name tensors out of ["W", "b"], got {list(config.decayed)}')
+    parse_positions(config.positions)
+    parse_layers(config.layers, n_layers=1000)  # the bounds of the real model are checked once it is there
+    if not config.tasks or len(set(config.tasks)) != len(config.tasks):
+        raise ValueError(f"tasks must be one or more different names, got {list(config.tasks)}")
+    for task in config.tasks:
+        if not re.fullmatch(r"(?!\.|__)[^/\\\0]+", task):
+            raise ValueError(
+                f"tasks: {task!r} is no name of files: it must not be empty, begin with . or __, or hold a slash"
+            )
+    if "\0" in (config.data_dir or "") + config.backbone:
+        raise ValueError("data_dir and backbone must be names of folders, without a character NUL")
+    if (config.source == "local") != (config.data_dir is not None):
+        raise ValueError(
+            f'data_dir goes with source="local": got source={config.source!r}, data_dir={config.data_dir!r}'
+        )
+    if config.setup == "own" and config.source != "local":
+        raise ValueError(
+            f'setup="own" is for source="local", where each client has its own folder: got source={config.source!r}'
+        )
+    if config.scoring == "generation" and config.prompt_format != "llm_adapters" and config.benchmark == "commonsense":
+        raise ValueError('scoring="generation" needs prompt_format="llm_adapters", whose answers are words')
+    for task in config.tasks if config.source != "local" else ():
+        if task not in FAMILIES[config.benchmark].tasks:
+            known = FAMILIES[config.benchmark].tasks
+            raise ValueError(f"tasks: {config.benchmark} has no task {task!r}{did_you_mean(task, known)}")
+    if config.method not in ("local", "centralised") and config.clients < 2:
+        raise ValueError(f"method {config.method} needs at least 2 clients: with one there are no others")
+    if config.setup == "distinct" and config.clients < len(config.tasks):
+        raise ValueError(
+            f'clients: setup="distinct" needs one for each of {len(config.tasks)} tasks, got {config.clients}'
+        )
+    lora = config.intervention == "lora"
+    if config.method == "fedit" and not lora:
+        raise ValueError('method fedit is FedAvg over lora: use intervention="lora", or method="fedavg"')
+    if config.method == "fedsb" and config.intervention not in ("lora", "loreft"):
+        raise ValueError(f'method fedsb has a form over "lora" and "loreft", got intervention={config.intervention!r}')
+    if config.sharing not in ("full", *(("A", "B") if lora else ("R", "Wb"))):
+        raise ValueError(f"sharing={config.sharing!r} names tensors that intervention={config.intervention!r} has not")
+    if config.sharing != "full" and config.method not in SHARES_BY_NAME:
+        raise ValueError(
+            f"sharing is a choice of {', '.join(SHARES_BY_NAME)}; {config.method} says itself what it sends"
+        )
+    if config.head == "shared" and config.method not in SHARES_BY_NAME:
+        raise ValueError(f'head="shared" is for {", ".join(SHARES_BY_NAME)}; with {config.method} use "averaged"')
+    if config.align and (lora or config.sharing != "full" or config.method not in SHARES_BY_NAME):
+        raise ValueError(
+            f'align turns whole interventions: it goes with {", ".join(SHARES_BY_NAME)} and sharing="full"'
+        )
+    if lora and (not config.targets or len(set(config.targets)) != len(config.targets)):
+        raise ValueError(f"targets must be one or more different names, got {list(config.targets)}")
+    if not lora and config.init == "identity" and config.intervention in WITHOUT_IDENTITY:
+        raise ValueError(f'intervention {config.intervention} has no identity start: use init="random"')
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.device):
+        raise ValueError(f'device must be "auto", "cpu", "mps" or "cuda" (or "cuda:1"), got {config.device!r}')
+    if config.engine == "cohort" and config.dropout:
+        raise ValueError(
+            'engine="cohort" draws no dropout, since each client has draws of its own: use engine="one_by_one" or '
+            f"dropout=0, got dropout={config.dropout}"
+        )
+    _check_participation(config)
+    if len(config.mixing_range) != 2:
+        raise ValueError(f"mixing_range must be two shares, first and last, got {list(config.mixing_range)}")
+    if not config.mixing_grid:
+        raise ValueError("mixing_grid must have at least one candidate")
+
+
+def _check_participation(config: Fields) -> None:
+    events = {name: getattr(config, name) for name in ("joins", "leaves", "drops", "late")}
+    for name, pairs in events.items():
+        for client, round in pairs:
+            if not (1 <= client <= config.clients and 1 <= round <= max(config.rounds, 1)):
+                raise ValueError(
+                    f"{name}: [{client}, {round}] must be a client from 1 to {config.clients} and a round from 1 to "
+                    f"{config.rounds}"
+                )
+        once = {client for client, _ in pairs} if name in ("joins", "leaves") else set(pairs)
+        if len(once) < len(pairs):
+            raise ValueError(f"{name} names something twice: {[list(pair) for pair in pairs]}")
+    if config.method == "centralised" and (any(events.values()) or config.sampled or config.hostile):
+        raise ValueError("method centralised has one learner: nobody is sampled, joins, leaves, is late or hostile")
+    if config.sampled is not None and config.sampled > config.clients:
+        raise ValueError(f"sampled must be at most clients = {config.clients}, got {config.sampled}")
+    if config.hostile and config.hostile >= config.clients:
+        raise ValueError(f"hostile must be below clients = {config.clients}, got {config.hostile}")
+    if config.min_clients > config.clients and config.method not in ("local", "centralised"):
+        raise ValueError(f"min_clients must be at most clients = {config.clients}, got {config.min_clients}")

@@ -1,0 +1,265 @@
+"""Every parameter of a run: its group, its symbol in the paper, its range and the reason for its default.
+
+The paper's public sources do not print lambda, the rounds, the local epochs, the learning rate or the positions
+(they are the workbook's, and marked "reconstruction"); what they do print is marked "paper".
+
+Names of interventions, aggregations, attacks and methods are listed here, and not taken from the code that knows them,
+so that a config can be checked without torch, which takes seconds to import. Tests compare the lists.
+"""
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from ..data.families import FAMILIES
+from ..errors import did_you_mean
+
+INTERVENTIONS = ("loreft", "direft", "noreft", "orthonormal_direft", "consreft", "lobireft")
+AGGREGATIONS = ("geometric_median", "mean", "trimmed_mean", "coordinate_median", "krum", "multi_krum")
+ATTACKS = (
+    "sign_flip", "noise", "collude", "label_flip", "one_nan", "one_inf", "norm_1e30", "wrong_shape",
+    "broadcastable_shape", "integer_dtype", "complex_dtype", "missing_key", "extra_key", "negative_count", "nan_count",
+    "huge_count",
+)  # fmt: skip
+GROUPS = {
+    "model": "The frozen model",
+    "state": "What a client trains",
+    "start": "What a client starts from",
+    "data": "On what",
+    "tests": "How it is tested",
+    "training": "How a client trains",
+    "engine": "How it is computed",
+    "exchange": "What is exchanged",
+    "participation": "Who takes part, who is hostile, and what the server does about it",
+    "rounds": "How long, and what is noted",
+}
+
+
+def as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value  # YAML and papermill know lists only
+
+
+def _pairs(value: Any) -> Any:
+    return tuple(map(as_tuple, value)) if isinstance(value, list | tuple) else value
+
+
+def param(group: str, default: Any, reason: str, *, symbol: str = "", **bounds: Any) -> Any:
+    """A parameter: its group in GROUPS, default, why it is so, the paper's symbol, and pydantic's bounds."""
+    return Field(default, description=reason, json_schema_extra={"symbol": symbol, "group": group}, **bounds)
+
+
+Strings = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
+Numbers = Annotated[tuple[int, ...], BeforeValidator(as_tuple)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Shares = Annotated[tuple[Share, ...], BeforeValidator(as_tuple)]
+Events = Annotated[tuple[tuple[int, int], ...], BeforeValidator(_pairs)]
+
+
+class Fields(BaseModel):
+    """The parameters; `RunConfig` is these, and what they have to be together."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    # What is trained
+    backbone: str = param(
+        "model", "smollm2-135m-instruct", "packaged name, local folder, or hub name; frozen throughout"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = param("model", "auto", "of the backbone; states are always float32")
+    device: str = param("model", "auto", "a GPU where there is one")
+    intervention: Literal[(*INTERVENTIONS, "lora")] = param(
+        "state", "loreft", "paper: LoReFT; lora is what the federated baselines train", symbol="Phi"
+    )
+    rank: int = param("state", 8, "paper: 8 for commonsense, 1 for GLUE", symbol="r", ge=1, le=512)
+    layers: str | Numbers = param("state", "all", 'paper: all; "20-29" or a list restricts them', symbol="l")
+    positions: str = param("state", "f7+l7", "ReFT's choice for reasoning tasks; not printed by FedReFT", symbol="P")
+    tied: bool = param(
+        "state", False, "one intervention for prefix and suffix; the paper's counts imply untied", symbol="tie-phi"
+    )
+    init: Literal["identity", "random"] = param(
+        "start", "identity", 'reconstruction: starts at the untrained backbone; "random" is pyreft\'s start'
+    )
+
+    targets: Strings = param(
+        "state",
+        ("q_proj", "v_proj"),
+        "ends of the paths of lora's linear modules, as in peft; FedSA-LoRA's and FLoRA's choice",
+    )
+    lora_alpha: float = param(
+        "state", 16.0, "the scale of lora is this over the rank; the baselines' usual value", gt=0
+    )
+    dropout: float = param(
+        "training", 0.0, "in training: on edited hidden states, lora's inputs and the head; ReFT: per task", ge=0, lt=1
+    )
+
+    # On what
+    benchmark: Literal[tuple(FAMILIES)] = param("data", "commonsense", "the family of tasks")
+    tasks: Strings = param(
+        "data", FAMILIES["commonsense"].default_tasks, "paper: eight; the default is a subset, another for each family"
+    )
+    source: Literal["packaged", "hub", "local", "synthetic"] = param(
+        "data", "packaged", "where the questions come from"
+    )
+    data_dir: str | None = param("data", None, 'the folder that source="local" reads')
+    prompt_format: Literal["llm_adapters", "plain"] = param(
+        "data", "plain", 'paper: LLM-Adapters\' "the correct answer is answer1"; plain suits models of this size'
+    )
+    scoring: Literal["likelihood", "likelihood_per_character", "generation"] = param(
+        "tests", "likelihood_per_character", "how an answer is read off the model; the paper generates"
+    )
+    max_new_tokens: int = param(
+        "tests", 32, "of a generation; ReFT: 32 for commonsense, more for chains of thought", ge=1, le=4096
+    )
+    max_length: int = param(
+        "data",
+        256, "tokens; a longer prompt loses its beginning, down to half of them, and then an answer its end",
+        ge=16, le=32768,
+    )  # fmt: skip
+    setup: Literal["distinct", "mixed", "iid", "dirichlet", "own"] = param(
+        "data",
+        "distinct",
+        "paper: Distinct Task (one task a client) and Mixed Task (subsets of the union); own: what each client has",
+        symbol="DT, MT",
+    )
+    alpha: float = param("data", 0.5, 'concentration of setup="dirichlet": small is uneven', gt=0, le=1000)
+    clients: int = param(
+        "data", 4, "with 3, the geometric median of the others is their mean", symbol="C", ge=1, le=10000
+    )
+    train_size: int = param(
+        "data", 128, 'training questions of each client; setup="own": at most, as all three', symbol="n_k", ge=1
+    )
+    held_out_size: int = param(
+        "tests", 16, "questions of each client that adaptive mixing looks at; never trained on", ge=1
+    )
+    test_size: int = param("tests", 100, "test questions of each client", ge=1)
+    union_size: int = param(
+        "tests", 0, "questions of the union of all tests that every client answers at the end; 0: none", ge=0
+    )
+
+    # How a client trains
+    local_epochs: int = param(
+        "training", 1, "passes over the client's data each round; reconstruction", symbol="E", ge=1
+    )
+    local_steps: int | None = param("training", None, "optimiser steps each round, in place of epochs", ge=1)
+    batch_size: int = param("training", 8, "sequences a step", ge=1)
+    lr: float = param("training", 2e-3, "AdamW; ReFT's commonsense runs use 9e-4 with many more steps", gt=0, le=1)
+    schedule: Literal["linear", "constant"] = param(
+        "training", "linear", "of lr within a round, as where a trainer is made anew"
+    )
+    warmup: float = param("training", 0.1, "share of a round's steps in which lr rises; ReFT: 0.1", ge=0, lt=1)
+    engine: Literal["auto", "one_by_one", "cohort"] = param(
+        "engine",
+        "auto",
+        "whether clients train one after another or several in one pass; equal but for rounding, see engine.py",
+    )
+    weight_decay: float = param("training", 0.0, "AdamW's, on the tensors in `decayed`; ReFT: 0", ge=0, le=1)
+    decayed: Strings = param("training", ("W", "b"), "R is refused: see the error")
+    clip: float = param("training", 1.0, "largest gradient norm of a step", gt=0)
+
+    # What is exchanged
+    method: Literal[
+        "local", "fedavg", "fedreft", "centralised", "fedit", "fedprox", "fedadam", "ffa", "fedsa", "fedalt", "feddpa",
+        "flora", "fedsb",
+    ] = param("exchange", "fedreft", "who learns from whom, see fedreft_lib.methods")  # fmt: skip
+    sharing: Literal["full", "R", "Wb", "A", "B"] = param(
+        "exchange",
+        "full",
+        "the tensors that are sent; paper: full intervention sharing. R, Wb of interventions; A, B of lora",
+    )
+    head: Literal["averaged", "shared", "private"] = param(
+        "exchange",
+        "averaged",
+        "a classification head: the mean of all, or treated like the rest, or never sent; not printed",
+    )
+    align: bool = param(
+        "exchange",
+        False,
+        "turn each client's R, W, b (an equal intervention) towards the common start before it is sent",
+    )
+    aggregation: Literal[AGGREGATIONS] = param(
+        "exchange", "geometric_median", "of the others, for fedreft; paper: geometric median by Weiszfeld", symbol="ABM"
+    )
+    byzantine: int = param(
+        "exchange", 1, "hostile clients among the others that trimmed mean and Krum are to withstand", ge=0
+    )
+    mixing: Share | Literal["scheduled", "adaptive"] = param(
+        "exchange",
+        0.3,
+        "share of the others' aggregate that a client takes in; its rule is not printed",
+        symbol="lambda",
+    )
+    mixing_range: Shares = param(
+        "exchange", (0.0, 0.5), 'first and last round\'s lambda of mixing="scheduled", linear between'
+    )
+    mixing_grid: Shares = param(
+        "exchange",
+        (0.0, 0.1, 0.25, 0.5, 0.75, 1.0),
+        'the candidates of mixing="adaptive"; reconstruction of the TTC-inspired rule',
+    )
+    retraction: Literal["polar", "qr", "raw"] = param(
+        "exchange", "polar", "how R is made orthonormal again after mixing; reconstruction"
+    )
+    proximal_mu: float = param(
+        "training", 0.01, "fedprox: weight of the distance to the round's start", symbol="mu", ge=0
+    )
+    server_lr: float = param("exchange", 1e-3, "fedadam: the server's step", symbol="eta", ge=0)
+    server_beta1: float = param("exchange", 0.9, "fedadam", ge=0, lt=1)
+    server_beta2: float = param("exchange", 0.99, "fedadam", ge=0, lt=1)
+    server_tau: float = param("exchange", 1e-3, "fedadam: adaptivity", symbol="tau", gt=0)
+    dpa_share: Share = param("training", 0.5, "feddpa: the local branch's share in training", symbol="a")
+    dpa_weighting: Literal["fixed", "instance", "instance_reversed"] = param(
+        "exchange", "instance", "feddpa: the local branch's share in a test item; see methods.feddpa"
+    )
+    dpa_w_max: Share = param("exchange", 0.5, "feddpa: the largest instance-wise share", symbol="w_max")
+
+    # Who takes part, who is hostile, and what the server does about it
+    sampled: int | None = param(
+        "participation", None, "clients that are drawn to take part in a round; none given: all", ge=2
+    )
+    joins: Events = param(
+        "participation",
+        (),
+        "[client, round] pairs: the round in which a client joins; from 1, see federation.participation",
+    )
+    leaves: Events = param("participation", (), "[client, round] pairs: a client's last round")
+    drops: Events = param("participation", (), "[client, round] pairs: it trains, and nothing arrives")
+    late: Events = param("participation", (), "[client, round] pairs: its update arrives in the round after")
+    hostile: int = param(
+        "participation", 0, "how many clients, the last ones, send what `attack` says", symbol="f", ge=0
+    )
+    attack: Literal[ATTACKS] = param("participation", "sign_flip", "what they send, see federation.attacks")
+    attack_scale: float = param(
+        "participation", 5.0, "the length of a hostile step, in those that the client would have made", gt=0
+    )
+    norm_limit: float = param(
+        "participation",
+        30.0,
+        "an update of more than so many times the usual norm is set aside; raise it for very uneven clients",
+        gt=1,
+    )
+    norm_clip: float | None = param(
+        "participation",
+        None,
+        "longer updates are shortened to so many times the median norm before they are aggregated",
+        gt=0,
+    )
+    min_clients: int = param(
+        "participation", 2, "a round with fewer admitted updates stops the run, which can then go on", ge=2
+    )
+    rounds: int = param("rounds", 3, "reconstruction", symbol="T", ge=0)
+    eval_every: int = param(
+        "rounds", 0, "rounds between evaluations; 0: before the first and after the last round", ge=0
+    )
+    seed: int = param("data", 0, "fixes partition, batches and start", ge=0, lt=2**32)
+    experiment: str = param("rounds", "", "a label in the results; changes nothing")
+
+
+def unknown_name(name: str, known: Iterable[str]) -> str:
+    return f"there is no parameter {name!r}" + did_you_mean(name.lower(), known, "see RunConfig's fields")
+
+
+def wanted(findings: list[dict]) -> str:
+    """What the first finding asks for, and those of the same value."""
+    alternatives = [e for e in findings if e["loc"][:1] == findings[0]["loc"][:1]]
+    said = [str(e["ctx"]["error"]) if e["type"] == "value_error" else e["msg"] for e in alternatives]
+    return " or ".join(dict.fromkeys(each[0].lower() + each[1:] for each in said)).replace("valid tuple", "valid list")

@@ -1,0 +1,143 @@
+"""The parameters that notebooks have beside RunConfig's fields, and how they are checked: as those are.
+
+Most are lists of what a notebook goes through, each element a value that one of RunConfig's fields takes. The same
+check is made of a whole batch before it starts (batch/jobs.py) and in a notebook's kernel (`RunConfig.from_notebook`).
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+from ..errors import ConfigError
+from .fields import Fields, as_tuple, unknown_name, wanted
+from .parameter_files import shortened
+
+STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class Own(NamedTuple):
+    """What a parameter has to be, and an example of it."""
+
+    type: Any
+    example: Any
+
+
+def _field(name: str) -> Any:
+    """What RunConfig's field takes."""
+    field = Fields.model_fields[name]
+    return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+
+
+def _many(each: Any, least: int = 1) -> Any:
+    return Annotated[tuple[each, ...], BeforeValidator(as_tuple), Field(min_length=least)]
+
+
+def _words(*fields: str) -> Any:
+    """A text of words, each what a field of RunConfig takes; the last ones may be left out."""
+    kinds = [TypeAdapter(_field(name), config=STRICT) for name in fields]
+
+    def checked(text: str) -> str:
+        words = text.split()
+        if not 0 < len(words) <= len(fields):
+            raise ValueError(f"a text of up to {len(fields)} words is meant: {', '.join(fields)}")
+        for name, kind, word in zip(fields, kinds, words, strict=False):
+            try:
+                kind.validate_python(int(word) if word.isdigit() else word)
+            except ValidationError as error:
+                raise ValueError(f"{name}: {wanted(error.errors())}") from None
+        return text
+
+    return Annotated[str, AfterValidator(checked)]
+
+
+def _changes(fields: dict[str, Any]) -> dict[str, Any]:
+    for name in fields:
+        if name not in Fields.model_fields:
+            raise ValueError(unknown_name(name, Fields.model_fields))
+    return fields
+
+
+def _factor(line: list) -> list:
+    """A factor of an ablation: its name, then its levels."""
+    if len(line) < 2 or not isinstance(line[0], str) or not all(isinstance(level, dict) for level in line[1:]):
+        raise ValueError("a name and then mappings of RunConfig's fields are meant")
+    for level in line[1:]:
+        _changes(level)
+    return line
+
+
+COUNT = Annotated[int, Field(ge=1)]
+CHANGES = Annotated[dict[str, Any], AfterValidator(_changes)]
+METHODS = _words("method", "aggregation", "mixing")
+OWN = {
+    "output_dir": Own(str | Path, "../outputs/mine"),
+    "seeds": Own(_many(_field("seed")), [0, 1, 2]),
+    "setups": Own(_many(_field("setup")), ["distinct", "mixed"]),
+    "methods": Own(_many(METHODS), ["local", "fedreft geometric_median adaptive"]),
+    "contestants": Own(_many(_words("method", "intervention", "rank")), ["fedreft loreft", "fedit lora"]),
+    "rules": Own(_many(_field("mixing") | Literal["fedavg"] | _field("aggregation"), 0), ["adaptive", "mean"]),
+    "heads": Own(_many(_field("head"), 0), ["private"]),
+    "fixed": Own(_many(_field("mixing")), [0.0, 0.3]),
+    "attacks": Own(_many(_field("attack")), ["sign_flip"]),
+    "hostile_counts": Own(_many(_field("hostile")), [0, 2]),
+    "more_clients": Own(_many(_field("clients"), 0), [4, 8]),
+    "alphas": Own(_many(_field("alpha")), [0.1, 1.0]),
+    "lora_lr": Own(_field("lr"), 8e-3),
+    "tried_lrs": Own(_many(_field("lr"), 0), [1e-3, 2e-3]),
+    "glue_tasks": Own(_many(str), ["sst2", "mrpc"]),
+    "per_task": Own(dict[str, CHANGES], {"mrpc": {"rounds": 3}}),
+    "ablations": Own(_many(Annotated[list, AfterValidator(_factor)], 0), [["rank", {"rank": 1}, {"rank": 8}]]),
+    "links": Own(_many(Annotated[float, Field(gt=0)]), [1, 10, 100]),
+    "steps": Own(COUNT, 40),
+    "new_tokens": Own(_field("max_new_tokens"), 24),
+    "read_size": Own(COUNT, 8),
+    "gsm8k_questions": Own(Annotated[int, Field(ge=0)], 100),
+}
+NOUNS = {list: "a list", dict: "a mapping", str: "a text", int: "a whole number", float: "a number"}
+
+
+def check(values: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, *, by_hand: bool = False) -> None:
+    """Raises ConfigError for the first of a notebook's own parameters that is not as it has to be.
+
+    One that is not in OWN is compared with its default where that is known. by_hand: the error says how papermill's
+    command line gives lists.
+    """
+    for name, value in values.items():
+        if name not in OWN:
+            if name in (defaults or {}) and not _alike(value, defaults[name]):
+                raise ConfigError(f"{name} must be like its default {defaults[name]!r}, got {shortened(value)}")
+            continue
+        own = OWN[name]
+        try:
+            TypeAdapter(own.type, config=STRICT).validate_python(value)
+        except ValidationError as error:
+            asked = f"{name} must be {NOUNS[type(own.example)]} like {own.example!r}"
+            finding = error.errors()[0]
+            if finding["loc"] or not finding["type"].endswith("_type"):
+                asked += f" ({wanted(error.errors())})"
+            nested = by_hand and isinstance(own.example, list | dict)
+            how = f"; papermill's command line takes it as -y '{name}: {json.dumps(own.example)}'" if nested else ""
+            raise ConfigError(f"{asked}, got {shortened(value)}{how}") from None
+
+
+def singular(names: Iterable[str], among: Iterable[str]) -> list[str]:
+    """The fields of RunConfig that a notebook goes through itself: `seed` where it has `seeds`."""
+    return [name for name in among if f"{name}s" in set(names)]
+
+
+def first(values: Mapping[str, Sequence]) -> dict[str, Any]:
+    """What a notebook with several setups starts with: the first."""
+    return {"setup": values["setups"][0]} if values.get("setups") else {}
+
+
+def _alike(value: Any, default: Any) -> bool:
+    """Has it the type of its default? (A whole number is a number, too.)
+
+    In a list, each element must be like one of the default's; an empty one says nothing of them.
+    """
+    if isinstance(value, list) and isinstance(default, list):
+        return not default or all(any(_alike(each, like) for like in default) for each in value)
+    return default is None or type(value) is type(default) or (type(value), type(default)) == (int, float)

@@ -1,0 +1,132 @@
+"""The parameters of one run, checked: each by itself (`fields`), and together (`checks`)."""
+
+import hashlib
+import json
+import types
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError, model_validator
+
+from ..data.families import FAMILIES
+from ..errors import ConfigError
+from . import checks, notebook_parameters
+from .fields import Fields, unknown_name, wanted
+
+if TYPE_CHECKING:
+    from ..core.training import Recipe
+
+# What a thing depends on, as groups of parameters: two configs that are alike in these can share it.
+DEPENDS_ON = {
+    "data": ("model", "data", "tests"),  # the items of all clients, as the model reads them
+    "training": ("model", "state", "data", "training"),  # local training from a given state
+}
+
+
+class RunConfig(Fields):
+    """One run of one federation: `RunConfig(mixing=0.3)` is valid, and so is any other subset of the fields.
+
+    Raises ConfigError, before anything is loaded, for a name that does not exist (with the nearest that does), a
+    wrong type, NaN, or a value out of its range.
+    """
+
+    def __init__(self, **values: Any):
+        values = {**_family_defaults(values), **values}
+        values = {name: 0.0 if value == 0 and type(value) is float else value for name, value in values.items()}  # -0.0
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(_sentence(error)) from None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "RunConfig":
+        checks.check(self)
+        return self
+
+    @classmethod
+    def from_notebook(cls, namespace: Mapping[str, Any], *, also: Iterable[str] = ()) -> "RunConfig":
+        """The parameters cell as a RunConfig: call it right after that cell, with `globals()`.
+
+        Every public plain value in the namespace must be a field or be named in `also` (a notebook's own
+        parameters, like `seeds`, which are checked too), so that a misspelt papermill parameter is refused and not just
+        passed over. Constants (IN_CAPITALS) that were imported before are left alone, unless one is a field's name.
+        Of what the notebook goes through itself, `setup` where it has `setups`, the first is taken.
+        """
+        also = set(also)
+        plain = (str, int, float, list, tuple, dict, types.NoneType)
+        kernel = {"In", "Out"}  # IPython's own
+        values = {
+            name: value
+            for name, value in namespace.items()
+            if (isinstance(value, plain) or name in cls.model_fields)  # a field of another type is refused below
+            and not (name.startswith("_") or name in kernel or name in also)
+            and not (name.isupper() and name.lower() not in cls.model_fields)
+        }
+        unknown = [name for name in values if name not in cls.model_fields]
+        if unknown:
+            raise ConfigError(unknown_name(unknown[0], [*cls.model_fields, *also]))
+        own = {name: namespace[name] for name in namespace if name in also}
+        notebook_parameters.check(own, by_hand=True)
+        for name in notebook_parameters.singular(also, list(values)):
+            value, several = values.pop(name), own.get(f"{name}s", ())
+            if isinstance(value, str | int | float) and value not in several:  # else a loop of the notebook has left it
+                raise ConfigError(f"this notebook has no parameter {name!r}: it goes through {name}s, got {several!r}")
+        return cls(**values, **notebook_parameters.first(own))
+
+    def but(self, **changes: Any) -> "RunConfig":
+        """This config with some fields changed, checked again."""
+        return RunConfig(**{**self.model_dump(), **changes})
+
+    @property
+    def run_id(self) -> str:
+        """A readable name that is different for every different config."""
+        method = f"{self.method}-{self.aggregation}-{self.mixing}" if self.method == "fedreft" else self.method
+        digest = hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:8]
+        return f"{self.setup}-{method}-seed{self.seed}-{digest}"
+
+    @property
+    def mixing_name(self) -> str:
+        """How the mixing weight is set, named for what it is."""
+        if self.method != "fedreft":
+            return "none"
+        if self.mixing == "scheduled":
+            return "scheduled {}->{}".format(*self.mixing_range)
+        return self.mixing if isinstance(self.mixing, str) else f"fixed {self.mixing}"
+
+    @property
+    def recipe(self) -> "Recipe":
+        """How a client trains, as `core.training` takes it."""
+        from ..core.training import Recipe  # which loads torch
+
+        return Recipe(**{name: getattr(self, name) for name in Recipe.__dataclass_fields__})
+
+    @property
+    def most_at_once(self) -> int:
+        """The most clients that can take part in one round: those drawn, and those whose update was late."""
+        return min(self.clients, (self.sampled or self.clients) + len(self.late))
+
+    def parameters_of(self, what: str) -> dict[str, Any]:
+        """The parameters that something depends on, see DEPENDS_ON."""
+        groups = {name: field.json_schema_extra["group"] for name, field in RunConfig.model_fields.items()}
+        return {name: getattr(self, name) for name, group in groups.items() if group in DEPENDS_ON[what]}
+
+
+def _family_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults that depend on the family of tasks."""
+    family = (
+        FAMILIES.get(values.get("benchmark", "commonsense")) if isinstance(values.get("benchmark", ""), str) else None
+    )
+    if family is None:
+        return {}
+    return {"tasks": family.default_tasks, "backbone": family.default_backbone}
+
+
+def _sentence(error: ValidationError) -> str:
+    """pydantic's list of findings as one sentence about the first."""
+    finding = error.errors()[0]
+    name = str(finding["loc"][0]) if finding["loc"] else ""
+    if finding["type"] == "extra_forbidden":
+        return unknown_name(name, RunConfig.model_fields)
+    if finding["type"] == "value_error":
+        return str(finding["ctx"]["error"])
+    return f"{name}: {wanted(error.errors())}, got {finding['input']!r}"

@@ -1,0 +1,120 @@
+"""Geometric medians of the rows of a matrix, all leave-one-out medians at once.
+
+The geometric median z = sum_j a_j x_j of points is a convex combination of them, so distances to it follow from
+the Gram matrix G of the points around an origin alone: |z - x_j|^2 = a^T G a - 2 (G a)_j + G_jj. Weiszfeld's iteration
+on the N x N Gram matrix therefore finds all N leave-one-out medians at once, whatever P is.
+
+That sum cancels for points that are near to each other and far from the origin, and one far row drags the mean, the
+first origin, away from all others. A median that turns out to lie in such a crowd is sought again around a row of it.
+"""
+
+import torch
+from torch import Tensor
+
+# Weiszfeld converges linearly in general; an iteration costs N^3 operations in Gram space, so a tight tolerance is
+# cheap.
+TOLERANCE = 1e-10
+ITERATIONS = 2000
+# Squared distances carry rounding of 1e-16 of the squared distances to the origin: less than 1e-14 means nothing.
+ROUNDING = 1e-14
+# Points of weight w nearer to z than this times w, in units of how far from the origin z's parts are: a crowd. Around
+# one of its rows it is a crowd no more, since Weiszfeld's weights p_j / |z - x_j| then have parts that are near too.
+CROWD = 0.03
+NUMBERS = 1 << 23  # of a block of columns in float64, 64 MB: bounds the memory of many clients
+ORIGINS = 12  # each new origin resolves seven more digits, and float32 spans 76
+
+
+def medians(X: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """K weighted geometric medians of the rows of X (N, P), weights (K, N): barycentric (K, N), and residuals (K,)."""
+    p = weights / weights.sum(1, keepdim=True)
+    A, residual = torch.empty_like(p), torch.empty(len(p), dtype=p.dtype)
+    todo, start, origin = torch.arange(len(p)), p, None
+    for _ in range(ORIGINS):
+        A[todo], residual[todo], crowd = _weiszfeld(_gram(X, origin), p[todo], start)
+        again = crowd.any(1)
+        if not bool(again.any()):
+            break
+        todo, crowd = todo[again], crowd[again]
+        start, origin = crowd / crowd.sum(1, keepdim=True), int(crowd[0].argmax())
+    return A, residual
+
+
+def _gram(X: Tensor, origin: int | None) -> Tensor:
+    """Gram matrix (N, N) of the rows around their mean, or around one of them, in float64, by blocks of columns."""
+    G = torch.zeros(len(X), len(X), dtype=torch.float64)
+    columns = min(1 << 16, max(1, NUMBERS // len(X)))
+    for block in X.split(columns, dim=1):
+        block = block.to(torch.float64, copy=True)
+        block -= block.mean(0) if origin is None else block[origin].clone()
+        G.addmm_(block, block.mT)
+    return G
+
+
+def _weiszfeld(G: Tensor, p: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """K weighted geometric medians of N points given by their Gram matrix G (N, N); weights p (K, N) of sum 1.
+
+    Starts at A (K, N); returns barycentric coordinates (K, N), residuals (K,) and the weights of the points that crowd
+    around the median (K, N), 0 for others: where there are any, the origin is too far off to tell them apart, and with
+    half of the weight they also end the search. The step is Vardi and Zhang's (2000), which is Weiszfeld's away from
+    the points and leaves a point that is not the median. A point is the median if the others pull with no more than its
+    weight: the nearest one is tried, since steps towards it would never arrive.
+    """
+    for i in range(1, ITERATIONS + 1):
+        distance, on, reach = _distances(A, G)
+        pull, total, norm, held = _forces(p, A, distance, on, G)
+        residual = (norm - held).clamp_min(0.0)
+        unsettled = residual > TOLERANCE
+        step = (1 - held / norm.clamp_min(1e-300)).clamp_min(0.0)
+        following = torch.where(total > 0, (1 - step) * A + step * pull / total.clamp_min(1e-300), A)
+        if i % 8 == 0:  # seldom: most medians are found by then
+            near = p * (distance < CROWD / 2 * reach)
+            unsettled &= (near.sum(1, keepdim=True) < 0.5) | (near.count_nonzero(1).unsqueeze(1) < 2)
+            point, pulled, own = _nearest_point(p, distance, G)
+            following = torch.where(pulled <= own + TOLERANCE, point, following)
+        if not bool(unsettled.any()):
+            break
+        A = torch.where(unsettled, following, A)
+    # A point that holds z is the median itself: z goes onto it, not only near it.
+    A = torch.where((held > 0) & (residual <= TOLERANCE), p * on / held.clamp_min(1e-300), A)
+    return A, residual.squeeze(1), _crowd(p, distance, reach)
+
+
+def _nearest_point(p: Tensor, distance: Tensor, G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The nearest of the points with a weight (K, N), how strongly the others pull on it, and its own weight (K, 1).
+
+    Points that are one point share by weight.
+    """
+    nearest = distance.masked_fill(p == 0, torch.inf).argmin(1)
+    apart, same, _ = _distances(torch.nn.functional.one_hot(nearest, len(G)).to(G.dtype), G)
+    shares = p * same
+    shares = shares / shares.sum(1, keepdim=True)
+    *_, norm, held = _forces(p, shares, apart, same, G)
+    return shares, norm, held
+
+
+def _crowd(p: Tensor, distance: Tensor, reach: Tensor) -> Tensor:
+    """The weights p (K, N) of the largest crowd of two or more points around each of K points, 0 for all others."""
+    near, order = distance.masked_fill(p == 0, torch.inf).sort(dim=1)
+    packed = near < CROWD * p.gather(1, order).cumsum(1) * reach
+    packed[:, 0] = False
+    return p * (distance <= near.masked_fill(~packed, -1.0).amax(1, keepdim=True))
+
+
+def _distances(A: Tensor, G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """From the points A (K, N) to the N given ones: distances (K, N), which of them are 0 but for rounding, and
+    the mean distance of what makes up each point to the origin (K, 1), which is the scale of the rounding."""
+    GA, squares = A @ G, G.diagonal()
+    reach = A @ squares.sqrt().unsqueeze(1)
+    squared = (A * GA).sum(1, keepdim=True) - 2 * GA + squares
+    on = squared <= ROUNDING * (reach**2 + squares)
+    return squared.clamp_min(0.0).sqrt(), on, reach
+
+
+def _forces(p: Tensor, A: Tensor, distance: Tensor, on: Tensor, G: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """At the points A (K, N): p_j / |z - x_j| of the points that z is not on, their sum, the norm of the gradient over
+    those points, and the weight of the points that z is on."""
+    pull = torch.where(on, 0.0, p / distance.clamp_min(1e-300))
+    total = pull.sum(1, keepdim=True)
+    gradient = total * A - pull  # sum_j pull_j (z - x_j), as barycentric coordinates; its norm by the Gram matrix
+    norm = (gradient * (gradient @ G)).sum(1, keepdim=True).clamp_min(0.0).sqrt()
+    return pull, total, norm, (p * on).sum(1, keepdim=True)

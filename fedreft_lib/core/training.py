@@ -1,0 +1,176 @@
+"""Local training of one client: its state, a loss, some optimiser steps; nothing else changes.
+
+Reconstruction, as the paper's schedule is not printed: AdamW, linear warm-up and decay within the round, gradient
+clipping; the optimiser is made anew each round, as the reference code of the paper's baselines does.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .rotation import Rotation
+from .state import State
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a client trains. The fields are RunConfig's, which says why each is as it is."""
+
+    lr: float = 2e-3
+    batch_size: int = 8
+    schedule: str = "linear"  # or "constant"
+    warmup: float = 0.1
+    weight_decay: float = 0.0
+    decayed: tuple[str, ...] = ("W", "b")
+    clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What local training returns: the new state, the loss of each step, and how long it took (seconds)."""
+
+    state: State
+    losses: list[float]
+    seconds: float
+
+
+class Trainable:
+    """What the optimiser moves: A in place of an R that is kept orthonormal, and every other tensor as it is.
+
+    rotated: names of the tensors that are kept orthonormal. trains: names of those that move (None: all); the others
+    stay as they are. complement: see Rotation, for a single rotated tensor.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        *,
+        rotated: Sequence[str] = (),
+        trains: Sequence[str] | None = None,
+        complement: Tensor | None = None,
+    ):
+        moving = set(state if trains is None else trains)
+        self.rotations = {name: Rotation(state[name], complement) for name in rotated if name in moving}
+        self.fixed = {name: tensor for name, tensor in state.items() if name not in moving}
+        self.free = {
+            name: self.rotations[name].start() if name in self.rotations else tensor.detach().clone()
+            for name, tensor in state.items()
+            if name in moving
+        }
+        for tensor in self.free.values():
+            tensor.requires_grad_()
+        self.names = tuple(state)
+
+    def state(self) -> State:
+        """The state as it is now, differentiable in what moves."""
+        here = {**self.fixed, **self.free, **{n: rotate(self.free[n]) for n, rotate in self.rotations.items()}}
+        return {name: here[name] for name in self.names}
+
+    def groups(self, weight_decay: float, decayed: tuple[str, ...]) -> list[dict]:
+        """AdamW's parameter groups. R is never decayed: A has its own origin, and see RunConfig.decayed."""
+        decays = {n for n in self.free if n.rsplit(".", 1)[-1] in decayed and n not in self.rotations}
+        return [
+            {"params": [t for n, t in self.free.items() if n in decays], "weight_decay": weight_decay},
+            {"params": [t for n, t in self.free.items() if n not in decays], "weight_decay": 0.0},
+        ]
+
+
+def train(
+    state: State,
+    losses_of: Callable[[Sequence[int], State], Tensor],
+    examples: int,
+    recipe: Recipe,
+    *,
+    steps: int,
+    seed: int,
+    rotated: Sequence[str] = (),
+    trains: Sequence[str] | None = None,
+    proximal: float = 0.0,
+    device: torch.device | str = "cpu",
+    on_step: Callable[[], object] = lambda: None,
+) -> Trained:
+    """`steps` steps of AdamW on the mean loss of a batch, from `state`.
+
+    losses_of(indices, state): the losses (M,) of some of the `examples`, differentiable in the state. seed: of the
+    batches. rotated, trains: see Trainable. proximal: FedProx's mu; mu / 2 times the squared distance to `state`, over
+    the tensors that move, is added. device: where the state is while it is trained; it comes back on the CPU.
+
+    The same arguments give the same bits on a CPU. Raises nothing of its own: a loss that is not finite shows in
+    the state and is refused at admission.
+    """
+    began = time.perf_counter()
+    plan = batches(examples, recipe.batch_size, steps, seed)
+    trained, losses = optimise(
+        state,
+        lambda step, phi: losses_of(plan[step], phi).mean(),
+        recipe,
+        steps=steps,
+        rotated=rotated,
+        trains=trains,
+        proximal=proximal,
+        device=device,
+        on_step=on_step,
+    )
+    return Trained(trained, [float(loss) for loss in losses], time.perf_counter() - began)
+
+
+def optimise(
+    state: State,
+    loss_at: Callable[[int, State], Tensor],
+    recipe: Recipe,
+    *,
+    steps: int,
+    rotated: Sequence[str],
+    trains: Sequence[str] | None,
+    proximal: float,
+    device: torch.device | str,
+    on_step: Callable[[], object],
+    clip: Callable[[list[Tensor], float], object] = nn.utils.clip_grad_norm_,
+) -> tuple[State, list[Tensor]]:
+    """The optimiser's loop: the state after `steps` steps on loss_at(step, state), and the loss of each step.
+
+    It takes as well many states as one, (K, ...), with their losses (K,) and a `clip` that tells them apart: all else
+    here works number by number, or is a sum whose gradient is each state's own.
+    """
+    origin = {name: tensor.to(device) for name, tensor in state.items()}
+    trainable = Trainable(origin, rotated=rotated, trains=trains)
+    optimiser = torch.optim.AdamW(trainable.groups(recipe.weight_decay, recipe.decayed), lr=recipe.lr)
+    losses = []
+    for step in range(steps):
+        for group in optimiser.param_groups:  # not by a scheduler of torch's: it makes the optimiser refer to itself
+            group["lr"] = recipe.lr * learning_rate(step, steps, recipe.warmup, recipe.schedule)
+        phi = trainable.state()
+        loss = loss_at(step, phi)
+        objective = loss.sum()
+        if proximal:
+            objective = objective + proximal / 2 * sum((phi[n] - origin[n]).square().sum() for n in trainable.free)
+        optimiser.zero_grad(set_to_none=True)
+        objective.backward()
+        clip(list(trainable.free.values()), recipe.clip)
+        optimiser.step()
+        losses.append(loss.detach())
+        on_step()
+    with torch.no_grad():
+        return {name: tensor.detach().to("cpu") for name, tensor in trainable.state().items()}, losses
+
+
+def learning_rate(step: int, steps: int, warmup: float, schedule: str) -> float:
+    """Factor on lr at `step` of `steps` (from 0): rises over the warm-up share, then falls linearly or stays."""
+    rising = math.ceil(warmup * steps)
+    if step < rising:
+        return (step + 1) / rising
+    return 1.0 if schedule == "constant" else (steps - step) / (steps - rising)
+
+
+def batches(examples: int, size: int, steps: int, seed: int) -> list[list[int]]:
+    """Indices of `steps` batches: a fresh shuffle for each pass over the examples; a pass's last batch may be small."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen: list[list[int]] = []
+    while len(chosen) < steps:
+        order = torch.randperm(examples, generator=generator).tolist()
+        chosen += [order[i : i + size] for i in range(0, examples, size)]
+    return chosen[:steps]

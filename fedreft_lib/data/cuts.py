@@ -1,0 +1,37 @@
+"""What did not fit into max_length: how many texts lost a part, counted for each client and split, and said.
+
+    prompts    lost their beginning
+    answers    lost their end: what is trained on, a response, an option
+    texts      lost their end, of an encoder's single texts and pairs
+
+The manifest of a run has the counts of every client, without zeros.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+Cuts = dict[str, dict[str, int]]  # of a client: split, what, how many
+LOST = {"prompts": "their beginning", "answers": "their end", "texts": "their end"}
+
+
+def counted(splits: Mapping[str, Iterable[Mapping[str, int]]]) -> Cuts:
+    """How many texts of each split were cut, from the counts of its parts; splits where none was are left out."""
+    found = {split: sum(map(Counter, parts), Counter()) for split, parts in splits.items()}
+    return {split: dict(counts) for split, counts in found.items() if counts}
+
+
+def in_words(cut: Mapping[str, Cuts]) -> str:
+    """What was cut of all clients together; "" where nothing was.
+
+    >>> in_words({"client1": {"train": {"prompts": 3}}, "client4": {"train": {"prompts": 1, "answers": 2}}})
+    'train: 4 prompts lost their beginning, 2 answers lost their end'
+    """
+    of_all: dict[str, Counter] = {}
+    for client in cut.values():
+        for split, counts in client.items():
+            of_all[split] = of_all.get(split, Counter()) + Counter(counts)
+    return "; ".join(f"{split}: {_listed(counts)}" for split, counts in of_all.items())
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{counts[what]} {what} lost {part}" for what, part in LOST.items() if counts.get(what))

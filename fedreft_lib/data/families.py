@@ -1,0 +1,37 @@
+"""The benchmark families of the paper, behind one interface."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from . import arithmetic, commonsense, glue, instruction
+from .commonsense_sources import load_questions
+from .items import Item
+
+
+@dataclass(frozen=True)
+class Family:
+    """What belongs to a family of tasks.
+
+    load(task, split, source=, data_dir=, seed=): the items of a split, "train", "dev" or "test"; "dev" is empty where
+    held-out items are to come out of the training set. prompt(exchange, prompt_format): what the model reads before it
+    writes a response.
+    """
+
+    tasks: tuple[str, ...]
+    default_tasks: tuple[str, ...]
+    load: Callable[..., list[Item]]
+    backbone: Literal["causal", "encoder"] = "causal"
+    default_backbone: str = "smollm2-135m-instruct"
+    prompt: Callable[..., str] | None = None
+
+
+FAMILIES = {
+    # Local files may hold free text under any name, which the frame of instructions serves.
+    "commonsense": Family(
+        commonsense.TASKS, ("arc_easy", "openbookqa", "piqa", "siqa"), load_questions, prompt=instruction.prompt
+    ),
+    "arithmetic": Family(arithmetic.TASKS, arithmetic.PACKAGED, arithmetic.load, prompt=arithmetic.prompt),
+    "instruction": Family(instruction.TASKS, instruction.PACKAGED, instruction.load, prompt=instruction.prompt),
+    "glue": Family(glue.TASKS, ("sst2",), glue.load, backbone="encoder", default_backbone="minilm-l6-v2"),
+}

@@ -1,0 +1,1 @@
+"""How answers are graded: numbers and letters, words, metrics of classification, ROUGE-L, styles."""

@@ -1,0 +1,90 @@
+"""Text files from other people, a piece at a time: in UTF-8, without NUL bytes, or refused in one line.
+
+A file is read once and is never whole in memory, so its size does not matter; a line may be `LONGEST` characters long.
+"""
+
+import codecs
+import io
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+from ...errors import DataError
+
+LONGEST = 1_000_000  # characters of a line or a row
+_MOST_SAID = 500  # characters of a reason, which may quote a cell
+_PIECE = 1 << 20  # bytes
+_STARTS = {
+    b"\x1f\x8b": "a gzip archive",
+    b"PK\x03\x04": "a zip archive (or a spreadsheet)",
+    b"PAR1": "a Parquet file",
+    b"ARROW1": "an Arrow file",
+    b"\x80": "a pickle, which is never opened,",
+    b"\xff\xfe": "in UTF-16",
+    b"\xfe\xff": "in UTF-16",
+}
+
+
+def refused(source: str | Path, where: str, said: object) -> DataError:
+    """The error about a place in a file ("" for all of it), as one line whatever the file has put into it."""
+    reason = str(said).rstrip(".")
+    if len(reason) > _MOST_SAID:
+        reason = f"{reason[: _MOST_SAID // 2]} ... {reason[-_MOST_SAID // 2 :]}"
+    return DataError(one_line(f"{source}, {where}: {reason}." if where else f"{source}: {reason}."))
+
+
+def pieces(path: Path, any_newline: bool = False) -> Iterator[str]:
+    """The text of a file, about a megabyte at a time; a byte-order mark is left out.
+
+    any_newline: every kind of line end becomes a line feed. Raises `DataError` that names the line.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    if any_newline:
+        decoder = io.IncrementalNewlineDecoder(decoder, translate=True)
+    line = 1
+    try:
+        with path.open("rb") as file:
+            start = file.peek()
+            if kind := next((kind for sign, kind in _STARTS.items() if start.startswith(sign)), None):
+                raise refused(path, "", f"this is {kind} and not UTF-8 text; save the data as text in UTF-8")
+            for chunk in chain(iter(lambda: file.read(_PIECE), b""), [b""]):
+                text = decoder.decode(chunk, final=not chunk)
+                if "\0" in text:
+                    line += text[: text.index("\0")].count("\n")
+                    raise refused(path, f"line {line}", "here is a NUL byte; save the file as plain text in UTF-8")
+                yield text
+                line += text.count("\n")
+    except UnicodeDecodeError as error:  # its object is what the decoder had kept, less than a character, and the chunk
+        line += error.object[: error.start].count(b"\n")
+        raise refused(path, f"line {line}", "this is not UTF-8 text; save the file as UTF-8") from None
+    except OSError as error:
+        raise refused(path, "", f"the file cannot be read ({error.strerror})") from error
+
+
+def lines(path: Path, any_newline: bool = False) -> Iterator[str]:
+    """The lines of a file without their ends; a line ends at a line feed alone, since a text may hold U+2028."""
+    number, rest = 1, ""
+    for piece in pieces(path, any_newline):
+        *whole, rest = (rest + piece).split("\n")
+        for line in whole:
+            yield _short_enough(line, path, number)
+            number += 1
+        _short_enough(rest, path, number)
+    if rest:
+        yield rest
+
+
+def _short_enough(line: str, path: Path, number: int) -> str:
+    if len(line) > LONGEST:
+        raise too_long(path, f"line {number}")
+    return line
+
+
+def too_long(path: Path, where: str) -> DataError:
+    """The error about a line or a row with more than `LONGEST` characters."""
+    return refused(path, where, f"here are more than {LONGEST:,} characters; split or shorten the row")
+
+
+def one_line(text: str) -> str:
+    """Line breaks, control characters and halves of surrogate pairs as their escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

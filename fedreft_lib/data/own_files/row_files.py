@@ -1,0 +1,314 @@
+"""Files of rows: JSON (a list, an object of rows), JSON lines, CSV and TSV with a header, in UTF-8.
+
+They come from anywhere, so `plain_text` and `strict_json` say what is let in, and a row is the limit of what is in
+memory besides the rows themselves: `plain_text.LONGEST` characters, a cell of a table 131,072 (the csv module's limit).
+Nothing is read twice, but for a TSV with quotation marks. A cell of a table is text, whatever it says ("NA", "007").
+
+CSV is RFC 4180's: a cell that holds a comma, a line break or a quotation mark stands in quotation marks, each one in it
+doubled; a mark anywhere else is refused. TSV is written in two ways, and the whole file is in one of them:
+
+* raw, as GLUE's own: a line is a row, a cell ends at a tab, a quotation mark is a character like any other;
+* quoted, as CSV with tabs.
+
+A header with quotation marks says quoted. Otherwise the reading is taken that gives every row as many cells as the
+header; where both do, raw if quoted would join lines, and quoted if that explains the marks: some are doubled within a
+cell, or all cells of a column have them. What is left is refused, with its row.
+"""
+
+import csv
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from ...errors import DataError, NoFileError
+from ..file_hashes import hash_or_none
+from .plain_text import LONGEST, lines, one_line, pieces, refused, too_long
+from .strict_json import NOT_JSON, Fault, decode, loads
+
+ENDINGS = (".json", ".jsonl", ".csv", ".tsv")
+_BLANK = re.compile(r"[ \t\r\n]*")
+_OBJECT_OF_ROWS = re.compile(r'\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\{')  # {"0": {...}
+
+
+# What has been looked for since `noting` began, in this thread.
+_noted: ContextVar[dict[Path, str | None] | None] = ContextVar("noted", default=None)
+
+
+@contextmanager
+def noting() -> Iterator[dict[Path, str | None]]:
+    """The files that are looked for meanwhile: hashes of what they hold before they are read, None for those that are
+    not there. As long as all of these are so, reading again gives the same."""
+    token = _noted.set({})
+    try:
+        yield _noted.get()
+    finally:
+        _noted.reset(token)
+
+
+def find(names: Sequence[str], split: str, folder: Path, endings: Sequence[str] = ENDINGS) -> Path:
+    """The file of a task that goes by any of `names`; raises `DataError` that says how it would be called."""
+    if path := look_for(names, split, folder, endings):
+        return path
+    called = " or ".join(_paths(names, split, endings))
+    raise NoFileError(one_line(f"There is no {split} file of {names[0]} in {folder}: it would be called {called}."))
+
+
+def find_split(names: Sequence[str], split: str, folder: Path) -> Path | None:
+    """`find`, but that "dev", which may be called "validation" too, is None where there is no file for it."""
+    if split == "dev":
+        return look_for(names, "validation", folder) or look_for(names, "dev", folder)
+    return find(names, split, folder)
+
+
+def look_for(names: Sequence[str], split: str, folder: Path, endings: Sequence[str] = ENDINGS) -> Path | None:
+    """`find`, with None where nothing has such a name; raises `DataError` where it is a folder or a broken link."""
+    for candidate in _paths(names, split, endings):
+        path = folder / candidate
+        if (noted := _noted.get()) is not None and path not in noted:
+            noted[path] = hash_or_none(path)
+        if os.path.isfile(path):
+            return path
+        if os.path.lexists(path):
+            raise refused(path, "", "this is no file but a folder, a device or a link that leads nowhere")
+    return None
+
+
+def _paths(names: Sequence[str], split: str, endings: Sequence[str]) -> list[str]:
+    return [f"{name}{joint}{split}{ending}" for name in dict.fromkeys(names) for joint in "_/" for ending in endings]
+
+
+@contextmanager
+def at(source: str | Path, where: str) -> Iterator[None]:
+    """What is wrong with a row, said with the name of its file or dataset and its place there."""
+    try:
+        yield
+    except DataError as error:
+        raise refused(source, where, error) from None
+
+
+def rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Each row with where it stands: "row 3" of a list (from 1) or object, "line 3" of JSON lines and tables."""
+    if path.suffix in (".csv", ".tsv"):
+        yield from _table(path)
+        return
+    cursor = _Cursor(path)
+    first = cursor.next()
+    if first == "[":
+        yield from cursor.items()
+    elif first == "{" and _is_object_of_rows(cursor.text[cursor.place :]):
+        yield from cursor.named_items()
+    else:
+        yield from _json_lines(path)
+
+
+# ---- tables -----------------------------------------------------------------------------------------------------
+
+
+_MARK = '"'
+_STRAY = "a quotation mark stands in a cell that begins without one; put that cell in marks, and double each in it"
+_DOUBTFUL = "{} may be a quoted cell or a text with quotation marks; quote all cells, or save the table as JSON"
+
+Table = list[tuple[str, dict[str, str]]]
+
+
+def _table(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    if path.suffix == ".csv":
+        return _cells(path, ",")
+    header = next(filter(str.strip, lines(path, any_newline=True)), "")
+    return _cells(path, "\t") if _MARK in header else iter(_raw_or_quoted(path))
+
+
+def _raw_or_quoted(path: Path) -> Table:
+    raw, not_raw = _read_or_fault(path, quoting=csv.QUOTE_NONE)
+    if not not_raw and not any(_MARK in cell for _, row in raw for cell in row.values()):
+        return raw
+    quoted, not_quoted = _read_or_fault(path)
+    if not_raw and not_quoted:
+        raise not_raw
+    if not_raw:
+        for where, row in quoted:
+            if doubtful := next((cell for cell in row.values() if "\t" in cell and "\n" in cell), None):
+                raise refused(path, where, _DOUBTFUL.format(repr(doubtful)))  # or rows that two stray marks have joined
+        return quoted
+    if not_quoted or len(quoted) < len(raw):
+        return raw
+    if _explains_the_marks(raw):
+        return quoted
+    for (where, row), (_, other) in zip(raw, quoted, strict=True):
+        if row != other:
+            raise refused(path, where, _DOUBTFUL.format(next(cell for cell in row.values() if cell[:1] == _MARK)))
+    return raw
+
+
+def _read_or_fault(path: Path, **layout: Any) -> tuple[Table, DataError | None]:
+    try:
+        return list(_cells(path, "\t", **layout)), None
+    except DataError as fault:
+        return [], fault
+
+
+def _explains_the_marks(raw: Table) -> bool:
+    """Do quoted cells account for the marks of a table that can be read in both ways?"""
+    for name in raw[0][1]:
+        cells = [row[name] for _, row in raw if row[name]]
+        in_marks = [cell for cell in cells if len(cell) > 1 and cell[0] == cell[-1] == _MARK]
+        if any(2 * _MARK in cell[1:-1] for cell in in_marks) or (len(in_marks) == len(cells) > 1):
+            return True
+    return False
+
+
+def _cells(path: Path, delimiter: str, quoting: int = csv.QUOTE_MINIMAL) -> Iterator[tuple[str, dict[str, str]]]:
+    records = _records(path, delimiter, quoting)
+    where, header = next(records, ("", []))
+    if repeated := {name for name in header if header.count(name) > 1}:
+        raise refused(path, where, f"the column {min(repeated)!r} is twice in the header")
+    for where, cells in records:
+        if len(cells) != len(header):
+            raise refused(path, where, f"there are {len(cells)} cells, expected {len(header)} as in the header")
+        yield where, dict(zip(header, cells, strict=True))
+
+
+def _records(path: Path, delimiter: str, quoting: int) -> Iterator[tuple[str, list[str]]]:
+    """The cells of each row, the header's first, and where it ends; the csv module lets stray marks pass, we do not."""
+    cell = rf'(?:"(?:[^"]|"")*+"|[^"{delimiter}]*+)'
+    well_quoted = re.compile(rf"{cell}(?:{delimiter}{cell})*+\n?")
+    record: list[str] = []  # the lines of the row that is being read
+
+    def remembered() -> Iterator[str]:
+        for line in lines(path, any_newline=True):
+            record.append(line + "\n")
+            yield record[-1]
+
+    reader = csv.reader(remembered(), strict=True, delimiter=delimiter, quoting=quoting)
+    try:
+        for cells in reader:
+            text = "".join(record)
+            record.clear()
+            if quoting != csv.QUOTE_NONE and _MARK in text and not well_quoted.fullmatch(text):
+                raise csv.Error(_STRAY)
+            if cells:
+                yield f"line {reader.line_num}", cells
+    except csv.Error as error:
+        said = str(error)
+        if "field limit" in said or "end of data" in said:
+            said = f"a cell that began in quotation marks has no end here, or it is too long ({said})"
+        raise refused(path, f"line {reader.line_num}", said) from None
+
+
+# ---- JSON -------------------------------------------------------------------------------------------------------
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(lines(path), start=1):
+        if line.strip():
+            try:
+                yield f"line {number}", loads(line)
+            except Fault as fault:
+                raise refused(path, f"line {number}", fault) from None
+
+
+def _is_object_of_rows(text: str) -> bool:
+    """Is this the beginning of one {"0": {...}, "1": {...}}, and not of JSON lines whose first column is an object?"""
+    if not _OBJECT_OF_ROWS.match(text):
+        return False
+    line, _, more = text.partition("\n")
+    try:
+        first = loads(line)
+    except Fault as fault:
+        return not more.strip() or fault.place >= len(line.rstrip())  # it goes on in the next line
+    return not more.strip() and all(isinstance(row, dict) for row in first.values())
+
+
+class _Cursor:
+    """A place in a JSON file that may be longer than the memory; `text` is what has been read and not been passed."""
+
+    def __init__(self, path: Path):
+        self.path, self.text, self.place, self.line, self.row = path, "", 0, 1, ""
+        self._pieces, self._all_read = pieces(path), False
+
+    def next(self) -> str:
+        """Pass white space; the character that follows, or "" at the end."""
+        while True:
+            self._look_ahead()
+            self._pass(_BLANK.match(self.text, self.place).end())
+            if self.place < len(self.text) or self._all_read:
+                return self.text[self.place : self.place + 1]
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """Where each value of a list stands, "row 1" and so on, and the value; the list ends the file."""
+        for number, _ in enumerate(self._between("[", "]"), start=1):
+            self.row = f"row {number}"
+            yield self.row, self._value()
+
+    def named_items(self) -> Iterator[tuple[str, Any]]:
+        """The same for an object, with "row NAME"."""
+        seen: set[str] = set()
+        for _ in self._between("{", "}"):
+            if self.next() != '"':
+                raise self._fault(NOT_JSON.format("expecting a name in quotation marks"))
+            name = self._value()
+            if name in seen:
+                raise self._fault(f"the name {name!r} is twice in one object")
+            seen.add(name)
+            self.row = f"row {name}"
+            self._expect(":")
+            yield self.row, self._value()
+
+    def _between(self, opening: str, closing: str) -> Iterator[None]:
+        """Stop at the beginning of each item."""
+        self._expect(opening)
+        if self.next() != closing:
+            yield
+            while self.next() == ",":
+                self._expect(",")
+                self.next()
+                yield
+        self._expect(closing)
+        if self.next():
+            raise self._fault(NOT_JSON.format("more after its end"))
+
+    def _expect(self, character: str) -> None:
+        if self.next() != character:
+            raise self._fault(NOT_JSON.format(f"expecting {character!r}"))
+        self._pass(self.place + 1)
+
+    def _value(self) -> Any:
+        self.next()
+        try:
+            value, end = decode(self.text, self.place)
+        except Fault as fault:
+            # Cut off where the text ends for now, which is more than a row's length ahead.
+            if not self._all_read and (fault.place > len(self.text) - 20 or "unterminated" in str(fault)):
+                raise too_long(self.path, self._where()) from None
+            self._pass(max(fault.place, self.place))
+            raise self._fault(str(fault)) from None
+        if end - self.place > LONGEST:
+            raise too_long(self.path, self._where())
+        self._pass(end)
+        return value
+
+    def _look_ahead(self) -> None:
+        """Read until a whole row must be ahead; what is behind is forgotten then."""
+        if self._all_read or len(self.text) - self.place > LONGEST:
+            return
+        ahead, length = [self.text[self.place :]], len(self.text) - self.place
+        while length <= LONGEST and not self._all_read:
+            piece = next(self._pieces, None)
+            self._all_read = piece is None
+            ahead.append(piece or "")
+            length += len(ahead[-1])
+        self.text, self.place = "".join(ahead), 0
+
+    def _pass(self, end: int) -> None:
+        self.line += self.text.count("\n", self.place, end)
+        self.place = end
+
+    def _fault(self, said: str) -> DataError:
+        return refused(self.path, self._where(), said)
+
+    def _where(self) -> str:
+        return f"{self.row}, line {self.line}".removeprefix(", ")

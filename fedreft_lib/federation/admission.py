@@ -1,0 +1,78 @@
+"""The door: every update is looked at before it touches anyone.
+
+An update that is refused is set aside for the round with its reason; the client goes on from the state that it had, is
+nobody's "other" in that round, and still receives what the others have.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core.state import Spec, State, is_finite
+
+# An example count beyond this many times the cohort's (lower) median is no honest one.
+MOST_EXAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Update:
+    """What reaches the server from a client: its state and the number of examples behind it."""
+
+    client: str
+    state: State
+    examples: float
+
+
+def refusals(
+    updates: Sequence[Update], before: Sequence[State], spec: Spec, norm_limit: float, train_size: int
+) -> list[str | None]:
+    """For each update why it must not be aggregated, or None.
+
+    First each by itself (`refusal`), then against the cohort of those that are left: its distance from `before`, what
+    its client started the round from, and its example count must not be beyond `norm_limit` and MOST_EXAMPLES times
+    their lower medians. The lower one, so that of two updates the smaller is the measure. Up to `train_size` examples
+    are nothing odd, however few the others bring.
+    """
+    found = [refusal(update.state, update.examples, spec) for update in updates]
+    left = [i for i, reason in enumerate(found) if reason is None]
+    if not left:
+        return found
+    steps = {i: _distance(spec.row(updates[i].state), spec.row(before[i])) for i in left}
+    usual_step = _lower_median(list(steps.values()))
+    usual_count = _lower_median([updates[i].examples for i in left])
+    for i in left:
+        # Where most did not move at all, there is no measure of a step but the states themselves.
+        usual = usual_step or _distance(spec.row(before[i]), torch.zeros(spec.size)) or 1.0
+        if steps[i] > norm_limit * usual:
+            found[i] = f"its update's norm of {steps[i]:.1e} is beyond {norm_limit:g} times the usual {usual:.1e}"
+        elif updates[i].examples > max(MOST_EXAMPLES * usual_count, train_size):
+            found[i] = f"its example count of {updates[i].examples:g} is beyond {MOST_EXAMPLES} times the usual"
+    return found
+
+
+def refusal(update: State, examples: float, spec: Spec) -> str | None:
+    """Why an update must not be aggregated, or None: names, dtype, shapes, finite values, a usable example count."""
+    shapes = dict(spec.shapes)
+    if set(update) != set(shapes):
+        return f"has the tensors {sorted(update)} where {sorted(shapes)} are expected"
+    for name, shape in shapes.items():
+        if update[name].dtype != torch.float32:
+            return f"{name} is {update[name].dtype} where torch.float32 is expected"
+        if tuple(update[name].shape) != shape:
+            return f"{name} has the shape {tuple(update[name].shape)} where {shape} is expected"
+        if not is_finite(update[name]):
+            return f"{name} has values that are not finite"
+    if not (math.isfinite(examples) and examples > 0):
+        return f"its example count is {examples}"
+    return None
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).norm())  # in float32 the square of 1e30 is no number
+
+
+def _lower_median(values: Sequence[float]) -> float:
+    return sorted(values)[(len(values) - 1) // 2]

@@ -1,0 +1,207 @@
+"""What runs that differ only in method, adapter or schedule have in common: the model and everybody's data.
+
+The backbone is loaded once, the items are encoded once, and the hidden states that no client's state can change are
+computed once (see hidden_cache); all such runs read them.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from ..config import RunConfig
+from ..core.interventions import INTERVENTIONS
+from ..core.notation import parse_layers, parse_positions
+from ..core.sites import Sites
+from ..data import FAMILIES, cuts
+from ..data.cuts import Cuts
+from ..data.partition import ClientData
+from ..errors import ConfigError, DataError, FedReFTError
+from ..methods import METHODS
+from ..methods.lora import LoRA
+from ..model.adapters import Adapter, AtSites, InLinears
+from ..model.architectures import ARCHITECTURES, find_layers, kind_of, memory_estimate, skeleton
+from ..model.backbone import Backbone, choose_device, choose_dtype, load_backbone
+from ..model.encoding import ChoiceSet, Client, LabelSet, TextSet
+from ..model.fast.hidden_cache import keeps
+from ..model.generation import left_out
+from ..model.heads import Head
+from ..model.identity import UNKNOWN, backbone_identity
+from ..model.reader import Reader
+from ..model.steered import SteeredModel
+from ..model.ways import setting
+from .dealing import Deal, data_of, partition_of
+from .engine import rows_in_a_pass
+
+_shared: dict[tuple[str, str, str], Backbone] = {}  # the last one
+loaded: list[str] = []  # the backbones that this process has loaded, in turn
+BACKBONES = {"causal": "a causal language model", "encoder": "an encoder"}
+
+
+@dataclass(frozen=True)
+class Federation:
+    """The model, the clients, the union of all clients' tests (a sample of it), and the items themselves."""
+
+    model: SteeredModel
+    clients: list[Client]
+    union: tuple[ChoiceSet | TextSet | LabelSet, ...]
+    questions: list[ClientData]
+    longest: int  # tokens of the longest text of these clients, with what may be written after it
+    writes: bool  # whether anything is written
+    memo: dict = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def cut(self) -> dict[str, Cuts]:
+        """`Client.cut` of those clients that have any."""
+        return {client.name: client.cut for client in self.clients if client.cut}
+
+    def remembered(self, key: tuple, compute: Callable[[], Any]) -> Any:
+        """The result of a pure function of this federation that several of its runs ask for."""
+        if key not in self.memo:
+            self.memo[key] = compute()
+        return self.memo[key]
+
+
+def assemble(config: RunConfig, only: int | None = None, outputs: int = 0) -> Federation:
+    """The federation of a config. Data and cached states are remembered for the last two, so runs share them.
+
+    only: the one client (from 0) whose questions are read, on a machine that is that client's; the others have none
+    here. outputs: of a head that is to serve clients with more classes than are known here.
+    """
+    if config.backbone in ARCHITECTURES:
+        _announce(config.backbone, config.dtype, config.device, needs(config))
+    backbone = shared_backbone(config.backbone, config.dtype, config.device)
+    adapter = adapter_of(config, backbone)
+    data = data_of(config)
+    below = adapter.below if keeps(SteeredModel(backbone, adapter), config) else None
+    federation = _build(data, backbone, below, Deal.of(partition_of(data, only)), outputs)
+    head = federation.model.head
+    return replace(federation, model=SteeredModel(backbone, adapter, head))
+
+
+def adapter_of(config: RunConfig, backbone: Backbone) -> Adapter:
+    """What a client trains, in the form that the method needs. Raises ConfigError for places that are not there."""
+    layers = parse_layers(config.layers, backbone.n_layers)
+    method = METHODS[config.method]
+    if config.intervention == "lora":
+        kind = method.state_kind(LoRA(config.lora_alpha / config.rank), config)
+        return InLinears.of(backbone, kind, layers, config.rank, config.targets)
+    prefix, suffix = parse_positions(config.positions)
+    if config.rank > backbone.hidden_size:
+        raise ConfigError(f"rank must be at most {backbone.hidden_size}, the width of {config.backbone}")
+    kind = method.state_kind(INTERVENTIONS[config.intervention], config)
+    return AtSites(kind, Sites(layers, prefix, suffix, config.tied), config.rank, backbone.hidden_size)
+
+
+def planned(config: RunConfig, classes: int = 2) -> SteeredModel:
+    """The model of a run on a hub backbone, from what is known of its architecture: no weights, for counting."""
+    model = skeleton(config.backbone)
+    bare = Backbone(config.backbone, model, None, kind_of(model.config), find_layers(model), "")
+    head = Head(bare.hidden_size, classes) if FAMILIES[config.benchmark].backbone == "encoder" else None
+    return SteeredModel(bare, adapter_of(config, bare), head)
+
+
+def needs(config: RunConfig) -> str:
+    """How much memory a run on a hub backbone takes, as a sentence; an upper bound, before anything is loaded."""
+    device = choose_device(config.device)
+    model, dtype = planned(config), choose_dtype(config.dtype, device)
+    tokens = min(rows_in_a_pass(config, device), config.clients * config.batch_size) * config.max_length
+    return str(
+        memory_estimate(model.backbone.model, dtype, trainable=model.spec.size, clients=config.clients, tokens=tokens)
+    )
+
+
+@functools.cache  # once for a backbone and its needs, not for each run
+def _announce(backbone: str, dtype: str, device: str, needed: str) -> None:
+    tqdm.write(f"{backbone} ({dtype}, {device}) needs {needed}")
+
+
+@functools.lru_cache(maxsize=2)
+def _build(config: RunConfig, backbone: Backbone, below: int | None, deal: Deal, outputs: int) -> Federation:
+    """The federation with any adapter that leaves the blocks up to `below` alone."""
+    family = FAMILIES[config.benchmark]
+    if backbone.kind != family.backbone:
+        needed, found = BACKBONES[family.backbone], BACKBONES[backbone.kind]
+        raise DataError(f"{config.benchmark} needs {needed}, and {config.backbone} is {found}")
+    questions = list(deal.clients)
+    items = [item for client in questions for part in (client.train, client.held_out, client.test) for item in part]
+    head = None
+    if family.backbone == "encoder":
+        head = Head(backbone.hidden_size, max(*(item.classes for item in items), outputs, 1))
+    sites = Sites((below or 0,), 1, 0)
+    model = SteeredModel(backbone, AtSites(INTERVENTIONS["loreft"], sites, 1, backbone.hidden_size), head)
+
+    reader = Reader(model, config, caches=below is not None)
+    clients = [
+        Client(client.name, reader.training(client.train), reader.training(client.held_out), reader.tests(client.test))
+        for client in tqdm(questions, desc="reading questions", unit="client", leave=False)
+    ]
+    union = _union([client.test for client in clients], config.union_size)
+    longest = _longest(clients, config)
+    if backbone.most_tokens is not None and longest > backbone.most_tokens:
+        raise ConfigError(
+            f"{backbone.name} has positions for {backbone.most_tokens} tokens, and here are texts of {longest}, with "
+            "what may be generated after them: give a smaller max_length or max_new_tokens"
+        )
+    made_for = setting(backbone.model.config, "max_position_embeddings") or longest
+    if longest > made_for:  # rotary positions go on
+        tqdm.write(f"{backbone.name} was made for texts of {made_for} tokens, and reads some of up to {longest} here")
+    writes = bool(_starts(clients, config))
+    ways = model.ways(longest, writes=writes)  # tried before any training
+    if str(ways) != "fast":
+        tqdm.write(f"{backbone.name} is read in a slower way, which is right: {ways}")
+    if writes and (ignored := left_out(backbone.model)):
+        tqdm.write(f"{backbone.name} asks for {ignored} in its generation config: texts are plain greedy ones, without")
+    federation = Federation(model, clients, union, questions, longest, writes)
+    if said := cuts.in_words(federation.cut):
+        tqdm.write(f"Not all texts fit into max_length={config.max_length}: {said}")
+    return federation
+
+
+def _longest(clients: list[Client], config: RunConfig) -> int:
+    """Tokens of the longest text that is read, or of the longest prompt with all that may be generated after it."""
+    parts = [part for client in clients for part in (client.train, client.held_out, *client.test)]
+    read = [sequence.reach for part in parts for sequence in part.sequences]
+    starts = [prompt for part in _starts(clients, config) for prompt in part.prompts]
+    return max([1, *read, *(prompt.prompt_length + config.max_new_tokens for prompt in starts)])
+
+
+def _starts(clients: list[Client], config: RunConfig) -> list[ChoiceSet | TextSet]:
+    """The parts of tests that the model writes an answer to."""
+    kinds = (ChoiceSet, TextSet) if config.scoring == "generation" else (TextSet,)
+    return [part for client in clients for part in client.test if isinstance(part, kinds)]
+
+
+def _union(tests: Sequence[tuple], size: int) -> tuple:
+    """`size` items of all tests together, evenly picked, those of each kind as one; all where there are fewer."""
+    parts = [part for test in tests for part in test]
+    kinds = list(dict.fromkeys(type(part) for part in parts))
+    joined = [kind.join([part for part in parts if type(part) is kind]) for kind in kinds]
+    total = sum(map(len, joined))
+    asked, chosen, first = min(size, total), [], 0
+    places = [i * total // asked for i in range(asked)]
+    for part in joined:
+        own = [place - first for place in places if first <= place < first + len(part)]
+        first += len(part)
+        if own:
+            chosen.append(part.subset(own))
+    return tuple(chosen)
+
+
+def shared_backbone(name: str, dtype: str, device: str) -> Backbone:
+    """`load_backbone`, remembered as long as its files hold what they held, so that a process loads it once.
+
+    Raises FedReFTError for files that change while they are loaded.
+    """
+    key, before = (name, dtype, device), backbone_identity(name)
+    if key not in _shared or _shared[key].identity != before:
+        _shared.clear()
+        backbone = load_backbone(name, dtype=dtype, device=device)
+        loaded.append(name)
+        identity = backbone_identity(name)
+        if identity != before and not before.startswith(UNKNOWN):  # the hub may have sent another commit
+            raise FedReFTError(f"The files of {name} changed while they were loaded; try again when they are whole.")
+        _shared[key] = replace(backbone, identity=identity)
+    return _shared[key]

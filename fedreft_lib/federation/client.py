@@ -1,0 +1,136 @@
+"""What a client does in a round: it trains, sends some of what it learned, and mixes in what it receives.
+
+    before  -- local training -->  trained  -- sends, receives -->  mixes in a share lam, retracts R  -->  after
+
+All of it needs the client's own data and nobody else's, so it is the same code where all clients live in one process
+and where each has a machine of its own.
+"""
+
+from dataclasses import dataclass, field
+
+from ..config import RunConfig
+from ..core import mixing
+from ..core.rotation import align, orthonormality_error, retract
+from ..core.state import Layout, Spec, State
+from ..core.training import Trained
+from ..methods import METHODS
+from ..model import scoring
+from ..model.encoding import Client
+from ..model.steered import SteeredModel
+from ..seeds import derive
+from . import attacks
+from .admission import Update, refusal
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """A client that has trained: its state, what it sends of it, and how training went.
+
+    fault: what the client itself finds wrong with what it does not send.
+    """
+
+    state: State
+    update: Update
+    fault: str | None
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ClientResult:
+    """A client that has received its answer: its next state, the share lam, the held-out loss of each candidate for it
+    where it was chosen by that, and how far R is from orthonormal before and after retraction, where there is one."""
+
+    state: State
+    lam: float
+    losses: dict[float, float] = field(default_factory=dict)
+    errors: tuple[float, ...] = ()
+
+
+def common_start(layout: Layout, config: RunConfig) -> State:
+    """The state that the seed alone gives."""
+    return layout.start(config.init, derive(config.seed, "start"))
+
+
+def sent_names(layout: Layout, config: RunConfig) -> tuple[str, ...]:
+    """What a client sends: what its method says, and the head unless that is private."""
+    method = METHODS[config.method]
+    if not method.aggregate:
+        return ()
+    head = () if config.head == "private" else layout.head_names
+    return (*method.sends(layout.adapter_names, layout.kind, config), *head)
+
+
+def sent_spec(layout: Layout, config: RunConfig) -> Spec:
+    """The spec of what a client sends."""
+    return layout.spec.part(sent_names(layout, config))
+
+
+def make_update(
+    layout: Layout,
+    config: RunConfig,
+    k: int,
+    t: int,
+    *,
+    name: str,
+    examples: int,
+    before: State,
+    trained: Trained,
+) -> ClientUpdate:
+    """What client k (from 0) makes of its training in round t; a hostile one sends what its attack says."""
+    state = align(trained.state, common_start(layout, config)) if config.align else trained.state
+    names = sent_names(layout, config)
+    sent = {tensor: state[tensor] for tensor in state if tensor in names}
+    update = Update(name, sent, examples)
+    if sent:
+        origin = {tensor: before[tensor] for tensor in sent}
+        update = attacks.sent_by(config, k, name, t, origin, sent, examples)
+    kept = {tensor: value for tensor, value in state.items() if tensor not in names}
+    fault = refusal(kept, examples, layout.spec.part([tensor for tensor in layout.spec.names if tensor not in names]))
+    loss = sum(trained.losses) / len(trained.losses)
+    return ClientUpdate({**state, **update.state}, update, fault, loss, trained.seconds)
+
+
+def take_answer(
+    model: SteeredModel, config: RunConfig, client: Client | None, t: int, state: State, answer: State | None
+) -> ClientResult:
+    """A client's next state, from what it learned (what it had, where its update was refused) and what it receives.
+
+    client: whose held-out items choose lam, where mixing="adaptive". answer: None where its method has no server.
+    """
+    layout = model.layout
+    if answer is None:
+        return _retracted(layout, config, state, 0.0)
+    rule = METHODS[config.method].mixing(config)
+    if rule == "scheduled":
+        rule = mixing.scheduled(*config.mixing_range, t, config.rounds)
+    if rule != "adaptive":
+        return apply_answer(layout, config, t, state, answer, float(rule))
+
+    def held_out_loss(place: int, lam: float) -> float:
+        after = apply_answer(layout, config, t, state, answer, lam).state
+        return scoring.loss(model, after, client.held_out, config.batch_size)
+
+    lam, losses = mixing.adaptive(config.mixing_grid, 1, held_out_loss)
+    tried = dict(zip(sorted(set(config.mixing_grid)), losses[0].tolist(), strict=True))
+    return apply_answer(layout, config, t, state, answer, float(lam[0]), tried)
+
+
+def apply_answer(
+    layout: Layout, config: RunConfig, t: int, state: State, answer: State, lam: float, losses: dict | None = None
+) -> ClientResult:
+    """The next state for a given lam: the head's mean whole, everything else as the method has it.
+
+    What becomes of the tensors that are sent depends on those alone, so a server that knows them can compute it too.
+    """
+    apart = layout.head_names if config.head == "averaged" else ()
+    rest = {name: tensor for name, tensor in answer.items() if name not in apart}
+    after = METHODS[config.method].apply_answer(layout, state, rest, lam, config, t)
+    return _retracted(layout, config, {**after, **{name: answer[name] for name in apart}}, lam, losses)
+
+
+def _retracted(layout: Layout, config: RunConfig, state: State, lam: float, losses: dict | None = None) -> ClientResult:
+    rotated = layout.rotated
+    after = {**state, **{name: retract(state[name], config.retraction) for name in rotated}}
+    errors = [max(orthonormality_error(each[name]) for name in rotated) for each in (state, after) if rotated]
+    return ClientResult(after, lam, losses or {}, tuple(errors))

@@ -1,0 +1,97 @@
+"""Who has which items: a config's questions, dealt to its clients, or found where each client keeps its own."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..config import RunConfig
+from ..data import FAMILIES, Item
+from ..data.file_hashes import hash_or_none
+from ..data.own_files.row_files import noting
+from ..data.partition import ClientData, Pool, check_disjoint, own_partition, partition
+from ..errors import DataError, NoFileError
+from .attacks import with_flipped_labels
+
+REMEMBERED = 8  # partitions
+_remembered: dict[tuple[RunConfig, int | None], tuple[dict[Path, str | None], list[ClientData]]] = {}
+
+
+@dataclass(frozen=True)
+class Deal:
+    """Who has which items: two are equal where all items are, whatever files they came from."""
+
+    fingerprints: tuple[str, ...]
+    clients: tuple[ClientData, ...] = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, clients: Sequence[ClientData]) -> "Deal":
+        return cls(tuple(client.fingerprint for client in clients), tuple(clients))
+
+
+def data_of(config: RunConfig) -> RunConfig:
+    """Of a config what a federation depends on besides the adapter: two with the same share what is remembered."""
+    same = config.parameters_of("data")
+    if config.attack == "label_flip":  # the one attack that changes what is read
+        same |= {"attack": config.attack, "hostile": config.hostile}
+    return RunConfig(method="local", **same)  # local is valid with every number of clients
+
+
+def partition_of(config: RunConfig, only: int | None = None) -> list[ClientData]:
+    """Every client's items, checked to share none; none of the others' where `only` is one client. Loads no model.
+
+    With setup="own" client 3's are those of the tasks that have files in `data_dir`/client3, up to the sizes. The last
+    few are remembered as long as the files that were looked for hold what they held.
+    """
+    key = data_of(config), only
+    files, clients = _remembered.pop(key, (None, None))
+    if files is None or any(hash_or_none(path) != known for path, known in files.items()):
+        with noting() as files:
+            clients = _partition(config, only)
+    _remembered[key] = files, clients
+    for oldest in list(_remembered)[:-REMEMBERED]:
+        _remembered.pop(oldest, None)
+    return list(clients)
+
+
+def _partition(config: RunConfig, only: int | None) -> list[ClientData]:
+    sizes = {name: getattr(config, name) for name in ("seed", "train_size", "held_out_size", "test_size")}
+    nothing = [ClientData(f"client{k + 1}", (), (), ()) for k in range(config.clients)]
+    if config.setup == "own":
+        questions = list(nothing)
+        for k in range(config.clients) if only is None else (only,):
+            questions[k] = own_partition(k, _own_pools(config, k), _own_folder(config, k), **sizes)
+    else:
+        load = _loader(config, config.data_dir)
+        pools = {task: _pool(load, task, load(task, "train")) for task in config.tasks}
+        questions = partition(pools, config.setup, config.clients, alpha=config.alpha, **sizes)
+    check_disjoint(questions)
+    questions = with_flipped_labels(questions, config)
+    if only is None or config.union_size:  # the union is of everybody's tests
+        return questions
+    return [*nothing[:only], questions[only], *nothing[only + 1 :]]
+
+
+def _own_pools(config: RunConfig, k: int) -> dict[str, Pool]:
+    """Those of the config's tasks that client k (from 0) has training files of."""
+    folder = _own_folder(config, k)
+    load, train = _loader(config, folder), {}
+    for task in config.tasks:
+        with contextlib.suppress(NoFileError):
+            train[task] = load(task, "train")
+    if not train:
+        raise DataError(f"There is no train file of {' or '.join(config.tasks)} in {folder}.")
+    return {task: _pool(load, task, items) for task, items in train.items()}
+
+
+def _own_folder(config: RunConfig, k: int) -> Path:
+    return Path(str(config.data_dir)) / f"client{k + 1}"
+
+
+def _loader(config: RunConfig, folder: str | Path | None) -> Callable[[str, str], list[Item]]:
+    return functools.partial(FAMILIES[config.benchmark].load, source=config.source, data_dir=folder, seed=config.seed)
+
+
+def _pool(load: Callable[[str, str], list[Item]], task: str, train: list[Item]) -> Pool:
+    return Pool(tuple(train), test=tuple(load(task, "test")), dev=tuple(load(task, "dev")))

@@ -1,0 +1,81 @@
+"""Tests of a federation: every client's scores on its own test, and on the union of all."""
+
+import functools
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..config import RunConfig
+from ..core.state import State
+from ..files import hash_of
+from ..methods import METHODS
+from ..methods.method import alike
+from ..model import scoring
+from ..model.encoding import Client, Encoded, LabelSet
+from ..runs.client_states import ClientStates
+from ..runs.listening import Listening
+from . import participation
+from .assembly import Federation
+from .client import common_start
+from .server import Report, held_for_all
+
+
+def evaluate_all(
+    federation: Federation,
+    config: RunConfig,
+    X: Tensor | ClientStates | None,
+    t: int,
+    *,
+    memory: State | None = None,
+    who: Iterable[int] | None = None,
+    progress: bool = False,
+) -> list[dict]:
+    """Every client's scores on its own test, and on the union where `union_size` asks for it; those of `who` alone
+    where it is given. X (N, P), or (1, P) where all have one state.
+
+    Where the server holds one state for all (`memory`), all but those who are gone are tested with the newest of it.
+    X None is the untrained backbone, without any intervention (with the untrained head, where the task needs one).
+    Labelled held-out items are scored too: ReFT picks the epoch, and we the round, by them.
+    """
+    report = Report(Listening((), torch.eye(0)), len(federation.clients))
+    gone, newest = participation.gone(config, t), held_for_all(memory or {})
+    begin = common_start(federation.model.layout, config)
+    head = {name: begin[name] for name in federation.model.layout.head_names}
+    own_shares = METHODS[config.method].test_share is not alike
+    on_union: dict[tuple, list] = {}  # clients that share one state share its result
+    who = range(len(federation.clients)) if who is None else who
+    for k in tqdm(who, desc="testing", unit="client", disable=not progress, leave=False):
+        client = federation.clients[k]
+        row = None if X is None else X[k if len(X) > 1 else 0]
+        if row is not None and newest and k not in gone:
+            row = federation.model.spec.row({**federation.model.spec.named(row), **newest})
+        ask = functools.partial(
+            _scores, federation, config, head if row is None else federation.model.spec.named(row), client
+        )
+        parts = [("test", part) for part in client.test]
+        if isinstance(client.held_out, LabelSet):
+            parts.append(("held_out", client.held_out))
+        for split, part in parts:
+            # The untrained backbone is asked once for all runs; options that are read together round together.
+            key = ("untrained", client.name, split, type(part), config.batch_size, config.max_new_tokens, hash_of(head))
+            scores = ask(part) if row is not None else federation.remembered(key, functools.partial(ask, part))
+            for task, metric, value in scores:
+                report.add(t, client.name, split, metric, value, task=task)
+        if federation.union and row is not None:
+            key = (hash_of({"X": row}), client.name if own_shares else "")
+            if key not in on_union:
+                on_union[key] = [score for part in federation.union for score in ask(part)]
+            for _, metric, value in on_union[key]:
+                report.add(t, client.name, "union", metric, value, task="union")
+    return report.rows
+
+
+def _scores(
+    federation: Federation, config: RunConfig, state: State, client: Client, part: Encoded
+) -> list[scoring.Score]:
+    """The scores of the model under a state; of the untrained backbone where it has no more than a head."""
+    untrained = set(state) <= set(federation.model.layout.head_names)
+    share = None if untrained else METHODS[config.method].test_share(federation.model, config, state, client, part)
+    return scoring.scores(part, federation.model, state or None, config, share)

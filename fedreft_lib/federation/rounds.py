@@ -1,0 +1,216 @@
+"""The round and the run.
+
+A round is a pure function: `federated_round(federation, config, X, t) -> (X', report)`, X (N, P) the clients' states.
+What is random in it depends on (seed, t, client) alone, so a run can be stopped after any round and continued to the
+same bits, and runs that begin alike share the work of their beginning.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..config import RunConfig
+from ..core.state import Layout, State
+from ..data.partition import classes_of, data_fingerprint
+from ..environment import environment
+from ..errors import FedReFTError
+from ..methods import METHODS
+from ..model.fast.hidden_cache import offer
+from ..model.heads import check_classes
+from ..model.identity import backbone_identity, may_be_same
+from ..runs.client_states import ClientStates
+from ..runs.results import Run
+from ..runs.store import Store
+from . import evaluation, participation, server
+from .assembly import Federation, assemble
+from .client import ClientResult, ClientUpdate, common_start, make_update, take_answer
+from .dealing import partition_of
+from .engine import engine_of
+from .server import Clients, Report
+from .training import participants, train_clients
+
+States = TypeVar("States", Tensor, ClientStates)  # X (N, P), at hand or not
+
+
+class LocalClients:
+    """A federation whose clients are all in this process."""
+
+    def __init__(self, federation: Federation, config: RunConfig):
+        self.federation, self.config, self.model = federation, config, federation.model
+        self.longest, self.writes = federation.longest, federation.writes
+        check_classes({client.name: classes_of(client) for client in federation.questions}, config)
+        self.cut = federation.cut
+        self.participants = participants(federation, config)
+        self.names = [p.name for p in self.participants]
+        self.examples, self.steps = [len(p.train) for p in self.participants], [p.steps for p in self.participants]
+
+    @property
+    def engine(self) -> str:
+        return engine_of(self.config, self.model.backbone.device)
+
+    @property
+    def questions(self) -> str:
+        return data_fingerprint(self.federation.questions)
+
+    def begin(self) -> ClientStates:
+        return enrolled(self.federation, self.config)
+
+    def train(
+        self, before: dict[int, State], missed: dict[int, State], t: int, on_step: Callable[[], object]
+    ) -> dict[int, ClientUpdate]:
+        trained = train_clients(self.federation, self.config, before, t, on_step)
+        return {
+            k: make_update(
+                self.model.layout, self.config, k, t,
+                name=self.names[k], examples=self.examples[k], before=before[k], trained=each,
+            )
+            for k, each in trained.items()
+        }  # fmt: skip
+
+    def apply_answers(
+        self, states: dict[int, State], answers: dict[int, State | None], refused: set[int], t: int
+    ) -> dict[int, ClientResult]:
+        clients = self.federation.clients
+        return {
+            k: take_answer(self.model, self.config, clients[k] if k < len(clients) else None, t, state, answers[k])
+            for k, state in states.items()
+        }
+
+    def evaluate(self, X: ClientStates | None, t: int, memory: State, progress: bool) -> list[dict]:
+        return evaluation.evaluate_all(self.federation, self.config, X, t, memory=memory, progress=progress)
+
+
+def start(federation: Federation, config: RunConfig) -> Tensor:
+    """X (N, P) before the first round: everybody starts from one state, or averages would mix different gauges."""
+    return enrolled(federation, config).all
+
+
+def enrolled(federation: Federation, config: RunConfig) -> ClientStates:
+    """`start` for any number of clients."""
+    method, everybody, layout = METHODS[config.method], participants(federation, config), federation.model.layout
+    state = common_start(layout, config)
+    if method.client_statistics:
+        known = [method.client_statistics(federation.model, config, state, each) for each in federation.clients]
+        state = method.initial_state(layout, config, state, known, max(each.steps for each in everybody))
+    return ClientStates(layout.spec.row(state), len(everybody))
+
+
+def trained_names(layout: Layout, config: RunConfig) -> tuple[str, ...]:
+    """The tensors that a client trains in some phase of some round, without the head's."""
+    phases = [p for t in (1, 2) for p in METHODS[config.method].phases(layout.adapter_names, layout.kind, config, t)]
+    return tuple(name for name in layout.adapter_names if any(name in phase.trains for phase in phases))
+
+
+def federated_round(
+    federation: Federation,
+    config: RunConfig,
+    X: States,
+    t: int,
+    on_step: Callable[[], object] = lambda: None,
+    *,
+    memory: State | None = None,
+) -> tuple[States, Report]:
+    """Round t (from 1): local training, admission, aggregation, mixing, retraction. X (N, P) -> X' (N, P).
+
+    memory: what the server kept of the rounds before, for methods whose server has a state; `report.memory` is what it
+    keeps of this one. Of X the rows of those who take part are read, and of X' they are new.
+    """
+    return _next_round(LocalClients(federation, config), config, X, t, memory or {}, on_step)
+
+
+def _next_round(
+    clients: Federation, config: RunConfig, X: States, t: int, memory: State, on_step: Callable[[], object]
+) -> tuple[States, Report]:
+    held, away = server.held_back(memory), participation.away(config, t)
+    who = [k for k in range(len(X)) if k in held or k not in away]
+    rows, report = server.round_of(clients, clients.model.layout, config, X[who], who, t, memory, on_step)
+    return X.index_copy(0, torch.tensor(who, dtype=torch.long), rows), report
+
+
+def run(config: RunConfig, folder: str | Path | None = None, resume: bool = True, *, progress: bool = True) -> Run:
+    """Run a clients, or continue it.
+
+    folder: where config, history, manifest and checkpoints go; None keeps them in memory only. With resume=True a
+    run in the folder continues after its last whole round and a finished one is returned as it is; a run of another
+    config in the folder is refused (ConfigError), one of other code, data or backbone is started again.
+    """
+    store = Store(config, folder)
+    with store.locked():
+        fixed = config.source == "packaged"  # the code names the packages by their hashes
+        questions = lambda: data_fingerprint(partition_of(config))  # noqa: E731
+        if resume and (finished := store.finished(questions, same_backbone, fixed=fixed)):
+            return finished
+        return rest_of(LocalClients(assemble(config), config), config, store, resume, progress)
+
+
+def same_backbone(config: RunConfig, known: str) -> bool:
+    """Whether a run's backbone, as its manifest knows it, is what its config means here and now."""
+    return may_be_same(known, backbone_identity(config.backbone))
+
+
+def federation_of(done: Run) -> Federation:
+    """The federation that a run's states belong to. Raises FedReFTError where data or backbone are others now."""
+    federation = assemble(done.config)
+    here = {"data": data_fingerprint(federation.questions), "backbone": federation.model.backbone.identity}
+    if other := [key for key, found in here.items() if done.manifest[key] != found]:
+        raise FedReFTError(
+            f"{done.folder or done.config.run_id} was made with other {' and '.join(other)} than there are now: run it "
+            "again, or put those back"
+        )
+    return federation
+
+
+def rest_of(clients: Federation, config: RunConfig, store: Store, resume: bool, progress: bool) -> Run:
+    """Whatever rounds of the run are missing."""
+    store.describe(clients.model.spec, facts_of(clients, config))
+    begin = clients.begin()
+    saved = store.resume(begin) if resume else store.fresh(begin)
+    X, memory, done = saved.states, saved.memory, saved.manifest["round"]
+    rows, listening = saved.history.to_dict("records"), list(saved.listening)
+    total = sum(_steps_in(clients, config, t) for t in range(done + 1, config.rounds + 1))
+    with tqdm(desc=config.run_id, total=total, unit="step", disable=not progress, leave=False) as bar:
+        if not rows:
+            rows = clients.evaluate(None, 0, memory, progress)
+            X = store.save(0, X, listening, rows, memory)
+        for t in range(done + 1, config.rounds + 1):
+            X, report = _next_round(clients, config, X, t, memory, bar.update)
+            memory = report.memory
+            rows, listening = rows + report.rows, [*listening, report.listening]
+            if t == config.rounds or (config.eval_every and t % config.eval_every == 0):
+                rows = rows + clients.evaluate(X, t, memory, progress)
+            X = store.save(t, X, listening, rows, memory)
+    return store.run(X, listening, rows, memory)
+
+
+def _steps_in(clients: Federation, config: RunConfig, t: int) -> int:
+    """Of all who are there in round t."""
+    away = participation.away(config, t)
+    return sum(steps for k, steps in enumerate(clients.steps) if k not in away)
+
+
+def facts_of(clients: Clients, config: RunConfig) -> dict:
+    """What a run depends on besides its config, for its manifest."""
+    model, backbone, layout = clients.model, clients.model.backbone, clients.model.layout
+    ways = model.ways(clients.longest, writes=clients.writes)  # in which the longest text is read
+    sizes = {name: math.prod(shape) for name, shape in layout.spec.shapes}
+    return {
+        **environment(backbone.device),
+        "backbone": backbone.identity,
+        "weights": backbone.fingerprint,
+        "data": clients.questions,
+        "dtype": str(backbone.dtype),
+        "reading": str(ways),
+        "cut": clients.cut,
+        "cache": offer(model, config, ways),
+        "seed": config.seed,
+        "engine": clients.engine,
+        "adapted": model.adapter.adapted,
+        "trainable_params": sum(sizes[name] for name in trained_names(layout, config)),
+        "head_params": sum(sizes[name] for name in layout.head_names),
+        "spec": [[name, list(shape)] for name, shape in layout.spec.shapes],
+    }

@@ -1,0 +1,39 @@
+"""One file per federated method; a method is a value of its hooks (see `method`, and `fedreft` for the paper's own).
+
+method       trains                  sends        the server answers            the client takes in
+local        all                     nothing
+centralised  all, on everybody's data  nothing
+fedavg       all                     `sharing`    mean by example counts        whole
+fedreft      all                     `sharing`    All-But-Me, one each          a share lam, by `mixing`
+fedit        A, B                    A, B         mean                          whole
+fedprox      all, held near the start  `sharing`  mean                          whole
+fedadam      all                     `sharing`    Adam's step along the mean    whole
+ffa          B | W, b                the same     mean, exact                   whole
+fedsa        all                     A | R        mean                          whole; B | W, b stay
+fedalt       own branch, router      own branch   mean of the others            as its "rest" branch
+feddpa       local, then global      global       mean, unweighted              whole; local stays
+flora        fresh branch            fresh        all of them, stacked          frozen, under a fresh branch
+fedsb        S | S, b                the same     mean, exact                   whole
+"""
+
+from .centralised import CENTRALISED
+from .fedadam import FEDADAM
+from .fedalt import FEDALT
+from .fedavg import FEDAVG
+from .feddpa import FEDDPA
+from .fedit import FEDIT
+from .fedprox import FEDPROX
+from .fedreft import FEDREFT
+from .fedsa import FEDSA
+from .fedsb import FEDSB
+from .ffa import FFA
+from .flora import FLORA
+from .local import LOCAL
+from .method import Method
+
+METHODS: dict[str, Method] = {
+    each.name: each
+    for each in (
+        LOCAL, FEDAVG, FEDREFT, CENTRALISED, FEDIT, FEDPROX, FEDADAM, FFA, FEDSA, FEDALT, FEDDPA, FLORA, FEDSB,
+    )
+}  # fmt: skip

@@ -1,0 +1,246 @@
+"""Adapters: what a client's state is made of, and how it acts on the frozen model.
+
+    AtSites      interventions on the residual stream, at prompt positions after some blocks (ReFT)
+    InLinears    low-rank additions inside linear modules, for every token (LoRA)
+
+Both stack the tensors of all their places, so that a state is a handful of tensors whatever the depth of the model.
+Neither changes the model: `attached` puts forward hooks on it for one pass and takes them away again.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..core.sites import Positions, Sites, edited, unstacked
+from ..core.state import State
+from ..errors import FedReFTError
+from .backbone import Backbone
+from .fast.owners import Lines, edit_by_owner
+from .linears import Place, places
+from .tokens import Batch
+
+Blocks = Sequence[nn.Module] | Mapping[int, nn.Module]
+
+
+class Kind(Protocol):
+    """A form that a state's tensors may have: an intervention of the ReFT family, LoRA, or several of one together."""
+
+    @property
+    def rotated(self) -> tuple[str, ...]:
+        """The tensors whose rows are kept orthonormal."""
+
+    def shapes(self, places: int, rank: int, *dims: int) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the tensors, stacked over the places. dims: d, or d_in and d_out."""
+
+    def init(self, places: int, rank: int, *dims: int, start: str, generator: torch.Generator) -> State:
+        """A fresh state."""
+
+    def edit(self, h: Tensor, phi: State) -> Tensor:
+        """A hidden state after the intervention, at sites."""
+
+    def delta(self, x: Tensor, phi: State) -> Tensor:
+        """What is added, in linear modules."""
+
+
+@dataclass(frozen=True)
+class AtSites:
+    """Interventions of one kind and rank at sites of a residual stream of width d."""
+
+    every_token = False  # of a text that is generated: the prompt alone is steered
+
+    kind: Kind
+    sites: Sites
+    rank: int
+    d: int
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return self.kind.shapes(len(self.sites), self.rank, self.d)
+
+    @property
+    def rotated(self) -> tuple[str, ...]:
+        """Names of the tensors whose rows are kept orthonormal."""
+        return self.kind.rotated
+
+    @property
+    def adapted(self) -> list[str]:
+        """What of a block is adapted, for the manifest."""
+        return ["block_output"]
+
+    @property
+    def below(self) -> int:
+        """The last block whose output, before it is steered, does not depend on the state."""
+        return self.sites.layers[0]
+
+    def start(self, init: str, generator: torch.Generator) -> State:
+        return self.kind.init(len(self.sites), self.rank, self.d, start=init, generator=generator)
+
+    @contextmanager
+    def attached(self, blocks: Blocks, state: State, batch: Batch, dropout: float = 0.0) -> Iterator[None]:
+        """Within this context the next forward pass over `batch` is steered; generation goes on unsteered."""
+        positions = self.sites.positions(batch.prompt_lengths, batch.starts, tuple(batch.ids.shape))
+        if batch.packed:  # the same places, counted in one row of all tokens
+            places = {group: batch.numbers[index] for group, index in positions.indices.items()}
+            positions = Positions((1, len(batch.index)), places, positions.rows)
+        edit = edit_by_owner(self.kind, state, positions, share=batch.share, owners=batch.owners)
+        with edited(blocks, edit, self.sites, positions, dropout):
+            yield
+
+
+@dataclass(frozen=True)
+class InLinears:
+    """Additions of one kind and rank in linear modules, each under its name in a state, as in "q_proj.A".
+
+    The tensors of a name are stacked over the blocks that have its module.
+    """
+
+    every_token = True
+
+    kind: Kind
+    layers: tuple[int, ...]
+    rank: int
+    linears: dict[str, Place]
+
+    @classmethod
+    def of(
+        cls, backbone: Backbone, kind: Kind, layers: tuple[int, ...], rank: int, targets: Sequence[str]
+    ) -> "InLinears":
+        """Looks the modules up in the backbone's blocks, see `linears`. Raises ConfigError for what is not there."""
+        blocks = {layer: backbone.layers[layer] for layer in layers}
+        return cls(kind, layers, rank, places(blocks, targets, backbone.model.config.model_type))
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {
+            f"{linear}.{name}": shape
+            for linear, place in self.linears.items()
+            for name, shape in self.kind.shapes(len(place.layers), self.rank, *place.dims).items()
+        }
+
+    @property
+    def adapted(self) -> list[str]:
+        """The modules' paths within a block, with the blocks where not all of `layers` have one; for the manifest."""
+        return [
+            p.path if p.layers == self.layers else f"{p.path} in blocks {', '.join(map(str, p.layers))}"
+            for p in self.linears.values()
+        ]
+
+    @property
+    def rotated(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def below(self) -> int:
+        return self.layers[0] - 1
+
+    def start(self, init: str, generator: torch.Generator) -> State:
+        return {
+            f"{linear}.{name}": tensor
+            for linear, place in self.linears.items()
+            for name, tensor in self.kind.init(
+                len(place.layers), self.rank, *place.dims, start=init, generator=generator
+            ).items()
+        }
+
+    def of_linear(self, state: State, linear: str) -> State:
+        """The tensors of one name, by the kind's own names."""
+        return {name: state[f"{linear}.{name}"] for name in self.kind.shapes(1, self.rank, *self.linears[linear].dims)}
+
+    @contextmanager
+    def attached(self, blocks: Blocks, state: State, batch: Batch, dropout: float = 0.0) -> Iterator[None]:
+        """Within this context a forward pass has the additions; dropout is on their input, as in peft.
+
+        Raises FedReFTError where the model does not read a module in the usual way: by calling it, on rows of tokens.
+        """
+        of_row = batch.rows if batch.packed else slice(None)
+        share = None if batch.share is None else batch.share[of_row][:, None, None]
+        if share is not None and batch.packed:
+            share = share.transpose(0, 1)  # (1, N, 1), as its tokens are
+        of_each = self._of_each(batch, len(next(iter(state.values()))))
+        rows = None
+        if share is not None or batch.owners is not None:
+            rows = (1, len(batch.index)) if batch.packed else tuple(batch.ids.shape)
+        called, handles = set(), []
+        try:
+            for linear, place in self.linears.items():
+                phis = unstacked(self.of_linear(state, linear), 0 if batch.owners is None else 1)
+                for module, phi in zip(place.modules(blocks), phis, strict=True):
+                    phi = phi if share is None else {**phi, "share": share}
+                    hook = self._hook(place.path, phi, of_each, dropout, rows, called)
+                    handles.append(module.register_forward_hook(hook))
+            yield
+            for place in self.linears.values():
+                if place.path not in called and not any(part.isdigit() for part in place.path.split(".")):
+                    raise FedReFTError(f"targets: this model never calls {place.path!r}, so nothing can be added to it")
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(
+        self,
+        path: str,
+        phi: State,
+        of_each: Callable[[Tensor, State], Tensor],
+        dropout: float,
+        rows: tuple[int, int] | None,
+        called: set[str],
+    ):
+        """rows: (B, T) that a batch's tokens are laid out in, where it matters which row one is of."""
+
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            called.add(path)
+            if not isinstance(output, Tensor):
+                raise FedReFTError(f"targets: {path!r} hands on several tensors, so nothing can be added to its output")
+            x = args[0].to(torch.float32)
+            if rows and x.dim() != 3:
+                if x.shape[:-1].numel() != rows[0] * rows[1]:  # the experts of a mixture read some tokens of all rows
+                    raise FedReFTError(
+                        f"targets: {path!r} reads tokens without their rows, so clients cannot share a pass and no row "
+                        'can have a share of its own: use engine="one_by_one", and with feddpa other targets'
+                    )
+                x = x.reshape(*rows, -1)  # (B T, d_in), or with an empty dimension between
+            x = nn.functional.dropout(x, dropout, training=dropout > 0)
+            return output + of_each(x, phi).to(output.dtype).reshape(output.shape)
+
+        return hook
+
+    def _of_each(self, batch: Batch, states: int) -> Callable[[Tensor, State], Tensor]:
+        """(x, phi) -> what is added to x (B, T, d_in), or (1, N, d_in) of a packed batch, each row under its state."""
+        if batch.owners is None:
+            return self.kind.delta
+        if not batch.packed:
+            return functools.partial(self._lined_up, Lines(batch.owners, states))
+        owners = batch.owners[batch.rows]
+        if bool((owners.diff() < 0).any()):
+            raise ValueError("owners of a packed batch are to be given when it is made: their tokens stand together")
+        sizes = owners.bincount(minlength=states).tolist()
+        return functools.partial(self._split, sizes)
+
+    def _split(self, sizes: list[int], x: Tensor, phi: State) -> Tensor:
+        """A product for each owner, of its tokens alone: the one that it has when it is alone."""
+        parts = {name: tensor.unbind() for name, tensor in phi.items() if name != "share"}
+        if "share" in phi:
+            parts["share"] = phi["share"].split(sizes, 1)
+        added = [
+            self.kind.delta(own, {name: part[k] for name, part in parts.items()})
+            for k, own in enumerate(x.split(sizes, 1))
+        ]
+        return torch.cat(added, 1)
+
+    def _lined_up(self, lines: Lines, x: Tensor, phi: State) -> Tensor:
+        tokens = x.shape[1]
+
+        def of_states(rows: Tensor) -> Tensor:  # (B, T, ...) -> (K, m T, ...)
+            return lines.lined_up(rows).flatten(1, 2)
+
+        if "share" in phi:
+            phi = {**phi, "share": of_states(phi["share"].expand(-1, tokens, 1))}
+        return lines.taken_back(self.kind.delta(of_states(x), phi).unflatten(1, (-1, tokens)))
+
+
+Adapter = AtSites | InLinears

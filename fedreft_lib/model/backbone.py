@@ -1,0 +1,334 @@
+"""The frozen language model that all clients share: load it, freeze it, find its blocks.
+
+`load_backbone(name)` takes, in this order,
+
+    "tiny-llama", "tiny-roberta"               random weights from a fixed seed, no download (tests, profile smoke)
+    "smollm2-135m-instruct", "minilm-l6-v2"    packaged weights, see `assets`
+    a folder                                   what `save_pretrained` wrote
+    anything else                              a name on the Hugging Face hub
+"""
+
+import hashlib
+import math
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import torch
+import transformers
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from ..data.downloads import ASSETS, packaged_models
+from ..errors import ConfigError, FedReFTError, did_you_mean
+from . import position_tables, special_tokens
+from .architectures import ARCHITECTURES, BLOCKS, count_parameters, empty_model, find_layers, fit, kind_of
+from .fast.packed_attention import install
+from .identity import TINY, folder_of
+from .tiny import build_tiny
+from .ways import Ways, setting
+from .weights import backbone_folder
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# transformers 4.56 renamed the argument; the old name warns there, the new one is unknown before.
+DTYPE_ARGUMENT = "dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
+HUB_TIMEOUT = 10  # seconds for the hub's first answer; left alone, transformers tries for 23 s and more
+
+REFUSALS = (  # the hub client's error, the status if that matters, what it means; the first that fits is said
+    (HFValidationError, None, "{name!r} can be neither a folder nor a model on the hub; check the spelling."),
+    (
+        GatedRepoError,
+        None,
+        "The model {name} is gated: accept its terms on {page}, then log in with `hf auth login` or set HF_TOKEN.",
+    ),
+    (RepositoryNotFoundError, None, "The hub has no model {name!r} that this user may read{others}"),
+    (HfHubHTTPError, 401, "The hub wants a valid token for {name}: log in with `hf auth login`, or renew HF_TOKEN."),
+    (HfHubHTTPError, 403, "The token may not read {name}; give it access to gated models, or use another one."),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A model in evaluation mode, none of whose parameters needs a gradient, and its tokenizer, which has a pad token.
+
+    >>> backbone = load_backbone("tiny-llama")
+    >>> backbone.kind, backbone.n_layers, backbone.hidden_size
+    ('causal', 4, 64)
+    """
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    kind: Literal["causal", "encoder"]
+    layers: nn.ModuleList  # the transformer blocks, lowest first
+    fingerprint: str  # of the weights, the same in every dtype and on every device
+    identity: str = ""  # of the files that it was loaded from, see `identity`
+    # What SteeredModel.ways has found, and the trials that it rests on.
+    ways: dict[tuple, Ways] = field(default_factory=dict, init=False, repr=False)
+    tried: dict[tuple, Ways | FedReFTError] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def hidden_size(self) -> int:
+        return self.model.config.hidden_size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """Each token that ends a generated text; () where only max_new_tokens does."""
+        return special_tokens.end_ids(self.model, self.tokenizer)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model has embeddings of; its tokenizer may have more or fewer."""
+        return special_tokens.vocabulary(self.model)
+
+    @property
+    def segments(self) -> int:
+        """How many texts of one input the model can tell apart."""
+        return setting(self.model.config, "type_vocab_size") or 1
+
+    @cached_property
+    def most_tokens(self) -> int | None:
+        """Of a text that the model has positions for; None where no table ends them."""
+        return position_tables.most_tokens(self.model)
+
+    @property
+    def n_parameters(self) -> int:
+        """How many numbers the model has; a tied head counts once."""
+        return count_parameters(self.model)
+
+
+def load_backbone(name: str, dtype: str | torch.dtype = "auto", device: str | torch.device = "auto") -> Backbone:
+    """Load, freeze and move the model `name`.
+
+    device "auto": the GPU where there is one. dtype "auto": bfloat16 where the device multiplies it natively (there
+    it is about 3 times as fast as float32), else float32; float32 always for the tiny models.
+
+    Before the weights of a hub model are fetched, one line says how large they are and how much memory is free.
+
+    Raises ConfigError for a dtype or device that does not exist here, AssetError for a packaged model that cannot be
+    had, FedReFTError for a folder or a hub name that cannot be loaded, or whose weights do not fit into memory.
+    """
+    device = choose_device(device)
+    if device.type == "cuda":  # a repetition shall give the same bits as far as torch can; it warns of the rest
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    if name in TINY:
+        model, tokenizer = build_tiny(name)
+        model.to(choose_dtype("float32" if dtype == "auto" else dtype, device))
+    else:
+        source, local = _locate(name)
+        model, tokenizer = _load(name, source, local, choose_dtype(dtype, device), device)
+    model.eval().requires_grad_(False)
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # hidden states are all that is read, and many checkpoints (RoBERTa) have none
+    install(model)
+    special_tokens.settle(name, model, tokenizer)
+    return Backbone(
+        name=name,
+        model=_moved(model, device, name),
+        tokenizer=tokenizer,
+        kind=kind_of(model.config),
+        layers=find_layers(model),
+        fingerprint=fingerprint(model),
+    )
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """For "auto" the GPU where there is one. Raises ConfigError for a device that this machine has not."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch uses each of them
+        raise ConfigError(f"device {str(device)!r} cannot be used here; use 'auto', 'cpu' or 'cuda'.") from error
+    return torch.device(device)
+
+
+def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """For "auto" bfloat16 where `device` multiplies it natively, else float32. Raises ConfigError for other names."""
+    if dtype in DTYPES.values():
+        return dtype
+    if dtype in DTYPES:
+        return DTYPES[dtype]
+    if dtype != "auto":
+        raise ConfigError(f"dtype must be 'auto' or one of {', '.join(DTYPES)}, got {dtype!r}.")
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Older torch versions cannot tell; float32 is always right. Emulated bfloat16 is slower than float32.
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        native = device.type == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return torch.bfloat16 if native else torch.float32
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """16 hex digits that tell weights apart: names, shapes and up to 4096 evenly spaced values of each parameter.
+
+    Values are rounded to bfloat16 first, so loading the same file as float32 or as bfloat16 gives the same digits.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        values = parameter.detach().flatten()
+        sample = values[:: math.ceil(values.numel() / 4096)].to(torch.bfloat16).cpu().contiguous()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _locate(name: str) -> tuple[str, bool]:
+    """What to give to `from_pretrained`, and whether to read local files only."""
+    if name in ASSETS:
+        return str(backbone_folder(name)), True
+    if folder := folder_of(name):
+        if not (folder / "config.json").is_file():
+            raise FedReFTError(f"The folder {name} holds no config.json; name a folder that save_pretrained() wrote.")
+        return str(folder), True
+    return name, not _hub_answers(name)
+
+
+def _hub_answers(name: str) -> bool:
+    """Ask the hub once, quickly, whether this user may read the model; False where the hub cannot be reached."""
+    try:
+        if HfApi().model_info(name, timeout=HUB_TIMEOUT).gated:
+            HfApi().auth_check(name)
+    except Exception as error:  # every version of the hub client and its transports has classes of its own
+        if refusal := _refusal(name, error):
+            raise FedReFTError(refusal) from error
+        return False
+    return True
+
+
+def _refusal(name: str, error: BaseException | None) -> str | None:
+    """What the hub's answer means to the user; None where neither `error` nor what it came from is one.
+
+    What it came from counts because transformers wraps the hub client's errors in OSErrors.
+    """
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        for kind, code, sentence in REFUSALS:
+            if isinstance(error, kind) and code in (None, status):
+                others = did_you_mean(name, ARCHITECTURES, f"the models that need no hub are {_own_models()}.")
+                return sentence.format(name=name, page=f"{constants.ENDPOINT}/{name}", others=others)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _load(
+    name: str, source: str, local: bool, dtype: torch.dtype, device: torch.device
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Configuration, tokenizer and weights, all of the weights; what goes wrong becomes one sentence."""
+    where = {"local_files_only": local, "trust_remote_code": False}
+    from_hub = not Path(source).is_dir()
+    try:
+        with _quiet(bars=not local):
+            config = AutoConfig.from_pretrained(source, **where)
+            if config.is_encoder_decoder:
+                raise FedReFTError(
+                    f"The model {name} cannot be used: {config.model_type} is an encoder-decoder, not a decoder or an "
+                    "encoder."
+                )
+            empty = empty_model(config)
+            find_layers(empty)  # before anything large is read
+            size = fit(name, empty, dtype, device)
+            if from_hub:
+                tqdm.write(size)
+            auto = AutoModelForCausalLM if kind_of(config) == "causal" else AutoModel
+            # Said because 4.45 warns where it is left unsaid; False is what transformers 5 does.
+            tokenizer = AutoTokenizer.from_pretrained(source, clean_up_tokenization_spaces=False, **where)
+            model, report = auto.from_pretrained(
+                source, config=config, output_loading_info=True, **{DTYPE_ARGUMENT: dtype}, **where
+            )
+    except FedReFTError:
+        raise
+    except Exception as error:  # the loaders below raise a dozen classes, most of them for a missing or damaged file
+        if from_hub and (refusal := _refusal(name, error)):
+            raise FedReFTError(refusal) from error
+        if from_hub and local:
+            asked = "HF_HUB_OFFLINE forbids to ask the hub" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
+            raise FedReFTError(
+                f"The model {name} is not on this machine, or not all of it, and {asked}; change that, name a folder, "
+                f"or use one of {_own_models()}."
+            ) from error
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise FedReFTError(f"The model {name} could not be loaded ({type(error).__name__}: {reason}).") from error
+    missing = sorted(key for key in report["missing_keys"] if "pooler." not in key)
+    if missing:
+        raise FedReFTError(
+            f"The files of {name} lack {len(missing)} of the model's weights ({missing[0]} is one); download or save "
+            "the model again."
+        )
+    if left_out := sorted(key for key in report["unexpected_keys"] if _belongs(key, model)):
+        raise FedReFTError(
+            f"The files of {name} hold {len(left_out)} weights that its config.json leaves out ({left_out[0]} is one), "
+            "so the model would be another one than was trained; put its config.json right, or save the model again."
+        )
+    return model, tokenizer
+
+
+def _belongs(key: str, model: PreTrainedModel) -> bool:
+    """Whether a weight that the model has no place for is one of a block, or of a module that the model has.
+
+    What does not matter are heads for other tasks, and what a model computes for itself: rotary frequencies, masks.
+    """
+    if key.endswith(("inv_freq", ".masked_bias")):
+        return False
+    prefix = f"{model.base_model_prefix}."
+    for path in (key, key.removeprefix(prefix), prefix + key):
+        module, _, leaf = path.rpartition(".")
+        with suppress(AttributeError):
+            return bool(module) and getattr(model.get_submodule(module), leaf, None) is None
+    return re.search(rf"(^|\.)({'|'.join(BLOCKS)})\.\d+\.", key) is not None
+
+
+def _moved(model: PreTrainedModel, device: torch.device, name: str) -> PreTrainedModel:
+    try:
+        return model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise FedReFTError(f"{name} does not fit into the memory of {device}; use device='cpu'.") from error
+
+
+def _own_models() -> str:
+    return ", ".join([*TINY, *packaged_models()])
+
+
+@contextmanager
+def _quiet(bars: bool) -> Iterator[None]:
+    """transformers reports unused weights at length, and draws a bar for a second's loading; errors stay."""
+    level, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if not bars:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if had_bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,239 @@
+"""Hidden states below the first site: no client's state can change them, so they are computed once and kept.
+
+    h_i (T_i, d) = output of block `adapter.below` for sequence i        one file: h_1, ..., h_n on top of each other
+
+Every run on the same list of sequences reads the same file, whatever its round, client, method, lam or seed, in this
+process or another. The file is memory-mapped, so the page cache is the memory that holds it, shared by all processes;
+what the disk does not take stays in this process's own memory, up to MEMORY_LIMIT.
+
+A file is named after a hash of everything that the bits depend on: weights and config of the blocks, dtype, device,
+threads, versions, and the sequences. A sequence read in other company has other last bits (padding, and the number of
+rows of a product), so what is kept belongs to a list, not to a sequence. The order of a list plays no part: seeds that
+deal a client the same questions in another order share, seeds that deal it others do not.
+
+The folder may be deleted at any time: what is mapped stays readable (on Linux and macOS) until it is let go.
+"""
+
+import contextlib
+import functools
+import hashlib
+import os
+import shutil
+import uuid
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ...config import RunConfig
+from ...environment import BITS, environment
+from ...errors import DamageWarning, FedReFTError
+from ...files import cache_dir, hash_of, load_tensors, write_tensors
+from .. import steered, tokens
+from ..backbone import Backbone
+from ..steered import SteeredModel
+from ..tokens import Tokens
+from ..ways import Ways
+from . import packed_attention
+
+DISK_LIMIT = 8 * 2**30  # bytes of all files together; never more than a quarter of the disk that is free without them
+MEMORY_LIMIT = 2 * 2**30  # bytes of a federation that stay in memory where the disk does not take them
+PART = 2**28  # bytes of a file: longer lists are computed and written in parts, so that memory holds one at a time
+FILES = "[0-9a-f]" * 64 + "*.safetensors"  # whole files, and those that a killed process left half written
+
+
+def folder() -> Path:
+    """$FEDREFT_HIDDEN_STATES, else hidden_states in the cache folder of `assets`; made when something is stored."""
+    if "FEDREFT_HIDDEN_STATES" in os.environ:
+        return Path(os.environ["FEDREFT_HIDDEN_STATES"]).expanduser()
+    return cache_dir() / "hidden_states"
+
+
+def keeps(model: SteeredModel, config: RunConfig) -> bool:
+    """Whether a run's hidden states are kept: not where few of the clients are drawn, once or twice in a run each."""
+    return model.can_start_in_the_middle and config.sampled is None
+
+
+def offer(model: SteeredModel, config: RunConfig, ways: Ways) -> str:
+    """What can be kept of a model, for a run's manifest. ways: in which its longest text is read."""
+    if keeps(model, config) and not ways.whole:
+        return "nothing is kept: options are read apart"
+    if keeps(model, config):
+        return f"the output of block {model.adapter.below} is computed once and kept"
+    if config.sampled is not None:
+        return "nothing is kept: most clients' data is read once or twice, if at all"
+    if model.adapter.below < 1:
+        return "nothing to keep: the state acts from the first blocks on"
+    return f"nothing to keep: a {model.backbone.model.config.model_type} model cannot start in the middle"
+
+
+def used(place: Path) -> int:
+    """Bytes of all files that are kept."""
+    return sum(size for _, size, _ in _files(place))
+
+
+class HiddenCache:
+    """The hidden states of one federation's sequences, below the first site of `model`."""
+
+    def __init__(self, model: SteeredModel):
+        self.model, self.folder, self.writes = model, folder(), True
+        self.bytes = model.backbone.hidden_size * model.backbone.dtype.itemsize  # of a token
+        # A federation that is larger than the limit would push out its own files.
+        self.on_disk, self.in_memory = _limit(self.folder), MEMORY_LIMIT  # bytes left
+
+    def states(self, sequences: Sequence[Tokens]) -> list[Tensor] | None:
+        """`hidden_below` of the sequences, on the CPU: (T_i, d) each; None where there is no room for them, or where
+        they are not read as they are (ways.py)."""
+        if sequences and not self.model.ways(max(s.reach for s in sequences)).whole:
+            return None
+        size = sum(len(s.ids) for s in sequences) * self.bytes
+        if size > max(self.on_disk if self.writes else 0, self.in_memory):
+            return None
+        found: dict[int, Tensor] = {}
+        for part in self._parts(sequences):
+            own = [sequences[i] for i in part]
+            hidden = self._part(own)
+            if self.in_memory < 0:  # the disk was full after all
+                return None
+            found |= zip(part, hidden.split([len(s.ids) for s in own]), strict=True)
+        return [found[i] for i in range(len(sequences))]
+
+    def _parts(self, sequences: Sequence[Tokens]) -> Iterator[list[int]]:
+        """Indices of the sequences, ordered by what they say, as many at a time as a file takes."""
+        part, tokens = [], 0
+        for i in sorted(range(len(sequences)), key=lambda i: repr(sequences[i])):
+            if part and (tokens + len(sequences[i].ids)) * self.bytes > PART:
+                yield part
+                part, tokens = [], 0
+            part.append(i)
+            tokens += len(sequences[i].ids)
+        if part:
+            yield part
+
+    def _part(self, sequences: list[Tokens]) -> Tensor:
+        """Their hidden states on top of each other (sum of T_i, d): mapped, or computed."""
+        key = key_of(self.model, sequences)
+        path = self.folder / f"{key}.safetensors"
+        rows = sum(len(s.ids) for s in sequences)
+        hidden = self._read(path, key, rows)
+        if hidden is None:
+            hidden = torch.cat(self.model.hidden_below(sequences)).cpu()
+            if not self.writes or not self._written(path, key, hidden):
+                self.in_memory -= hidden.nbytes
+                return hidden
+            kept = self._read(path, key, rows)
+            hidden = hidden if kept is None else kept  # None: another process needed the room meanwhile
+        self.on_disk -= hidden.nbytes
+        return hidden
+
+    def _read(self, path: Path, key: str, rows: int) -> Tensor | None:
+        """What the file holds, mapped; None where there is none, with a warning where it is not what was written."""
+        if not path.exists():
+            return None
+        try:
+            tensors, notes = load_tensors(path)  # safetensors maps the file, and the hash is taken of what is mapped
+            shapes = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+            backbone = self.model.backbone
+            if notes != {"key": key} or shapes != {"hidden": ((rows, backbone.hidden_size), backbone.dtype)}:
+                raise FedReFTError(f"{path} holds something else than its name says")
+        except FedReFTError as error:
+            if path.exists():  # else another process has just removed it
+                warnings.warn(f"{error}: these hidden states are computed anew", DamageWarning, stacklevel=2)
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)  # the least recently used goes first
+        return tensors["hidden"]
+
+    def _written(self, path: Path, key: str, hidden: Tensor) -> bool:
+        """Whether the disk took them; one warning where it does not, and no further try."""
+        # A name of its own: two processes may write the same states at once, and the last one's file stays.
+        temporary = path.with_name(f"{key}-{uuid.uuid4().hex}.safetensors")
+        try:
+            if hidden.nbytes > self.on_disk:
+                raise OSError(f"{_limit(self.folder) / 2**30:.2f} GiB are the most that it may hold")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _make_room(self.folder, hidden.nbytes)
+            write_tensors({"hidden": hidden}, temporary, {"key": key})
+            try:
+                os.replace(temporary, path)  # not flushed: what a power cut tears is found by its hash
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            self.writes = False
+            warnings.warn(
+                f"{self.folder} takes no more hidden states ({error}): they stay in memory, and the next process "
+                "computes them again",
+                stacklevel=2,
+            )
+            return False
+        return True
+
+
+def key_of(model: SteeredModel, sequences: Sequence[Tokens]) -> str:
+    """A hash of everything that the bits of `hidden_below` depend on; the sequences in its order."""
+    backbone, below = model.backbone, model.adapter.below
+    config = backbone.model.config
+    parts = (
+        _sources(), _processor(backbone.device), backbone.dtype, torch.get_float32_matmul_precision(),
+        *(environment(backbone.device)[name] for name in BITS),
+        config.to_json_string(use_diff=False), getattr(config, "_attn_implementation", None),
+        below, _weights(backbone)[: below + 2], list(sequences),
+    )  # fmt: skip
+    return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()
+
+
+@functools.cache  # of what this process runs
+def _sources() -> str:
+    """The code that computes, with its batch size."""
+    return hashlib.sha256(
+        b"".join(Path(m.__file__).read_bytes() for m in (packed_attention, tokens, steered))
+    ).hexdigest()
+
+
+def _processor(device: torch.device) -> str:
+    """Which instructions a product is made of: a cache folder may be shared by machines."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torch versions cannot tell
+    return f"{torch.backends.cpu.get_cpu_capability()} {sorted(capabilities.items())}"
+
+
+@functools.lru_cache(maxsize=1)
+def _weights(backbone: Backbone) -> list[str]:
+    """Hashes of the embeddings and of each block; every value, where the backbone's fingerprint samples."""
+    modules: list[nn.Module] = [backbone.model.get_input_embeddings(), *backbone.layers]
+    return [
+        " ".join(hash_of({name: tensor.cpu().contiguous()}) for name, tensor in sorted(module.state_dict().items()))
+        for module in modules
+    ]
+
+
+def _files(place: Path) -> list[tuple[float, int, Path]]:
+    """(time of last use, size, path) of what is kept, the least recently used first."""
+    found = []
+    for path in place.glob(FILES):
+        with contextlib.suppress(OSError):  # removed meanwhile
+            status = path.stat()
+            found.append((status.st_mtime, status.st_size, path))
+    return sorted(found)
+
+
+def _limit(place: Path) -> int:
+    """Bytes that all files may have together."""
+    there = next(parent for parent in (place.absolute(), *place.absolute().parents) if parent.exists())
+    return min(DISK_LIMIT, (shutil.disk_usage(there).free + used(place)) // 4)
+
+
+def _make_room(place: Path, size: int) -> None:
+    """Remove the least recently used files until `size` more bytes are within the limit."""
+    files, limit = _files(place), _limit(place)
+    total = sum(own for _, own, _ in files)
+    for _, own, path in files:
+        if total + size <= limit:
+            return
+        with contextlib.suppress(OSError):  # gone already, or mapped where a mapped file cannot be removed
+            path.unlink()
+            total -= own

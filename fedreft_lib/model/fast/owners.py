@@ -1,0 +1,65 @@
+"""Rows of several states in one batch: lined up state by state, so that one product serves all states, and back.
+
+    rows (n, ...)  -- lined_up -->  lines (K, m, ...)  -- each line under its own state -->  -- taken_back -->  rows
+
+All lines are as long as the longest, and a multiple of `FULL`. What is left of one is zeros and not another's row: its
+gradient is zero, and zero times another client's NaN would be NaN.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ...core.sites import Edit, Intervention, Positions, unstacked
+from ...core.state import State
+
+FULL = 8  # rows: from here on, in eights, a row of a product has the same bits however many others there are (MKL's do)
+
+
+class Lines:
+    """owners (n,): for each row the number of its state, in any order. states: K; some may own no row."""
+
+    def __init__(self, owners: Tensor, states: int):
+        sizes = owners.bincount(minlength=states)
+        order = owners.argsort(stable=True)
+        first = sizes.cumsum(0) - sizes  # of each state's rows, in that order
+        within = torch.arange(len(owners), device=owners.device) - first[owners[order]]
+        self.shape = (states, -(-int(sizes.max()) // FULL) * FULL if len(owners) else 0)
+        self.place = torch.empty_like(owners).index_copy(0, order, owners[order] * self.shape[1] + within)  # (n,)
+
+    def lined_up(self, rows: Tensor) -> Tensor:
+        """(n, ...) -> (K, m, ...)"""
+        lines = rows.new_zeros(self.shape[0] * self.shape[1], *rows.shape[1:])
+        return lines.index_copy(0, self.place, rows).unflatten(0, self.shape)
+
+    def taken_back(self, lines: Tensor) -> Tensor:
+        """(K, m, ...) -> (n, ...)"""
+        return lines.flatten(0, 1).index_select(0, self.place)
+
+
+def edit_by_owner(
+    kind: Intervention, state: State, positions: Positions, *, share: Tensor | None = None, owners: Tensor | None = None
+) -> Edit:
+    """The edit of each row's own state, for `core.sites.edited`; the plain one is that of `core.sites.intervene`.
+
+    owners (B,): each row's state, where the tensors of `state` are those of K states, (K, S, ...); None: one state.
+    share (B,): for interventions of two branches, each row's share of the local one, passed on as phi["share"].
+    """
+    if owners is None:  # one state, the first of one
+        state = {name: tensor.unsqueeze(0) for name, tensor in state.items()}
+    per_site, states = unstacked(state, 1), len(next(iter(state.values())))
+    own = {group: torch.zeros_like(row) if owners is None else owners[row] for group, row in positions.rows.items()}
+    lines = {group: Lines(each, states) for group, each in own.items()}
+    shares = {}
+    if share is not None:
+        shares = {group: {"share": lines[group].lined_up(share[row, None])} for group, row in positions.rows.items()}
+
+    def edit(h: Tensor, site: int, group: str) -> Tensor:
+        phi = {**per_site[site], **shares.get(group, {})}
+        return lines[group].taken_back(kind.edit(lines[group].lined_up(h), phi))  # (K, m, d) in between
+
+    return edit
+
+
+def filled(places: Tensor) -> Tensor:
+    """places (n,) and, up to a multiple of FULL, the first place again, as often as it takes."""
+    return nn.functional.pad(places, (0, -len(places) % FULL), value=int(places[0])) if len(places) else places

@@ -1,0 +1,133 @@
+"""Items to what the model reads of them: prompts, answers and labels as tokens, checked against the model's limits."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..config import RunConfig
+from ..data import FAMILIES, Example, Exchange, Item, Labelled, Question, render
+from ..errors import DataError
+from . import special_tokens
+from .encoding import AnswerSet, ChoiceSet, LabelSet, TextSet
+from .fast.hidden_cache import HiddenCache
+from .steered import SteeredModel
+from .tokens import Tokens, encode, encode_pair
+
+
+class Reader:
+    """Items to encoded sequences, with their hidden states below the first site as long as there is room."""
+
+    def __init__(self, model: SteeredModel, config: RunConfig, *, caches: bool):
+        self.model, self.config, self.vocabulary = model, config, model.backbone.vocabulary
+        self.cache = HiddenCache(model) if caches else None
+
+    def training(self, items: Sequence[Item]) -> AnswerSet | LabelSet:
+        """What a client trains on, or takes a loss of."""
+        if items and isinstance(items[0], Labelled):
+            return self._labels(items)
+        sequences = []
+        for item in items:
+            if isinstance(item, Question):
+                example = render(item, self.config.prompt_format)
+                sequences.append(self._encode(example, [example.options[example.gold]]))
+            else:
+                sequences.append(self._exchange(item, [item.response]))
+        return AnswerSet(sequences, self._hidden(sequences))
+
+    def tests(self, items: Sequence[Item]) -> tuple[ChoiceSet | TextSet | LabelSet, ...]:
+        """The test's parts, one for each kind of item in it."""
+        readers = {Question: self._options, Exchange: self._texts, Labelled: self._labels}
+        of_kind = {kind: [item for item in items if isinstance(item, kind)] for kind in readers}
+        return tuple(readers[kind](own) for kind, own in of_kind.items() if own)
+
+    def _options(self, questions: Sequence[Question]) -> ChoiceSet:
+        examples = [render(question, self.config.prompt_format) for question in questions]
+        if self.config.scoring == "generation":  # the model reads the prompts alone, from their first token on
+            sequences, hidden = [self._encode(example, []) for example in examples], None
+            # "the correct answer is answer2" is graded by its last word; a plain option is the answer's own words
+            named = self.config.prompt_format == "llm_adapters"
+            asked = [tuple(t.split()[-1] if named else t.strip() for t in example.options) for example in examples]
+            labels = [self._as_written(options) for options in asked]
+        else:
+            labels = [()] * len(examples)
+            sequences = [self._encode(example, example.options) for example in examples]
+            hidden = self._hidden(sequences)
+        return ChoiceSet(
+            sequences,
+            hidden,
+            characters=[self._characters(*each) for each in zip(examples, sequences, strict=True)],
+            gold=[example.gold for example in examples],
+            tasks=[example.task for example in examples],
+            labels=labels,
+        )
+
+    def _as_written(self, labels: tuple[str, ...]) -> tuple[str, ...]:
+        """The labels as the tokenizer's own texts have them: some tokenizers write all in small letters."""
+        tokenizer = self.model.backbone.tokenizer
+        each = special_tokens.own_tokens(tokenizer, [f" {label}" for label in labels])
+        found = tuple(tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in each)
+        if len(set(found)) < len(set(labels)) or not all(found):
+            raise DataError(f"the tokenizer of {self.model.backbone.name} cannot tell the answers {labels} apart")
+        return found
+
+    def _characters(self, example: Example, sequence: Tokens) -> Tensor:
+        """How many characters of each option are read."""
+        texts = list(example.options)
+        for i, lost in enumerate(sequence.cut[1:]):
+            if lost:
+                texts[i] = self.model.backbone.tokenizer.decode(sequence.answers[i], skip_special_tokens=True)
+        return torch.tensor([max(len(text.strip()), 1) for text in texts])
+
+    def _texts(self, exchanges: Sequence[Exchange]) -> TextSet:
+        sequences = [self._exchange(item, [item.response]) for item in exchanges]
+        prompts = [self._exchange(item, []) for item in exchanges]
+        return TextSet(sequences, self._hidden(sequences), list(exchanges), prompts)
+
+    def _labels(self, items: Sequence[Labelled]) -> LabelSet:
+        sequences = [self._read(item.task, encode_pair, item.text_a, item.text_b) for item in items]
+        return LabelSet(
+            sequences,
+            None,
+            labels=[item.label for item in items],
+            classes=[item.classes for item in items],
+            tasks=[item.task for item in items],
+        )
+
+    def _exchange(self, item: Exchange, responses: Sequence[str]) -> Tokens:
+        prompt = FAMILIES[self.config.benchmark].prompt(item, self.config.prompt_format)
+        # A model that is to generate has to learn where a response ends.
+        return self._read(item.task, encode, prompt, responses, end=True)
+
+    def _encode(self, example: Example, answers: Sequence[str]) -> Tokens:
+        # Options that are only compared need no end.
+        end = self.config.prompt_format == "llm_adapters"
+        found = self._read(example.task, encode, example.prompt, answers, end=end)
+        read = zip(map(str.strip, answers), found.answers, found.cut[1:], strict=True)
+        whole = {(answer, tokens) for answer, tokens, lost in read if not lost}
+        if len({tokens for _, tokens in whole}) < len(whole):
+            raise DataError(f"{example.task}: the tokenizer makes the same tokens of different answers of {answers!r}")
+        return found
+
+    def _read(self, task: str, encoder: Callable[..., Tokens], *texts, **how) -> Tokens:
+        """What the encoder makes of an item's texts. Raises DataError for tokens that the model does not know."""
+        backbone = self.model.backbone
+        try:
+            found = encoder(backbone.tokenizer, *texts, max_length=self.config.max_length, **how)
+        except DataError as error:
+            raise DataError(f"{task}: {error}") from None
+        if 1 < backbone.segments <= max(found.segments, default=0):
+            raise DataError(
+                f"{task}: {backbone.name} tells {backbone.segments} texts apart, and its tokenizer numbers one "
+                f"{max(found.segments)}; use the tokenizer that belongs to the model"
+            )
+        if (largest := max(found.ids)) >= self.vocabulary:
+            token = backbone.tokenizer.convert_ids_to_tokens(largest)
+            raise DataError(
+                f"{task}: {backbone.name} has embeddings of {self.vocabulary} tokens, and its tokenizer makes token "
+                f"{largest} ({token!r}) of a text; use the tokenizer that belongs to the model"
+            )
+        return found
+
+    def _hidden(self, sequences: list[Tokens]) -> list[Tensor] | None:
+        return self.cache.states(sequences) if self.cache else None

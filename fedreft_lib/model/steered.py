@@ -1,0 +1,344 @@
+"""A frozen backbone that a state steers: log-probabilities of answers, and generation.
+
+The backbone is shared by all clients; a client is nothing but the state that is passed in with each call.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from ..core.state import Layout, Spec, State
+from ..errors import DataError
+from . import agreement
+from .adapters import Adapter
+from .backbone import Backbone
+from .fast import last_block
+from .fast.owners import Lines, filled
+from .fast.packed_attention import LLAMA_LIKE, Packing
+from .generation import Anew, Cached
+from .heads import Head
+from .tokens import Batch, Tokens, added_to_scores, by_length, collate
+from .ways import Ways, known_to
+
+AT_A_TIME = 16  # answer tokens whose probabilities over the vocabulary are in memory in float32
+BLOCKS_RETURN_TUPLES = tuple(map(int, transformers.__version__.split(".")[:2])) < (4, 54)
+
+
+class SteeredModel:
+    """One backbone, one adapter, a classification head where the task has one; any number of states.
+
+    A batch is steered by one state, or each of its rows by its own: batch.owners then says which, and the tensors of
+    `state` are those of K states, (K, ...).
+
+    >>> from fedreft_lib import AtSites, LoReFT, Sites, load_backbone
+    >>> backbone = load_backbone("tiny-llama")
+    >>> model = SteeredModel(backbone, AtSites(LoReFT, Sites((2,), prefix=3, suffix=3), rank=4, d=64))
+    >>> model.spec.size  # two sites of 2 r d + r
+    1032
+    """
+
+    def __init__(self, backbone: Backbone, adapter: Adapter, head: Head | None = None):
+        self.backbone, self.adapter, self.head = backbone, adapter, head
+        self._ways: Ways | None = None  # None: whatever is right
+        self.layout = Layout(adapter, head)
+
+    @property
+    def spec(self) -> Spec:
+        return self.layout.spec
+
+    def start(self, init: str, seed: int) -> State:
+        """A fresh state, see `Layout.start`."""
+        return self.layout.start(init, seed)
+
+    def ways(self, longest: int, *, writes: bool = False) -> Ways:
+        """How texts of up to `longest` tokens are read, and written: the fastest ways that are right for them.
+
+        The first time, they are tried out, see `agreement`. Raises FedReFTError where none is right.
+        """
+        if self._ways is not None:
+            return self._ways
+        config = self.backbone.model.config
+        key = longest, writes, config._attn_implementation  # a user may set another attention
+        known = self.backbone.ways
+        if key not in known:
+            size = agreement.size_of(longest, config, self.backbone.most_tokens)
+            try:
+                known[key] = self._found(size, writes)
+            except agreement.UnreadableError:  # a limit on length that the configuration calls by a name of its own
+                if size == longest:
+                    raise
+                known[key] = self._found(longest, writes)
+        return known[key]
+
+    def _found(self, size: int, writes: bool) -> Ways:
+        tried, attention = self.backbone.tried, self.backbone.model.config._attn_implementation
+        if (size, writes, attention) not in tried:
+            try:
+                found = agreement.found(self, size, writes)
+                tried[size, False, attention] = replace(found, cached=True)
+            except agreement.UnreadableError as error:
+                found = error
+            tried[size, writes, attention] = found
+        if isinstance(found := tried[size, writes, attention], agreement.UnreadableError):
+            raise found
+        return found
+
+    def read_by(self, ways: Ways) -> "SteeredModel":
+        """The same model, read in given ways, whether they are right or not."""
+        other = SteeredModel(self.backbone, self.adapter, self.head)
+        other._ways = ways
+        return other
+
+    def batch(
+        self,
+        sequences: Sequence[Tokens],
+        *,
+        side: str = "right",
+        hidden: Sequence[Tensor] | None = None,
+        owners: Tensor | None = None,
+        share: Tensor | None = None,
+    ) -> Batch:
+        """The sequences as one batch, in the ways that are right for them; for generation (side="left") padded.
+
+        hidden, owners and share have an entry a sequence. Where options are read apart, each has a row of its own.
+        """
+        if any(not s.prompt_length for s in sequences):
+            raise DataError("a text without a prompt has nothing that predicts its first token: give it one")
+        ways = self.ways(max(s.reach for s in sequences))
+        pad, device = self.backbone.tokenizer.pad_token_id, self.backbone.device
+        return collate(sequences, pad, device, side=side, hidden=hidden, ways=ways, owners=owners, share=share)
+
+    def hidden_states(self, batch: Batch, state: State | None, dropout: float = 0.0) -> Tensor:
+        """Last hidden states (B, T, d), steered by `state`; by nothing where it is None."""
+        if batch.ways.layout == "alone" and len(batch.ids) > 1:
+            rows = [self.hidden_states(row, state, dropout)[0] for row in batch.rows_alone()]
+            return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        with self._blocks(batch) as (layers, inputs), self.steered(layers, batch, state, dropout):
+            return batch.as_grid(self.backbone.model.base_model(**inputs, **self._reading(batch)).last_hidden_state)
+
+    def class_logits(self, batch: Batch, state: State, dropout: float = 0.0) -> Tensor:
+        """The head's outputs (B, outputs), read off the first token."""
+        first, state = self.hidden_states(batch, state, dropout)[:, 0], self._moved(state)
+        owners = batch.owners
+        if owners is None:  # one state, the first of one
+            owners = torch.zeros_like(batch.prompt_lengths)
+            state = {name: state[name].unsqueeze(0) for name in self.layout.head_names}
+        lines = Lines(owners, len(state["head.D"]))
+        return lines.taken_back(self.head.logits(lines.lined_up(first), state, dropout))
+
+    def answer_logprobs(self, batch: Batch, state: State | None, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Log-probability (M,) of every answer token of the batch, and the number (M,) of the answer it belongs to.
+
+        Logits are computed at these tokens only: the vocabulary is the widest product of a small model. So is most of
+        the last block, whose other outputs nobody reads.
+        """
+        row, source, column, answer = batch.targets.unbind(1)
+        read, which = (row * batch.ids.shape[1] + source).unique(return_inverse=True)  # options share their first one
+        logits = self.logits_at(batch, read, state, dropout)
+        # Some at a time, since the allocator gives large tensors back to the system, which is slow to hand them out.
+        some = (logits[at] for at in which.split(AT_A_TIME)) if batch.branching else logits.split(AT_A_TIME)
+        each = zip(some, batch.ids[row, column].split(AT_A_TIME), strict=True)
+        losses = [nn.functional.cross_entropy(part.float(), ids, reduction="none") for part, ids in each]
+        return -torch.cat(losses), answer
+
+    def logits_at(self, batch: Batch, read: Tensor, state: State | None, dropout: float = 0.0) -> Tensor:
+        """Logits (m, V) of what follows the tokens read (m,), flat places in (B, T) that increase."""
+        if batch.ways.layout == "alone" and len(batch.ids) > 1:
+            T, rows = batch.ids.shape[1], read // batch.ids.shape[1]
+            each = [(own, read[rows == i] - i * T) for i, own in enumerate(batch.rows_alone())]
+            return torch.cat([self.logits_at(own, places, state, dropout) for own, places in each if len(places)])
+        places, shape = read, tuple(batch.ids.shape)
+        if batch.packed:
+            places, shape = batch.numbers[read], (1, len(batch.index))
+        at_these = self._last_block_at(places, shape)
+        with at_these, self._blocks(batch) as (layers, inputs), self.steered(layers, batch, state, dropout):
+            return self.logits_of({**inputs, **self._reading(batch)}, places, shape, batch.ways.bare)
+
+    def logits_of(self, inputs: dict, places: Tensor, shape: tuple[int, int], bare: bool) -> Tensor:
+        """Logits (m, V) at places (m,), flat in the shape (B, T) of a forward pass on `inputs`."""
+        model = self.backbone.model
+        read = filled(places)
+        if bare:
+            hidden = model.base_model(**inputs).last_hidden_state
+            return model.get_output_embeddings()(hidden.flatten(0, 1)[read])[: len(places)]
+
+        taken = []
+
+        def some(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
+            """The vocabulary is the widest product of a small model: it is computed where it is read alone."""
+            if tuple(args[0].shape[:2]) != shape:
+                return None
+            taken.append(True)
+            return (args[0].flatten(0, 1)[read].unsqueeze(0), *args[1:])
+
+        embeddings = model.get_output_embeddings()
+        handle = embeddings and embeddings.register_forward_pre_hook(some)
+        try:
+            logits = model(**inputs).logits
+        finally:
+            if handle:
+                handle.remove()
+        return (logits[0] if taken else logits.flatten(0, 1)[read])[: len(places)]
+
+    def continuation(
+        self,
+        prompts: Sequence[Tokens],
+        state: State | None,
+        longest: int,
+        share: Tensor | None = None,
+        owners: Tensor | None = None,
+    ) -> Cached | Anew:
+        """What comes after the prompts, a token at a time, in texts of up to `longest` tokens.
+
+        share and owners (B,) as of `Batch`.
+        """
+        how = Cached if self.ways(longest, writes=True).cached else Anew
+        return how(prompts, self, state and self._moved(state), share, owners)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[Tokens],
+        state: State | None,
+        max_new_tokens: int,
+        *,
+        share: Tensor | None = None,
+        owners: Tensor | None = None,
+    ) -> list[str]:
+        """Greedy continuations, each until an end token; finished rows are dropped. Of the model's generation config
+        the end tokens count and nothing else, see `generation.left_out`.
+
+        owners (B,): each prompt's state, where `state` holds several (K, ...): a token costs about the same for many
+        rows as for a few.
+        """
+        longest = max(prompt.reach for prompt in prompts) + max_new_tokens
+        text = self.continuation(prompts, state, longest, share, owners)
+        ends = torch.tensor(self.backbone.end_ids, dtype=torch.long, device=self.backbone.device)
+        produced: list[list[int]] = [[] for _ in prompts]
+        running = list(range(len(prompts)))
+        for _ in range(max_new_tokens):
+            chosen = text.logits().argmax(-1)  # (B,)
+            on = torch.isin(chosen, ends, invert=True).nonzero()[:, 0]  # the rows that go on
+            rows = on if len(on) < len(running) else None
+            running = [running[row] for row in on.tolist()]
+            if not running:
+                break
+            for row, token in zip(running, chosen[on].tolist(), strict=True):
+                produced[row].append(token)
+            text.go_on(chosen, rows)
+        return [self.backbone.tokenizer.decode(ids, skip_special_tokens=True) for ids in produced]
+
+    @property
+    def can_start_in_the_middle(self) -> bool:
+        """Whether `hidden_below` saves anything: the state acts above block 0, and the model takes its output."""
+        config = self.backbone.model.config
+        alike = len(set(getattr(config, "layer_types", None) or [])) < 2  # else block n attends as its number says
+        return self.adapter.below > 0 and alike and config.model_type in LLAMA_LIKE
+
+    @torch.no_grad()
+    def hidden_below(self, sequences: Sequence[Tokens], batch_size: int = 16) -> list[Tensor]:
+        """For each sequence the output (T_i, d) of the last block that no state reaches (`adapter.below`).
+
+        It depends on the data alone, so it serves every round, client state, method and mixing weight. The batches
+        depend on `sequences` alone too, so the same list gives the same bits.
+        """
+        last = self.adapter.below
+        caught: list = []
+        found: dict[int, Tensor] = {}
+        handle = self.backbone.layers[last].register_forward_hook(lambda module, args, output: caught.append(output))
+        try:
+            for indices in by_length(sequences, batch_size):
+                batch = self.batch([sequences[i] for i in indices])
+                with self._replaced(list(self.backbone.layers[: last + 1])):
+                    self.backbone.model.base_model(input_ids=batch.as_read(batch.ids), **self._reading(batch))
+                output = caught.pop()  # what a trial of the batch's ways has passed through is below
+                hidden = batch.as_grid(output[0] if isinstance(output, tuple) else output)
+                found |= {i: hidden[row, : len(sequences[i].ids)].clone() for row, i in enumerate(indices)}
+        finally:
+            handle.remove()
+        return [found[i] for i in range(len(sequences))]
+
+    def _reading(self, batch: Batch) -> dict:
+        """How the model is to read a batch: what each token sees and where it stands."""
+        config, causal = self.backbone.model.config, self.backbone.kind == "causal"
+        segments = {} if batch.segments is None else self.segments(batch.as_read(batch.segments))
+        if not (batch.packed or causal and batch.ways.whole):  # masks and positions are the model's own
+            own = {} if batch.ways.layout == "alone" else {"attention_mask": batch.mask}
+            if causal and bool(batch.starts.any()):  # padded on the left, which no model takes into account
+                own["position_ids"] = batch.places
+            return {**known_to(self.backbone.model, {**own, "use_cache": False}), **segments}
+        if causal:
+            seen, places = batch.attention(self.backbone.dtype), batch.places
+            reading = {"attention_mask": seen, "position_ids": batch.as_read(places), "use_cache": False}
+            return {**reading, **self._packing(batch, seen, causal=not batch.branching)}
+        places = batch.places
+        if config.model_type == "roberta":  # which counts from pad_token_id + 1, and does not count a "<pad>" in a text
+            counted = batch.ids != config.pad_token_id
+            places = counted.cumsum(1) * counted + config.pad_token_id
+        seen = added_to_scores(batch.mask.bool()[:, None, None], self.backbone.dtype)
+        reading = {"attention_mask": seen, "position_ids": batch.as_read(places), **segments}
+        return {**reading, **self._packing(batch, seen, causal=False)}
+
+    def segments(self, numbers: Tensor) -> dict:
+        """The numbers of the two texts of a pair as the model is told them, where it tells the two apart."""
+        tells = self.backbone.segments > 1
+        return known_to(self.backbone.model, {"token_type_ids": numbers}) if tells else {}
+
+    @staticmethod
+    def _packing(batch: Batch, seen: Tensor, causal: bool) -> dict:
+        if not batch.packed:
+            return {}
+        lengths = batch.mask.sum(1)[batch.order].tolist()
+        owners = None if batch.owners is None else batch.owners[batch.order].tolist()
+        return {"packing": Packing.of(batch.order, lengths, seen, causal, owners)}
+
+    @contextmanager
+    def steered(self, layers, batch: Batch, state: State | None, dropout: float = 0.0) -> Iterator[None]:
+        """Within this context the next forward pass over the batch, through blocks `layers`, is steered by `state`."""
+        state = {n: tensor for n, tensor in self._moved(state or {}).items() if n not in self.layout.head_names}
+        if not state:  # nothing, or a head alone
+            yield
+            return
+        with self.adapter.attached(layers, state, batch, dropout):
+            yield
+
+    def _moved(self, state: State) -> State:
+        return {name: tensor.to(self.backbone.device) for name, tensor in state.items()}
+
+    def _last_block_at(self, places: Tensor, shape: tuple[int, int]) -> AbstractContextManager:
+        """`last_block.read_at` places (m,), where this model and this adapter bear it."""
+        if self.backbone.model.config.model_type not in LLAMA_LIKE or self.adapter.every_token:
+            return nullcontext()  # an addition in the last block's modules has to know the row of each token
+        return last_block.read_at(self.backbone.layers[-1], places, shape)
+
+    @contextmanager
+    def _blocks(self, batch: Batch) -> Iterator[tuple]:
+        """(blocks by number, inputs): the whole model on ids, or the part above the cached states on those."""
+        if batch.hidden is None:
+            yield self.backbone.layers, {"input_ids": batch.as_read(batch.ids)}
+            return
+        first = self.adapter.below
+        stand_in = _PassOn()
+        blocks = [stand_in, *self.backbone.layers[first + 1 :]]
+        with self._replaced(blocks):
+            yield dict(enumerate(blocks, start=first)), {"inputs_embeds": batch.hidden}
+
+    @contextmanager
+    def _replaced(self, blocks: list[nn.Module]) -> Iterator[None]:
+        base, original = self.backbone.model.base_model, self.backbone.layers
+        base.layers = nn.ModuleList(blocks)
+        try:
+            yield
+        finally:
+            base.layers = original
+
+
+class _PassOn(nn.Module):
+    """Stands for the block whose output is cached, so that its site has a module to hook on."""
+
+    def forward(self, hidden_states: Tensor, *args, **kwargs):
+        return (hidden_states,) if BLOCKS_RETURN_TUPLES else hidden_states

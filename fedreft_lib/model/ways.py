@@ -1,0 +1,119 @@
+"""How the texts of a batch are put before a model; `agreement` finds out which ways are right for which model.
+
+A *layout*, the fastest first:
+
+    packed     the tokens of all texts as one row (attention.py), the options of a question on top of one prompt
+    together   texts padded to the longest, the options of a question on top of one prompt, kept apart by a mask
+    apart      each prompt with each of its options as a text of its own, padded; no mask but the model's own
+    alone      the same, one text after another
+
+An encoder's texts have no options; together, they are padded and masked in the model's own way. Besides, of decoders,
+
+    bare       the output embeddings alone turn last hidden states into logits; else the model's own forward pass is
+               taken to its end, with all that it does to logits
+    cached     generation reads prompts padded on the left and goes on with a key-value cache; else the whole text is
+               read again for each token
+"""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from ..errors import FedReFTError
+
+Layout = Literal["packed", "together", "apart", "alone"]
+SLOWER: dict[Layout, str] = {
+    "packed": "",
+    "together": "",
+    "apart": "each option is read with a prompt of its own",
+    "alone": "each text is read alone",
+}
+
+
+@dataclass(frozen=True)
+class Ways:
+    """How a backbone's texts are read; see above."""
+
+    layout: Layout = "together"
+    bare: bool = True
+    cached: bool = True
+
+    @property
+    def whole(self) -> bool:
+        """Whether a question is read as one text with all its options."""
+        return self.layout in ("packed", "together")
+
+    def __str__(self) -> str:
+        slower = [
+            SLOWER[self.layout],
+            "" if self.bare else "logits are taken from the model's whole forward pass",
+            "" if self.cached else "generation reads the whole text again for each token",
+        ]
+        return "; ".join(filter(None, slower)) or "fast"
+
+
+class Readable(Protocol):
+    """What trials and generation need of `steered.SteeredModel`, which they are a part of."""
+
+    backbone: Any
+    adapter: Any
+
+    def read_by(self, ways: Ways) -> "Readable": ...
+
+    def batch(self, sequences: Sequence, **how: Any) -> Any: ...
+
+    def hidden_states(self, batch: Any, state: Any) -> Tensor: ...
+
+    def answer_logprobs(self, batch: Any, state: Any) -> tuple[Tensor, Tensor]: ...
+
+    def logits_of(self, inputs: dict, places: Tensor, shape: tuple[int, int], bare: bool) -> Tensor: ...
+
+    def logits_at(self, batch: Any, read: Tensor, state: Any) -> Tensor: ...
+
+    def continuation(self, prompts: Sequence, state: Any, longest: int) -> Any: ...
+
+    def steered(self, layers: Any, batch: Any, state: Any) -> AbstractContextManager: ...
+
+    def segments(self, numbers: Tensor) -> dict: ...
+
+
+def known_to(model: nn.Module, arguments: dict) -> dict:
+    """Those of the arguments that the model's forward pass names."""
+    names = inspect.signature(model.forward).parameters
+    return {name: value for name, value in arguments.items() if name in names}
+
+
+def setting(config: PretrainedConfig, name: str) -> Any:
+    """A value of a configuration; None where it has none, or another one for each block."""
+    try:
+        return getattr(config, name, None)
+    except Exception:  # of a configuration whose blocks differ
+        return None
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Raises FedReFTError where the model has other settings after this context: BigBird, once it met a short text."""
+
+    def settings() -> dict[tuple[str, str], str | bool]:
+        modules = dict(model.named_modules())
+        each = ((path, name, value) for path, module in modules.items() for name, value in vars(module).items())
+        return {(path, name): value for path, name, value in each if isinstance(value, str | bool)}
+
+    before = settings()
+    yield
+    changed = [(name, value) for (path, name), value in settings().items() if before.get((path, name)) != value]
+    if changed:
+        name, value = changed[0]
+        raise FedReFTError(
+            f"A {type(model).__name__} cannot be used as it is set: it reads a text in another way for texts that it "
+            f"has read before ({name} became {value!r})."
+        )
+
+
+TOGETHER = Ways()

@@ -1,0 +1,202 @@
+"""A run's whole rounds on disk: one file each, that notices its own damage.
+
+round_NNNN.safetensors holds states X (m, P) after the round and whose they are, the start that all others still have,
+who listened to whom so far, the server's own tensors, and the history (CSV, as bytes); in its notes the config and the
+manifest. Nothing is unpickled.
+
+Up to `IN_ONE_FILE` bytes of states a file has all of them and needs no other, so a run goes on from any one of them,
+and the newest whole one counts, whatever became of the files beside it. In a larger federation a round's file has the
+states that the round made and says in which earlier files the others are (`where`); those files stay as long as one of
+the kept rounds needs them, and a round is whole if they all are. Then the states are read as they are asked for.
+"""
+
+import contextlib
+import io
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ..config import RunConfig
+from ..core.state import Spec, State, is_finite
+from ..errors import DamageWarning, FedReFTError
+from ..files import load_tensors, save_tensors
+from .client_states import TENSOR, ClientStates, OnDisk
+from .listening import PACKED, Listening, packed, unpacked
+
+HISTORY = ("round", "client", "task", "split", "metric", "value", "uplink_bytes", "downlink_bytes", "seconds", "note")
+# What every manifest says.
+NEEDED = {
+    "round", "rounds", "checkpoint", "code", "backbone", "data", "dtype", "spec", "trainable_params", "head_params",
+}  # fmt: skip
+SERVER = "server."  # before the names of the server's own tensors
+KEPT = 2  # rounds: the last one, and the one before in case the last is damaged
+IN_ONE_FILE = 2**26  # bytes of states
+AT_START = -1  # in `where`: no round has changed this client
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A whole round: everybody's states, who listened to whom in each, the history so far, the server's tensors."""
+
+    config: RunConfig
+    manifest: dict
+    history: pd.DataFrame
+    states: ClientStates
+    listening: Sequence[Listening] = ()
+    memory: State = field(default_factory=dict)
+
+    @property
+    def spec(self) -> Spec:
+        return Spec.of({name: tuple(shape) for name, shape in self.manifest["spec"]})
+
+    @cached_property  # it goes into the checkpoint and, for the reader, beside it
+    def csv(self) -> str:
+        """The history as text; `_history_from` gives it back to the bit."""
+        return self.history.to_csv(index=False, na_rep="nan")
+
+
+def name_of(t: int) -> str:
+    return f"round_{t:04d}.safetensors"
+
+
+def write(folder: Path, saved: Saved) -> ClientStates:
+    """Write a round into a run's folder, and return its states, which are from now on read from there if they are many.
+
+    Earlier rounds go when it is whole, but for the last before it and for what these two need.
+    """
+    checkpoints = folder / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    t, states = saved.manifest["round"], saved.states
+    if t == 0:  # a run that starts again is not to be taken for the one that was there
+        for path in _newest_first(folder):
+            path.unlink()
+    large = _is_large(states)
+    where = torch.full((len(states),), AT_START)
+    for k, row in states.own.items():
+        where[k] = row.round if large and isinstance(row, OnDisk) else t
+    clients = (where == t).nonzero()[:, 0].tolist()
+    text = saved.csv.encode()
+    tensors = {
+        TENSOR: states[clients], "clients": torch.tensor(clients, dtype=torch.long), "where": where,
+        "start": states.common, "history": torch.frombuffer(bytearray(text), dtype=torch.uint8),
+        **packed(saved.listening),
+    }  # fmt: skip
+    tensors |= {SERVER + name: tensor for name, tensor in saved.memory.items()}
+    notes = {"config": saved.config.model_dump_json(), "manifest": json.dumps(saved.manifest)}
+    path = checkpoints / name_of(t)
+    save_tensors(tensors, path, notes)
+    _forget(folder)
+    if not large:
+        return states
+    return replace(states, own={**states.own, **{k: OnDisk(path, t, i) for i, k in enumerate(clients)}})
+
+
+def _is_large(states: ClientStates) -> bool:
+    return len(states.own) * states.common.nbytes > IN_ONE_FILE
+
+
+def _forget(folder: Path) -> None:
+    """Delete the rounds that are neither among the newest nor needed by them."""
+    paths, needed = _newest_first(folder), set()
+    for path in paths[:KEPT]:
+        with contextlib.suppress(SafetensorError, OSError), safe_open(path, framework="pt") as file:
+            needed |= {name_of(t) for t in file.get_tensor("where").unique().tolist()}
+    for path in paths[KEPT:]:
+        if path.name not in needed:
+            path.unlink()
+
+
+def newest(folder: Path, config: RunConfig | None = None) -> Saved | None:
+    """The newest whole round of a run's folder; None where there is none at all, so far.
+
+    Damaged ones are passed over, with a DamageWarning, and so are those of another config than the one given, as long
+    as one of that config is left. Raises FedReFTError where only damaged ones are left.
+    """
+    passed, foreign = [], None
+    for path in _newest_first(folder):
+        try:
+            saved = read(path)
+        except FedReFTError as error:
+            passed.append(str(error))
+            continue
+        if config is not None and saved.config != config:
+            passed.append(f"{path} belongs to another run")
+            foreign = foreign or saved
+            continue
+        if passed:
+            warnings.warn(f"{'; '.join(passed)}: round {saved.manifest['round']} is used", DamageWarning, stacklevel=2)
+        return saved
+    if passed and foreign is None:
+        raise FedReFTError(f"{'; '.join(passed)}: no whole round is left in {folder}, delete it and run again")
+    return foreign
+
+
+def read(path: Path) -> Saved:
+    """One checkpoint. Raises FedReFTError where it or one that it needs is damaged, or none of this version."""
+    tensors, notes = load_tensors(path)
+    # Copies begin at a round address, as those of a run that was never stopped do: last bits of products depend on it.
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    try:
+        config, manifest = RunConfig(**json.loads(notes["config"])), json.loads(notes["manifest"])
+        text, where, start = bytes(tensors.pop("history").numpy()), tensors.pop("where"), tensors.pop("start")
+        rows = dict(zip(tensors.pop("clients").tolist(), tensors.pop(TENSOR), strict=True))
+        listening = unpacked({name: tensors.pop(name) for name in PACKED})
+        memory = {name.removeprefix(SERVER): tensor for name, tensor in tensors.items()}
+        states = ClientStates(start, len(where), rows)
+        saved = Saved(config, manifest, _history_from(text), states, listening, memory)
+        own = (where == manifest["round"]).nonzero()[:, 0].tolist()
+        fits = not (NEEDED - set(manifest)) and sorted(rows) == own
+        fits = fits and all(row.shape == (saved.spec.size,) for row in (start, *rows.values()))
+    except (KeyError, TypeError, ValueError, RuntimeError):  # whole, but of another version or another program
+        fits = False
+    if not fits:
+        raise FedReFTError(f"{path} is no checkpoint of this version of the library")
+    if not all(map(is_finite, rows.values())):
+        raise FedReFTError(f"{path} holds states that are not finite")
+    elsewhere = sorted(set(where.unique().tolist()) - {AT_START, manifest["round"]})
+    if not elsewhere:
+        return saved
+    found = {k: OnDisk(path, manifest["round"], i) for i, k in enumerate(rows)}
+    for t in elsewhere:
+        found |= _rows_of(path.with_name(name_of(t)), t, (where == t).nonzero()[:, 0].tolist(), config, len(start))
+    return replace(saved, states=replace(states, own=found))
+
+
+def _rows_of(path: Path, t: int, wanted: list[int], config: RunConfig, size: int) -> dict[int, OnDisk]:
+    """Where an earlier checkpoint of the run holds the states of the clients `wanted`. Raises FedReFTError."""
+    tensors, notes = load_tensors(path)
+    try:
+        places = {k: i for i, k in enumerate(tensors["clients"].tolist())}
+        fits = RunConfig(**json.loads(notes["config"])) == config and set(wanted) <= set(places)
+        fits = fits and tuple(tensors[TENSOR].shape) == (len(places), size) and is_finite(tensors[TENSOR])
+    except (KeyError, TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise FedReFTError(f"{path} is not the checkpoint that a later one needs")
+    return {k: OnDisk(path, t, places[k]) for k in wanted}
+
+
+def history_of(rows: list[dict]) -> pd.DataFrame:
+    """Rows as a table with every column of HISTORY, the ones that a row does not speak of filled in."""
+    table = pd.DataFrame(rows, columns=list(HISTORY))
+    filled = {"task": "", "note": "", "uplink_bytes": 0, "downlink_bytes": 0, "seconds": 0.0}
+    for name, value in filled.items():
+        table[name] = table[name].where(table[name].notna(), value)
+    return table.astype({"round": int, "value": float, "uplink_bytes": int, "downlink_bytes": int, "seconds": float})
+
+
+def _history_from(csv: bytes) -> pd.DataFrame:
+    exactly = {"value": float, "seconds": float}  # Python's own reading gives back the bits that were written
+    return history_of(pd.read_csv(io.BytesIO(csv), keep_default_na=False, converters=exactly).to_dict("records"))
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    paths = (folder / "checkpoints").glob("round_*.safetensors")
+    return sorted(paths, key=lambda path: (len(path.name), path.name), reverse=True)

@@ -1,0 +1,152 @@
+"""Runs as they are read back: config, history, states, who listened to whom; and many of them as one table."""
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ..config import RunConfig
+from ..core.state import Spec, State
+from ..data.cuts import Cuts
+from ..data.grading.metrics import PRIMARY
+from ..environment import differences
+from ..errors import ConfigError, ElsewhereWarning, FedReFTError
+from . import checkpoints
+from .checkpoints import NEEDED, Saved
+from .client_states import ClientStates
+from .listening import Listening
+
+# The columns of results.csv: one row per (run, round, client, metric).
+RESULTS = (
+    "experiment", "benchmark", "task", "setup", "model", "method", "aggregation", "mixing", "intervention", "rank",
+    "layers", "clients", "rounds", "seed", "round", "client", "split", "metric", "value", "trainable_params",
+    "head_params", "uplink_bytes", "downlink_bytes", "seconds",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, finished or not: its config, history, last states with their spec, and who listened to whom."""
+
+    config: RunConfig
+    history: pd.DataFrame
+    clients: ClientStates
+    spec: Spec
+    listening: Sequence[Listening]
+    manifest: dict
+    folder: Path | None
+    memory: State = field(default_factory=dict)  # what the server keeps between rounds, where a method needs that
+
+    @cached_property
+    def states(self) -> Tensor:
+        """X (N, P), all states in memory; `clients` gives one at a time."""
+        return self.clients.all
+
+    @cached_property
+    def mixing_matrices(self) -> Tensor:
+        """M (rounds, N, N)"""
+        n = len(self.clients)
+        return torch.stack([each.among(n) for each in self.listening]) if self.listening else torch.zeros(0, n, n)
+
+    @property
+    def cut(self) -> dict[str, Cuts]:
+        """How many texts of each client did not fit into max_length, see cuts.py."""
+        return self.manifest.get("cut", {})
+
+    @property
+    def results(self) -> pd.DataFrame:
+        """The history with the columns of results.csv."""
+        config = self.config
+        table = self.history.assign(
+            experiment=config.experiment, benchmark=config.benchmark, setup=config.setup, model=config.backbone,
+            method=config.method, aggregation=config.aggregation if config.method == "fedreft" else "none",
+            mixing=config.mixing_name, intervention=config.intervention, rank=config.rank,
+            layers=config.layers if isinstance(config.layers, str) else " ".join(map(str, config.layers)),
+            clients=config.clients, rounds=config.rounds, seed=config.seed,
+            trainable_params=self.manifest["trainable_params"], head_params=self.manifest["head_params"],
+        )  # fmt: skip
+        return table[list(RESULTS)]
+
+    def accuracy(self, round: int | None = None, split: str = "test") -> pd.Series:
+        """Accuracy (or the task's own primary metric) in percent of each client after a round (default: the last)."""
+        chosen = self.history[self.history["metric"].isin(PRIMARY) & (self.history["split"] == split)]
+        last = chosen["round"].max() if round is None else round
+        return chosen[chosen["round"] == last].set_index("client")["value"]
+
+
+def load_run(folder: str | Path) -> Run:
+    """A run as its folder holds it, up to its last whole round. Raises FedReFTError where there is none.
+
+    Warns (ElsewhereWarning) where it was made with other code or versions than those here, and (DamageWarning) where
+    the newest checkpoint is damaged and the one before it is read. What is not looked at is whether the same data and
+    weights could be had here: `run` does that when it continues or returns the run.
+    """
+    run = read_run(folder)
+    warn_of_elsewhere([run], run.folder)
+    return run
+
+
+def read_run(folder: str | Path) -> Run:
+    """`load_run` without a look at where the run was made."""
+    folder = Path(folder)
+    saved = saved_in(folder, _config(folder))
+    if saved is None:
+        raise FedReFTError(f"there is no run in {folder}: it has no checkpoint")
+    return run_of(saved, folder)
+
+
+def load_runs(folder: str | Path) -> list[Run]:
+    """Every run below a folder, in the order of their names; one warning for all that were made elsewhere."""
+    found = [read_run(path.parent) for path in sorted(Path(folder).glob("*/manifest.json"))]
+    warn_of_elsewhere(found, folder)
+    return found
+
+
+def run_of(saved: Saved, folder: Path) -> Run:
+    states, listening = saved.states, saved.listening
+    return Run(saved.config, saved.history, states, saved.spec, listening, saved.manifest, folder, saved.memory)
+
+
+def warn_of_elsewhere(found: Sequence[Run | Saved], folder: str | Path) -> None:
+    elsewhere = sorted({", ".join(differences(each.manifest)) for each in found} - {""})
+    if elsewhere:
+        warnings.warn(f"{folder} was made with {'; '.join(elsewhere)}", ElsewhereWarning, stacklevel=3)
+
+
+def saved_in(folder: Path, config: RunConfig | None) -> Saved | None:
+    """The newest whole round; of its manifest the copy counts, where that is whole and speaks of this round."""
+    saved = checkpoints.newest(folder, config)
+    copy = _json(folder / "manifest.json")
+    if saved is None or not isinstance(copy, dict) or NEEDED - set(copy):
+        return saved
+    speaks_of_it = all(copy[key] == saved.manifest[key] for key in ("checkpoint", "spec"))
+    return replace(saved, manifest=copy) if speaks_of_it else saved
+
+
+def _config(folder: Path) -> RunConfig | None:
+    """What config.json says; None where it is gone or damaged."""
+    try:
+        return RunConfig(**_json(folder / "config.json"))
+    except (TypeError, ConfigError):
+        return None
+
+
+def _json(path: Path) -> Any:
+    """What is in a file; None where it is gone or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def results_of(runs: list[Run]) -> pd.DataFrame:
+    """All histories as one table with the columns of results.csv."""
+    tables = [run.results for run in runs]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(RESULTS))

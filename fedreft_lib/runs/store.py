@@ -1,0 +1,173 @@
+"""A run's folder: what is in it, how it is written so that nothing is torn, and how runs are read back and compared.
+
+checkpoints/round_NNNN.safetensors   a whole round each, see checkpoints.py; the last two are kept
+config.json                          the RunConfig
+history.csv                          long form: round, client, split, metric, value, bytes, seconds
+manifest.json                        written last each round: which round is whole, hashes, versions, code, data
+
+The last three are copies, for the reader, of what the newest checkpoint holds; damaged ones are written anew.
+"""
+
+import contextlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ..config import RunConfig
+from ..core.state import Spec, State
+from ..environment import BITS, differences, environment
+from ..errors import ConfigError, DamageWarning, ElsewhereWarning, FedReFTError
+from ..files import write_text
+from . import checkpoints
+from .checkpoints import Saved, history_of
+from .client_states import ClientStates
+from .listening import Listening
+from .results import Run, run_of, saved_in, warn_of_elsewhere
+
+
+class Store:
+    """Reads and writes one run's folder; with no folder, keeps nothing."""
+
+    def __init__(self, config: RunConfig, folder: str | Path | None):
+        self.config = config
+        self.folder = None if folder is None else Path(folder)
+        self.manifest: dict = {}
+        self.saved: Saved | None = None
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Reads the folder and keeps other processes out of it; the death of this one lets go.
+
+        Raises FedReFTError where another process is in it, ConfigError where it holds a run of another config.
+        """
+        if self.folder is None:
+            yield
+            return
+        lock = FileLock(self.folder / ".lock", blocking=False)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            raise FedReFTError(
+                f"{self.folder} is in use by another process: wait until that has ended, or choose another folder"
+            ) from None
+        except OSError as error:
+            raise FedReFTError(f"{self.folder} cannot be written to ({error}): choose another folder") from None
+        try:
+            self.saved = self._found()
+            yield
+        finally:
+            lock.release()
+
+    def _found(self) -> Saved | None:
+        """The last whole round; None where there is none, with a warning where that is for damage."""
+        try:
+            saved = saved_in(self.folder, self.config)
+        except FedReFTError as error:
+            warnings.warn(f"{error}; this run starts again", DamageWarning, stacklevel=5)
+            return None
+        if saved and saved.config != self.config:
+            theirs, ours = saved.config, self.config
+            name = next(n for n in RunConfig.model_fields if getattr(theirs, n) != getattr(ours, n))
+            raise ConfigError(
+                f"{self.folder} holds a run with another {name} ({getattr(theirs, name)!r}, not "
+                f"{getattr(ours, name)!r}): choose another folder or delete this one"
+            )
+        return saved
+
+    def finished(
+        self, questions: Callable[[], str], same_backbone: Callable[[RunConfig, str], bool], *, fixed: bool = False
+    ) -> Run | None:
+        """The run, if the folder holds it whole and this code made it from these questions and this backbone.
+
+        questions: their fingerprint; not asked for where they are `fixed`, which is that they follow from code,
+        versions and config, and those are the same. With source="hub" they are taken to be as they were: the hub would
+        have to be asked, and a finished run can be read without a network. same_backbone(config, known): whether the
+        backbone is the one that the manifest names; it may raise. `load_run` reads the run without either.
+        """
+        saved = self.saved
+        if saved is None or saved.manifest["round"] < self.config.rounds:
+            return None
+        if saved.manifest["code"] != environment()["code"]:
+            return None
+        if not same_backbone(self.config, saved.manifest["backbone"]):
+            return None
+        unasked = self.config.source == "hub" or (fixed and not differences(saved.manifest))
+        if not unasked and saved.manifest["data"] != questions():
+            return None
+        self._write_copies(saved)
+        os.utime(self.folder / "manifest.json")  # says that the run is in use, see batch.reproduce.set_aside
+        warn_of_elsewhere([saved], self.folder)
+        return run_of(saved, self.folder)
+
+    def describe(self, spec: Spec, facts: dict) -> None:
+        """Note the spec of a client's state, and what the run depends on besides its config, for the manifest."""
+        self.spec, self.manifest = spec, dict(facts)
+
+    def fresh(self, start: ClientStates) -> Saved:
+        """Nothing yet, at `start`."""
+        return Saved(self.config, {**self.manifest, "round": 0}, history_of([]), start)
+
+    def resume(self, start: ClientStates) -> Saved:
+        """The last whole round; round 0 at `start` where nothing usable is there, with a warning if that loses some."""
+        if self.saved is None:
+            return self.fresh(start)
+        found, here = self.saved.manifest, self.manifest
+        keys = ("code", "backbone", "weights", "data", "dtype", "spec")
+        other = [key for key in keys if found.get(key) != here[key]]
+        if other:
+            if found["round"]:
+                lost = f"{found['round']} rounds in {self.folder} were made with other {', '.join(other)}"
+                warnings.warn(f"{lost}: they are computed again", ElsewhereWarning, stacklevel=3)
+            return self.fresh(start)
+        changed = [f"{key} {found.get(key)} (here {here[key]})" for key in BITS if found.get(key) != here[key]]
+        if changed and found["round"] < self.config.rounds:
+            warnings.warn(
+                f"the rounds so far in {self.folder} were made with {', '.join(changed)}: the rest may differ in bits",
+                ElsewhereWarning, stacklevel=3,
+            )  # fmt: skip
+        return self.saved
+
+    def save(
+        self, t: int, states: ClientStates, listening: Sequence[Listening], rows: list[dict], memory: State
+    ) -> ClientStates:
+        """Write round t; until its checkpoint is whole, the round before it stays the valid one.
+
+        Returns the states, those in memory that are not on the disk by now.
+        """
+        self.manifest |= {"round": t, "rounds": self.config.rounds, "checkpoint": checkpoints.name_of(t)}
+        self.manifest["set_aside"] = [
+            {"round": row["round"], "client": row["client"], "reason": row["note"]}
+            for row in rows if row["metric"] == "admitted" and row["value"] == 0
+        ]  # fmt: skip
+        if self.folder is None:
+            return states
+        saved = Saved(self.config, self.manifest, history_of(rows), states, listening, memory)
+        try:
+            states = checkpoints.write(self.folder, saved)
+            self._write_copies(saved)
+        except OSError as error:
+            before = f"round {t - 1} stays" if t else "nothing is lost"
+            raise FedReFTError(
+                f"round {t} could not be written to {self.folder} ({error}), {before}: mend that and run again"
+            ) from error
+        return states
+
+    def _write_copies(self, saved: Saved) -> None:
+        """config.json, history.csv and manifest.json of a checkpoint, those that are not there as they shall be."""
+        copies = {
+            "config.json": saved.config.model_dump_json(indent=1),
+            "history.csv": saved.csv,
+            "manifest.json": json.dumps(saved.manifest, indent=1),
+        }
+        for name, text in copies.items():
+            path = self.folder / name
+            if not path.exists() or path.read_bytes() != text.encode():
+                write_text(path, text)
+
+    def run(self, states: ClientStates, listening: Sequence[Listening], rows: list[dict], memory: State) -> Run:
+        return Run(self.config, history_of(rows), states, self.spec, listening, self.manifest, self.folder, memory)

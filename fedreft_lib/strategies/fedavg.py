@@ -1,9 +1,0 @@
-"""FedAvg over interventions ("FedAvg + LoReFT" in the paper's ablation; McMahan et al. 2017).
-
-Everyone gets the mean of all states, weighted by example counts, and goes on from it. R itself is averaged, never
-the raw weights of an orthogonal parametrisation.
-"""
-
-from .base import Strategy, weighted_mean
-
-FEDAVG = Strategy("fedavg", aggregate=weighted_mean, mixing=lambda config: 1.0, one_for_all=True)

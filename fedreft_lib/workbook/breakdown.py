@@ -1,0 +1,48 @@
+"""The breakdown curve: how the honest clients fare as more of the others are hostile."""
+
+from collections.abc import Iterable
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ..runs.results import Run
+from .figures import AGGREGATES, CYCLE, GREY, mean_line, panel_row, spread_note, titled
+
+RULES = {**AGGREGATES, "none": "FedAvg"}
+
+
+def honest_scores(runs: Iterable[Run]) -> pd.DataFrame:
+    """One row for each run: attack, rule, hostile, seed, and the mean score of the clients that are honest in all runs.
+
+    The clients that any of the runs makes hostile are left out of all, so that the same tests are compared. Norm
+    clipping before the aggregation is part of the rule's name.
+    """
+    runs = list(runs)
+    worst = max(run.config.hostile for run in runs)
+    rows = []
+    for run in runs:
+        config, scores = run.config, run.accuracy()
+        kind = config.aggregation if config.method == "fedreft" else "none"
+        clipped = "" if config.norm_clip is None else ", clipped"
+        rows.append({
+            "attack": config.attack.replace("_", " "), "rule": RULES[kind] + clipped, "hostile": config.hostile,
+            "seed": config.seed, "value": float(scores.iloc[: config.clients - worst].mean()),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def breakdown(scores: pd.DataFrame, clients: int, untrained: float) -> Figure:
+    """A panel for each attack, a line for each rule: the honest clients' score against the number of hostile ones."""
+    attacks, rules = scores["attack"].unique(), scores["rule"].unique()
+    fig, axes = panel_row(len(attacks), width=4.2, height=3.4, sharey=True)
+    for ax, attack in zip(axes, attacks, strict=True):
+        ax.axhline(untrained, color=GREY, linestyle="--", linewidth=1.2, label="untrained")
+        for rule, colour in zip(rules, CYCLE, strict=False):
+            own = scores[(scores["attack"] == attack) & (scores["rule"] == rule)]
+            if len(own):
+                mean_line(ax, own, "hostile", color=colour, marker="o", label=rule)
+        ax.set(title=attack, xlabel=f"hostile clients, of {clients}")
+        ax.set_xticks(sorted(scores["hostile"].unique()))
+    axes[0].set_ylabel("honest clients' test score (%)")
+    axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return titled(fig, "How many hostile clients does a rule bear?", spread_note(scores, "bands"))

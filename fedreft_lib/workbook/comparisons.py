@@ -1,0 +1,219 @@
+"""All runs of a profile together: what has run, which comparisons to show, and two findings of the audit in them.
+
+A comparison is a group of runs that agree in COMPARISON: the same data, the same steps. Experiments may be many, so
+pictures show `widest` comparisons only and `gains` has a line for every one. `results` is always a table with the
+columns of results.csv.
+"""
+
+import html
+import json
+import os
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import pandas as pd
+from IPython.display import HTML
+from torch import Tensor
+
+from ..config import RunConfig
+from ..core.aggregation import AGGREGATIONS as KINDS_OF_ABM
+from ..files import write_text
+from ..runs.results import Run
+from . import tables
+from .figures import method_labels
+
+COMPARISON = ("benchmark", "experiment", "setup", "model", "layers", "clients", "rounds")
+AXES = ("method", "aggregation", "intervention")
+MEANS = ("mean", "geometric_median")  # the paper's two
+METHODS = get_args(RunConfig.model_fields["method"].annotation)
+
+
+def ordered(runs: Sequence[Run]) -> list[Run]:
+    """Runs as tables and pictures shall have them: experiment by experiment, LoReFT first, simple methods first."""
+
+    def place(run: Run) -> tuple:
+        c = run.config
+        method = (METHODS.index(c.method), (*MEANS, *KINDS_OF_ABM).index(c.aggregation), str(c.mixing))
+        return c.experiment, c.setup, c.intervention != "loreft", c.intervention, *method, c.rank, c.clients, c.seed
+
+    return sorted(runs, key=place)
+
+
+def overview(runs: Sequence[Run]) -> pd.DataFrame:
+    """A row for each benchmark and notebook: how many runs, and every value of what its runs differ in."""
+    names = ("benchmark", "experiment", "backbone", "setup", "method", "rank", "layers", "clients", "rounds", "seed")
+    table = pd.DataFrame([{name: getattr(run.config, name) for name in names} for run in runs], columns=list(names))
+    table["adapted"] = [", ".join(run.manifest.get("adapted", [])) for run in runs]
+    grouped = table.assign(notebook=notebooks(table)).groupby(["benchmark", "notebook"])
+    counted = grouped.agg(
+        runs=("seed", "size"), experiments=("experiment", "nunique"), methods=("method", "nunique"),
+        seeds=("seed", "nunique"),
+    )  # fmt: skip
+    return counted.join(grouped[["backbone", "setup", "adapted", "rank", "layers", "clients", "rounds"]].agg(_listed))
+
+
+def notebooks(table: pd.DataFrame) -> pd.Series:
+    """The notebook of each row's experiment: what its label, like "06_mixing_ablation: rank, 1", begins with."""
+    return table["experiment"].str.partition(":")[0] if len(table) else table["experiment"]
+
+
+def _listed(values: pd.Series) -> str:
+    found = sorted(
+        set(values), key=lambda value: (isinstance(value, str), value if isinstance(value, str | int) else 0)
+    )
+    return ", ".join(" ".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in found)
+
+
+def told_apart(results: pd.DataFrame) -> pd.DataFrame:
+    """The same without runs that only something differs in which has no column, such as a learning rate; and with the
+    rank in `intervention` where a comparison has a method at several. So no name means two runs of one seed."""
+    tests = results[results["split"] == "test"]
+    twice = tests[tests.duplicated([*tables.RUN, "client", "task", "metric", "round"])]
+    keys = pd.MultiIndex.from_frame(results[list(tables.RUN)])
+    results = results[~keys.isin(pd.MultiIndex.from_frame(twice[list(tables.RUN)]))]
+    alike = results.groupby([*COMPARISON, *AXES, "mixing"])["rank"]
+    named = results["intervention"] + " rank " + results["rank"].astype(str)
+    return results.assign(intervention=results["intervention"].where(alike.transform("nunique") == 1, named))
+
+
+def widest(
+    results: pd.DataFrame, each: Sequence[str] = ("benchmark", "setup"), over: Sequence[str] = AXES
+) -> pd.DataFrame:
+    """The rows of one comparison for each value of the columns `each`: of those with two or more, the one with most
+    different `over`, of several such the first by name."""
+    counts = (
+        results.drop_duplicates([*COMPARISON, *over]).groupby(list(COMPARISON)).size().rename("kinds").reset_index()
+    )
+    first = counts[counts["kinds"] > 1].sort_values("kinds", ascending=False, kind="stable").drop_duplicates(list(each))
+    return results.merge(first[list(COMPARISON)], on=list(COMPARISON))
+
+
+def gains(results: pd.DataFrame) -> pd.DataFrame:
+    """`tables.summary` of every comparison: a line for each experiment, setup, clients, layers and method."""
+    columns = ["benchmark", "experiment", "setup", "clients", "layers", "method"]
+    columns += ["untrained", "trained", "gain", "sd of gain", "seeds"]
+    parts = [
+        tables.summary(part).reset_index().assign(**dict(zip(COMPARISON, key, strict=True)))
+        for key, part in results.groupby(list(COMPARISON))
+    ]
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+
+
+def headings(results: pd.DataFrame) -> pd.Series:
+    """The name of each row's comparison, as "glue, iid (05_glue)"."""
+    return results["benchmark"] + ", " + results["setup"] + " (" + results["experiment"] + ")"
+
+
+def verdicts(results: pd.DataFrame, reference: str = "local only") -> list[str]:
+    """`tables.verdict` for each comparison that has the reference beside other methods; [] where none has."""
+    rows = _with_reference(results, reference)
+    return tables.verdict(rows, reference) if len(rows) else []
+
+
+def against_local(results: pd.DataFrame) -> pd.DataFrame:
+    """`tables.against` local training for each comparison that has it beside other methods; `setup` is its heading."""
+    rows = _with_reference(results, "local only")
+    columns = ["setup", "method", "difference", "95 % +-", "pairs", "beyond_noise"]
+    return tables.against(rows, "local only").reset_index() if len(rows) else pd.DataFrame(columns=columns)
+
+
+def _with_reference(results: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """The rows of comparisons that have the reference beside other methods, with their headings as `setup`."""
+    rows = results.assign(setup=headings(results), label=method_labels(results))
+    there = rows.groupby("setup")["label"].agg(lambda labels: reference in set(labels) and labels.nunique() > 1)
+    return rows[rows["setup"].isin(there.index[there.astype(bool)])]
+
+
+def keep(folder: Path, runs: Sequence[Run], results: pd.DataFrame) -> dict[str, Any]:
+    """Write the small tables of all runs into `folder`; returns what they were made with, which is written, too.
+
+    scores.csv (`tables.accuracies`: every client's score, so that every mean and interval can be computed anew),
+    gains.csv, against_local.csv, and manifest.json.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {"scores": tables.accuracies(results), "gains": gains(results), "against_local": against_local(results)}
+    for name, table in parts.items():
+        write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.3f"))
+    made = {
+        name: sorted({json.dumps(run.manifest.get(name), sort_keys=True) for run in runs})
+        for name in ("code", "commit", "python", "versions", "device", "threads", "dtype")
+    }
+    facts = {name: [json.loads(value) for value in values] for name, values in made.items()}
+    counted = Counter(run.config.experiment.partition(":")[0] for run in runs)
+    facts |= {"machine": platform.machine(), "cores": os.cpu_count(), "runs": dict(sorted(counted.items()))}
+    write_text(folder / "manifest.json", json.dumps(facts, indent=1))
+    return facts
+
+
+def listening(runs: Sequence[Run], results: pd.DataFrame, most: int = 8) -> dict[str, list[tuple[str, Tensor]]]:
+    """heading -> (label, M of the last round) of FedAvg and FedReFT, in the comparisons that `results` holds.
+
+    Of each comparison the first seed, over interventions (lora's matrices are no others); one of more than `most`
+    clients makes no readable picture.
+    """
+    wanted = results[results["clients"] <= most].drop_duplicates(list(COMPARISON))[list(COMPARISON)]
+    keys = set(wanted.itertuples(index=False, name=None))
+    found: dict[str, dict[str, Tensor]] = {}
+    for run in sorted(runs, key=lambda run: run.config.seed):
+        row = run.results.head(1)
+        if run.config.method not in ("fedavg", "fedreft") or run.config.intervention == "lora":
+            continue
+        if not row.empty and tuple(row[list(COMPARISON)].iloc[0]) in keys and len(run.mixing_matrices):
+            matrices = found.setdefault(headings(row).iloc[0], {})
+            matrices.setdefault(method_labels(row).iloc[0], run.mixing_matrices[-1])
+    return {heading: list(matrices.items()) for heading, matrices in sorted(found.items())}
+
+
+def medians_apart(runs: Sequence[Run]) -> pd.DataFrame:
+    """How far GeoMedian-ABM and Mean-ABM end from each other, in pairs of runs that differ in nothing else.
+
+    By number of clients: pairs, the largest distance of two final states over their norm, and the largest difference
+    of a client's test score, in points.
+    """
+    found: dict[str, dict[str, Run]] = {}
+    for run in runs:
+        if run.config.method == "fedreft":
+            rest = run.config.model_dump(mode="json", exclude={"aggregation", "experiment"})
+            found.setdefault(json.dumps(rest), {})[run.config.aggregation] = run
+    pairs = [[both[kind] for kind in MEANS] for both in found.values() if set(both) >= set(MEANS)]
+    rows = [
+        {
+            "clients": median.config.clients,
+            "states": float((median.states - mean.states).norm() / mean.states.norm()),
+            "scores": float((median.accuracy() - mean.accuracy()).abs().max()),
+        }
+        for mean, median in pairs
+    ]
+    grouped = pd.DataFrame(rows, columns=["clients", "states", "scores"]).groupby("clients")
+    return grouped.agg(**{
+        "pairs of runs": ("states", "size"),
+        "largest distance of states": ("states", "max"),
+        "largest difference of scores": ("scores", "max"),
+    })  # fmt: skip
+
+
+def senders(results: pd.DataFrame) -> pd.DataFrame:
+    """How many clients send something in a round, and how much each (MB): FedAvg and All-But-Me, from the history."""
+    rows = results[(results["split"] == "train") & (results["metric"] == "loss")]
+    rows = rows[rows["method"].isin(("fedavg", "fedreft"))]
+    sends = rows["client"].where(rows["uplink_bytes"] > 0)
+    rows = rows.assign(method=method_labels(rows), sends=sends, MB=rows["uplink_bytes"] / 1e6)
+    grouped = rows.groupby(["benchmark", "setup", "clients", "method"])
+    return grouped.agg(**{"clients that send": ("sends", "nunique"), "MB a client and round": ("MB", "mean")})
+
+
+def folded(parts: Mapping[str, pd.DataFrame]) -> HTML:
+    """Tables that open with a click, one under each heading with its number of rows; numbers have two places."""
+    style = {"index": False, "na_rep": "", "float_format": "{:.2f}".format}
+    return HTML("".join(
+        f"<details><summary>{html.escape(heading)} ({len(table)})</summary>{table.to_html(**style)}</details>"
+        for heading, table in parts.items()
+    ))  # fmt: skip
+
+
+def blank(table: pd.DataFrame) -> pd.DataFrame:
+    """A table for reading: two places, and nothing where there is no number."""
+    return table.map(lambda value: "" if pd.isna(value) else f"{value:.2f}" if isinstance(value, float) else value)

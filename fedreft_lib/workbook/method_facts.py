@@ -1,0 +1,156 @@
+"""What tells the federated methods apart, read off their own hooks and off the states of runs.
+
+`facts` is the table of notebook 07: what is trained, sent and kept. `learned` gives what the clients hold at the one
+moment that a finished run does not keep: after local training, before anything is averaged. `own_share` looks into
+FedALT's routers.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ..config import RunConfig
+from ..core.interventions import INTERVENTIONS
+from ..core.state import State
+from ..federation.assembly import assemble
+from ..federation.rounds import federation_of, start
+from ..federation.training import train_clients
+from ..methods import METHODS
+from ..methods.branches import Branches, Kind
+from ..methods.lora import LoRA
+from ..model import scoring
+from ..runs.results import Run
+from .figures import method_labels
+from .tables import summary
+
+# What the sources do not say, beside the schedule, which is ours for every method: (method, over interventions only).
+RECONSTRUCTIONS = {
+    "fedreft": "the mixing weight",
+    "fedavg": "retraction of R",
+    "fedprox": "the distance is taken over R, W and b",
+    "fedadam": "retraction of R",
+    "ffa": "the form over LoReFT",
+    "fedsa": "the form over LoReFT",
+    "fedalt": "the form over LoReFT",
+    "feddpa": "the form over LoReFT",
+    "flora": "the form over LoReFT",
+    "fedsb": "the form over LoReFT",
+}
+IN_EVERY_FORM = {
+    "feddpa": "steps shared evenly by the two phases",
+    "fedsb": "the first gradient is the mean of the clients'",
+}
+
+
+def reconstruction(config: RunConfig) -> str:
+    """What of a run's method is our reading of it, in a few words; "" where it is as its paper has it."""
+    forms = RECONSTRUCTIONS.get(config.method, "") if config.intervention != "lora" else ""
+    return "; ".join(filter(None, [forms, IN_EVERY_FORM.get(config.method, "")]))
+
+
+def kept(run: Run) -> str:
+    """The tensors that a client trains and never sends."""
+    config, method, kind = run.config, METHODS[run.config.method], _kind(run.config)
+    names = tuple(name for name, _ in run.spec.shapes if not name.startswith("head."))
+    trained = {n for t in (1, 2) for phase in method.phases(names, kind, config, t) for n in phase.trains}
+    sent = method.sends(names, kind, config) if method.aggregate else ()
+    private = [name for name in names if name in trained - set(sent)]
+    if config.intervention == "lora":  # "A" of "q_proj.A", and of "output.dense.A"
+        own = kind.shapes(1, config.rank, 1, 1)
+        private = [next(tensor for tensor in own if name.endswith(f".{tensor}")) for name in private]
+    return ", ".join(dict.fromkeys(private)) or "nothing"
+
+
+def facts(runs: Sequence[Run]) -> pd.DataFrame:
+    """For each method: numbers that a client trains, sends and receives in a round, its score, what it keeps."""
+    scores = summary(pd.concat([run.results for run in runs], ignore_index=True), "benchmark").droplevel(0)
+    rows = {}
+    for run in runs:
+        results, config = run.results, run.config
+        messages = 4 * config.clients * config.rounds  # bytes of a number, in each client's message of each round
+        rows.setdefault(method_labels(results).iloc[0], {
+            "trained": run.manifest["trainable_params"],
+            "sent up": results["uplink_bytes"].sum() // messages,
+            "sent down": results["downlink_bytes"].sum() // messages,
+            "stays private": kept(run),
+            "reconstruction": reconstruction(config),
+        })  # fmt: skip
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    numbers = scores[["trained", "gain", "sd of gain", "seeds"]].rename(columns={"trained": "accuracy"}).round(1)
+    return table[["trained", "sent up", "sent down"]].join(numbers).join(table[["stays private", "reconstruction"]])
+
+
+def learned(config: RunConfig) -> list[State]:
+    """What each client holds after its local training of the first round, before anything is averaged."""
+    federation = assemble(config)
+    states = {k: federation.model.spec.named(row) for k, row in enumerate(start(federation, config))}
+    return [trained.state for trained in train_clients(federation, config, states, 1).values()]
+
+
+def start_of(config: RunConfig) -> Tensor:
+    """The state (P,) that all clients begin with."""
+    return start(assemble(config), config)[0]
+
+
+def average_gap(config: RunConfig) -> float:
+    """How far the average state's addition is from the clients' average addition after the first local training.
+
+    The relative Frobenius distance of B A (d_out, d_in) over all places; equal weights, offsets left out.
+    """
+    states, kind = learned(config), _kind(config)
+    mean = {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
+    missed = size = 0.0
+    for of_group in _groups(config):
+        maps = [kind.as_map(of_group(state)) for state in [mean, *states]]
+        of_mean, *each = [m["B"] @ m["A"] for m in maps]
+        exact = sum(each) / len(each)
+        missed, size = missed + float((of_mean - exact).square().sum()), size + float(exact.square().sum())
+    return (missed / size) ** 0.5
+
+
+def held_out_loss(run: Run) -> float:
+    """Mean over the clients of the loss on their held-out questions, which are not trained on (nats a token)."""
+    federation = federation_of(run)
+    losses = [
+        scoring.loss(federation.model, run.spec.named(row), client.held_out, run.config.batch_size)
+        for row, client in zip(run.states, federation.clients, strict=True)
+    ]
+    return sum(losses) / len(losses)
+
+
+@torch.no_grad()
+def own_share(run: Run, k: int, linear: str) -> Tensor:
+    """The weight (L,) that client k's FedALT routers give to its own branch: mean over tokens of held-out questions.
+
+    For each of the L adapted layers, in the linear module of that name; 0.5 is undecided.
+    """
+    federation = federation_of(run)
+    model, state, data = federation.model, run.spec.named(run.states[k]), federation.clients[k].held_out
+    batch, caught = data.batch(model, range(len(data))), []
+    modules = model.adapter.linears[linear].modules(model.backbone.layers)
+    handles = [m.register_forward_hook(lambda m, args, out: caught.append(args[0].float().cpu())) for m in modules]
+    try:
+        model.hidden_states(batch, state)
+    finally:
+        for handle in handles:
+            handle.remove()
+    routes, tokens = state[f"{linear}.route"], batch.as_read(batch.mask).bool().cpu()
+    shares = [torch.softmax(x @ route.mT, -1)[..., 1] for x, route in zip(caught, routes, strict=True)]
+    return torch.stack([share[tokens].mean() for share in shares])
+
+
+def _groups(config: RunConfig) -> list[Callable[[State], State]]:
+    """What takes each linear module's tensors out of a state; of interventions the whole state is one group."""
+    adapter = assemble(config).model.adapter
+    if config.intervention != "lora":
+        return [lambda state: state]
+    return [functools.partial(adapter.of_linear, linear=linear) for linear in adapter.linears]
+
+
+def _kind(config: RunConfig) -> Kind | Branches:
+    lora = config.intervention == "lora"
+    kind = LoRA(config.lora_alpha / config.rank) if lora else INTERVENTIONS[config.intervention]
+    return METHODS[config.method].state_kind(kind, config)

@@ -1,0 +1,166 @@
+"""Tables of results: what was gained, what differs beyond noise, what was sent.
+
+All take a table with the columns of results.csv and count in percentage points.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from ..data import cuts
+from ..data.glue_sources import MISMATCHED
+from ..data.grading.metrics import PRIMARY
+from ..errors import DataError
+from ..runs.results import Run
+from .figures import method_labels
+
+RUN = (
+    "experiment", "benchmark", "setup", "model", "method", "aggregation", "mixing", "intervention", "rank", "layers",
+    "clients", "rounds", "seed",
+)  # fmt: skip
+
+
+def accuracies(results: pd.DataFrame) -> pd.DataFrame:
+    """One row per (experiment, setup, method, seed, client, task, metric): untrained and trained, on the client's test.
+
+    The metrics are the tasks' primary ones (accuracy for most). "untrained" is the bare backbone (round 0), "trained"
+    the run's last round.
+    """
+    rows = results[results["metric"].isin(PRIMARY) & (results["split"] == "test")]
+    rows = rows.assign(method=method_labels(rows)).sort_values("round", kind="stable")
+    keys = ["experiment", "benchmark", "setup", "method", "seed", "client", "task", "metric"]
+    grouped = rows.groupby(keys, sort=False)["value"]
+    return pd.DataFrame({"untrained": grouped.first(), "trained": grouped.last()}).reset_index()
+
+
+def at_best_round(results: pd.DataFrame) -> pd.DataFrame:
+    """Test scores after the round that held-out scores pick, as ReFT picks the epoch, and those of round 0.
+
+    For each run and task: of the rounds that were evaluated (all, with eval_every=1) the one with the best primary
+    held-out score, mean over clients; of equals the earliest. The untrained round 0 is never picked. MNLI's mismatched
+    test goes with its matched one. `rounds` is the round picked, so what reads a run's last round reads this one.
+
+    Raises DataError where a run has no held-out scores: only labelled items have them.
+    """
+    tests = _with_best_round(results)
+    if tests["best"].isna().any():
+        without = tests[tests["best"].isna()].iloc[0]
+        raise DataError(
+            f"no round of {without['task']} with {without['method']} has held-out scores: only labelled items are "
+            "scored there, after each round with eval_every=1"
+        )
+    picked = tests[(tests["round"] == 0) | (tests["round"] == tests["best"])]
+    return picked.assign(rounds=picked["best"].astype(int))[list(results)].reset_index(drop=True)
+
+
+def as_reported(results: pd.DataFrame) -> pd.DataFrame:
+    """The same, but GLUE's test scores of a run's last round are those of the round that `at_best_round` picks.
+
+    So whatever shows last rounds shows each benchmark by its own protocol. Runs without held-out scores stay as they
+    are.
+    """
+    tests = _with_best_round(results[results["benchmark"] == "glue"]).dropna(subset="best")
+    last = tests.index[tests["round"] == tests["rounds"]]
+    picked = tests[tests["round"] == tests["best"]].assign(round=tests["rounds"])[list(results)]
+    return pd.concat([results.drop(last), picked], ignore_index=True)
+
+
+def _with_best_round(results: pd.DataFrame) -> pd.DataFrame:
+    """The test rows with the round that held-out scores pick for their run and task in `best` (none: missing)."""
+    rows = results.assign(trained_on=results["task"].replace(MISMATCHED, "mnli"))
+    keys = [*RUN, "trained_on"]
+    held_out = rows[(rows["split"] == "held_out") & rows["metric"].isin(PRIMARY) & (rows["round"] > 0)]
+    means = held_out.groupby([*keys, "round"])["value"].mean().round(6).reset_index(name="score")  # equals stay equal
+    best = means.loc[means.groupby(keys)["score"].idxmax(), [*keys, "round"]].rename(columns={"round": "best"})
+    tests = rows[rows["split"] == "test"]
+    return tests.merge(best, on=keys, how="left").set_index(tests.index)
+
+
+def summary(results: pd.DataFrame, by: str = "setup") -> pd.DataFrame:
+    """Mean over clients, then over seeds; `sd` is the standard deviation of the seeds' means (empty for one seed)."""
+    per_seed = accuracies(results).groupby([by, "method", "seed"], sort=False)[["untrained", "trained"]].mean()
+    per_seed["gain"] = per_seed["trained"] - per_seed["untrained"]
+    grouped = per_seed.groupby([by, "method"], sort=False)
+    table = grouped.mean()
+    table["sd of gain"] = grouped["gain"].std()
+    table["seeds"] = grouped.size()
+    return table
+
+
+def against(results: pd.DataFrame, reference: str, by: str = "setup") -> pd.DataFrame:
+    """Each method minus `reference`, paired by seed and client, with a 95 % t-interval over the pairs.
+
+    Clients of one seed are not independent of each other, so the interval is if anything too narrow: a difference
+    inside it is no difference, one just outside it is a hint.
+    """
+    trained = accuracies(results)
+    pairs = list(dict.fromkeys([by, "seed", "client", "task"]))  # by may be one of them
+    table = trained.pivot_table(index=pairs, columns="method", values="trained", sort=False)
+    rows = []
+    for group, part in table.groupby(level=by, sort=False):
+        for method in part.columns.drop(reference):
+            difference = (part[method] - part[reference]).dropna()
+            if difference.empty:
+                continue
+            n = len(difference)
+            half = stats.t.ppf(0.975, n - 1) * difference.std() / np.sqrt(n) if n > 1 else np.nan
+            rows.append({by: group, "method": method, "difference": difference.mean(), "95 % +-": half, "pairs": n})
+    found = pd.DataFrame(rows).set_index([by, "method"])
+    return found.assign(beyond_noise=found["difference"].abs() > found["95 % +-"])
+
+
+def verdict(results: pd.DataFrame, reference: str, by: str = "setup") -> list[str]:
+    """What `against` says, in a sentence for each group."""
+    lines = []
+    for group, part in against(results, reference, by).groupby(level=by, sort=False):
+        better = [m for (_, m), row in part.iterrows() if row["beyond_noise"] and row["difference"] > 0]
+        worse = [m for (_, m), row in part.iterrows() if row["beyond_noise"] and row["difference"] < 0]
+        same = [m for (_, m), row in part.iterrows() if not row["beyond_noise"]]
+        said = [
+            f"{', '.join(methods)} {what}"
+            for methods, what in (
+                (better, f"above {reference} by more than the noise"),
+                (worse, f"below {reference} by more than the noise"),
+                (same, f"not distinguishable from {reference}"),
+            )
+            if methods
+        ]
+        lines.append(f"{group}: " + "; ".join(said) + ".")
+    return lines
+
+
+def traffic(results: pd.DataFrame, by: str = "setup") -> pd.DataFrame:
+    """MB (10^6 bytes) that all clients of a run sent and received together, and a client's trainable numbers."""
+    rows = results.assign(method=method_labels(results))
+    runs = rows.groupby([by, "method", "seed"], sort=False)
+    table = pd.DataFrame({
+        "uplink MB": runs["uplink_bytes"].sum() / 1e6,
+        "downlink MB": runs["downlink_bytes"].sum() / 1e6,
+        "trainable numbers": runs["trainable_params"].first(),
+        "training seconds": runs["seconds"].sum(),
+    })  # fmt: skip
+    return table.groupby([by, "method"], sort=False).mean()
+
+
+def noise(questions: int, accuracy: float = 50.0) -> float:
+    """Standard error, in percentage points, of an accuracy (percent) measured on that many questions (binomial)."""
+    share = accuracy / 100
+    return 100 * float(np.sqrt(share * (1 - share) / questions))
+
+
+def cut_notes(runs: Sequence[Run]) -> list[str]:
+    """What a reader of these runs' results should know of it: one sentence, or none where all texts were whole."""
+    cut = [run for run in runs if run.cut]
+    if not cut:
+        return []
+    most = max(cut, key=lambda run: _number(run.cut))
+    return [
+        f"Not all texts fit into max_length in {len(cut)} of {len(runs)} runs; most were cut in {most.config.run_id} "
+        f"(max_length={most.config.max_length}; {cuts.in_words(most.cut)})."
+    ]
+
+
+def _number(cut: Mapping[str, cuts.Cuts]) -> int:
+    return sum(sum(counts.values()) for client in cut.values() for counts in client.values())

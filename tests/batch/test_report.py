@@ -1,0 +1,181 @@
+"""The report: everything that the notebooks show, in order, on one page that loads nothing and runs nothing of ours."""
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from fedreft_lib.batch.report import build_report, ordered_notebooks, scoped
+
+PIXEL = base64.b64encode(b"\x89PNG not really").decode()
+WIDGET = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "HBox(children=())"}
+
+
+class Page(HTMLParser):
+    """What a browser would make of the page, as far as these tests ask."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.elements: list[tuple[str, dict]] = []
+        self.texts: list[tuple[str, str]] = []  # the element around it, text
+        self._open: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in ("meta", "img", "br"):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        if data.strip():
+            self.texts.append((self._open[-1], data.strip()))
+
+    def all(self, tag: str) -> list[dict]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def inside(self, tag: str) -> list[str]:
+        return [text for name, text in self.texts if name == tag]
+
+
+def shown(data: dict, metadata: dict | None = None) -> nbformat.NotebookNode:
+    return new_output("display_data", data, metadata=metadata or {})
+
+
+def cell(*outputs: nbformat.NotebookNode, source: str = "1 < 2") -> nbformat.NotebookNode:
+    return new_code_cell(source, outputs=list(outputs))
+
+
+@pytest.fixture
+def page(tmp_path):
+    """page(*cells) is the report of a folder with that notebook and another one after it."""
+
+    def build(*cells) -> Page:
+        metadata = {"papermill": {"duration": 12.4, "end_time": "2026-01-02T03:04:05+00:00"}}
+        nbformat.write(new_notebook(cells=list(cells), metadata=metadata), tmp_path / "00_tour.ipynb")
+        other = new_markdown_cell("# Commonsense\n\n## What you will learn")
+        nbformat.write(new_notebook(cells=[other], metadata=metadata), tmp_path / "02_commonsense.ipynb")
+        return Page(build_report(tmp_path, "Report of <quick>").read_text(encoding="utf-8"))
+
+    return build
+
+
+def test_only_executed_notebooks_are_taken_and_in_order(tmp_path):
+    for name in ("02_b.ipynb", "00_a.ipynb", "01_c.failed.ipynb", "01_d.running.ipynb", "notes.ipynb", "00_a.py"):
+        (tmp_path / name).touch()
+    assert [path.name for path in ordered_notebooks(tmp_path)] == ["00_a.ipynb", "02_b.ipynb"]
+
+
+def test_headings_go_one_level_down_and_the_contents_lead_to_them(page):
+    prose = new_markdown_cell("# A *tour*\n\n## What you will learn\n\n### Detail\n\n## What you will learn")
+    made = page(prose)
+    assert made.inside("h1") == ["Report of <quick>"]
+    assert made.inside("h2") == ["A", "Commonsense"]  # and an <em> in between
+    assert made.inside("h3") == ["What you will learn"] * 3
+    ids = [attributes["id"] for _, attributes in made.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = [attributes["href"] for attributes in made.all("a")]
+    assert {target.removeprefix("#") for target in targets} <= set(ids)
+    assert len([target for target in targets if "what-you-will-learn" in target]) == 3
+
+
+def test_links_between_notebooks_stay_on_the_page(page):
+    made = page(new_markdown_cell("[on](02_commonsense.ipynb), [off](exercises/x.ipynb), [out](https://arxiv.org)"))
+    targets = [attributes["href"] for attributes in made.all("a")]
+    assert "#02_commonsense" in targets
+    assert {"exercises/x.ipynb", "https://arxiv.org"} < set(targets)
+
+
+def test_figures_are_embedded_with_their_alternative_text(page):
+    html = f'<img src="data:image/png;base64,{PIXEL}" alt="from html">'
+    made = page(
+        cell(shown({"image/png": PIXEL, "text/plain": "<Figure size 1x1>"}, {"image/png": {"alt": 'by "kind" & <b>'}})),
+        cell(shown({"image/png": PIXEL, "text/plain": "a heat map"})),
+        cell(shown({"image/png": PIXEL, "text/plain": "<Figure size 1x1>"})),
+        cell(shown({"image/svg+xml": '<svg xmlns="http://www.w3.org/2000/svg"/>'}, {"alt": "drawn"})),
+        cell(shown({"text/html": html, "image/png": "never used"})),
+    )
+    assert [image["alt"] for image in made.all("img")] == [
+        'by "kind" & <b>',
+        "a heat map",
+        "figure 3 of 00_tour",
+        "drawn",
+        "from html",
+    ]
+    assert all(image["src"].startswith("data:image/") for image in made.all("img"))
+
+
+def test_code_and_printed_text_are_folded_and_escaped(page):
+    printed = new_output("stream", name="stdout", text="step 1\rstep 2\n\x1b[31m<red>\x1b[0m & so on\r\n")
+    made = page(cell(printed, new_output("execute_result", {"text/plain": "<b>7</b>"}), source="a = '<i>' # &"))
+    assert made.inside("summary") == ["code", "printed"]
+    assert made.inside("pre") == ["a = '<i>' # &", "step 2\n<red> & so on", "<b>7</b>"]
+
+
+def test_noise_of_running_is_left_out(page):
+    bar = new_output("stream", name="stderr", text="33%|###")
+    made = page(cell(bar, shown(WIDGET), shown({**WIDGET, "text/html": "<em>still here</em>"}), source=""), cell(bar))
+    assert made.inside("pre") == ["1 < 2"]
+    assert made.inside("em") == []  # its cell has no code, so nothing ran
+    made = page(cell(shown({**WIDGET, "text/html": "<em>still here</em>"})))
+    assert made.inside("em") == ["still here"]
+
+
+def test_expected_errors_are_shown_without_their_traceback(page):
+    made = page(cell(new_output("error", ename="ConfigError", evalue="mixing <1>", traceback=["long"])))
+    assert made.inside("pre") == ["1 < 2", "ConfigError: mixing <1>"]
+
+
+def test_tables_and_widgets_keep_their_html(page):
+    made = page(
+        cell(shown({"text/html": '<table border="1" class="dataframe"><tr><td>3.5</td></tr></table>'})),
+        cell(shown({"text/html": "<p id='w'>0</p><script>const n = 1 < 2;</script>"})),
+    )
+    assert "3.5" in made.inside("td")
+    assert made.inside("script") == ["{\nconst n = 1 < 2;\n}"]
+
+
+@pytest.mark.parametrize(
+    ("html", "expected"),
+    [
+        ("<script>let a</script><SCRIPT>let a</SCRIPT>", "<script>{\nlet a\n}</script><SCRIPT>{\nlet a\n}</SCRIPT>"),
+        ('<script type="text/javascript">a</script>', '<script type="text/javascript">{\na\n}</script>'),
+        ('<script type="application/json">{}</script>', None),
+        ('<script type="module">let a</script>', None),
+        ("<p>no script</p>", None),
+    ],
+)
+def test_each_script_has_a_scope_of_its_own(html, expected):
+    assert scoped(html) == (expected or html)
+
+
+def test_page_loads_nothing_from_elsewhere(page):
+    made = page(new_markdown_cell("# A tour"), cell(shown({"image/png": PIXEL})))
+    policy = next(meta["content"] for meta in made.all("meta") if "http-equiv" in meta)
+    assert policy.startswith("default-src 'none';")
+    assert not re.search(r"https?:|\*|'self'", policy)
+    assert made.all("link") == made.all("iframe") == []
+    assert [script for script in made.all("script") if "src" in script] == []
+
+
+def test_head_says_what_made_the_results(tmp_path, page):
+    manifest = {"device": "cpu", "dtype": "torch.bfloat16", "threads": 2}
+    for run in ("a", "b"):
+        (tmp_path / "runs" / run).mkdir(parents=True)
+        (tmp_path / "runs" / run / "manifest.json").write_text(json.dumps(manifest))
+    for run, damaged in (("c", '{"device": '), ("d", "[1]"), ("e", "{}")):
+        (tmp_path / "runs" / run).mkdir()
+        (tmp_path / "runs" / run / "manifest.json").write_text(damaged)
+    made = page()
+    facts = dict(zip(made.inside("dt"), made.inside("dd"), strict=True))
+    assert facts["profile"] == tmp_path.name
+    assert facts["device"] == "cpu, bfloat16, threads 2"
+    assert facts["finished"] == "2026-01-02 03:04 UTC"
+    assert re.match(r"python 3\.\d+\.\d+, torch 2\..*, transformers \d", facts["versions"])
+    assert made.inside("td") == ["12 s", "12 s"]

@@ -1,0 +1,215 @@
+"""The batch: it runs in this interpreter, leaves nothing half-done, and does nothing twice."""
+
+import io
+import json
+import os
+import signal
+import sys
+import threading
+import time
+
+import pandas as pd
+import psutil
+import pytest
+
+import fedreft_lib
+from fedreft_lib import RunConfig, load_runs, results_of, run
+from fedreft_lib.batch import unchanged
+from fedreft_lib.batch.reproduce import NotebookError, reproduce, set_aside
+from fedreft_lib.errors import FedReFTError
+from fedreft_lib.runs.results import RESULTS
+from tests.helpers.projects import told, write_notebook, write_parameters, write_project
+from tests.torture.batch_kills import PROCESSES
+
+JOBS = ("00_tour", "01_aside", "02_commonsense")
+TINY = RunConfig(
+    backbone="tiny-llama", source="synthetic", tasks=["piqa"], setup="iid", layers=[2], rank=2, clients=2,
+    train_size=4, held_out_size=1, test_size=2, rounds=1,
+)  # fmt: skip
+
+
+@pytest.fixture
+def project(tmp_path):
+    return write_project(tmp_path)
+
+
+# --- execution --------------------------------------------------------------------------------------------------------
+
+
+def test_notebooks_run_in_this_interpreter_with_their_parameters(project, monkeypatch, tmp_path_factory):
+    kernels = tmp_path_factory.mktemp("jupyter")
+    (kernels / "kernels/python3").mkdir(parents=True)
+    other = {"argv": ["/nonexistent/python", "{connection_file}"], "display_name": "other", "language": "python"}
+    (kernels / "kernels/python3/kernel.json").write_text(json.dumps(other))
+    monkeypatch.setenv("JUPYTER_PATH", str(kernels))
+    find = "import os, sys, importlib.util\nlibrary = importlib.util.find_spec('fedreft_lib').origin"
+    tell = "print(sys.executable, library, os.getcwd(), mixing, seeds, output_dir, sep=chr(10))"
+    write_notebook(project, "02_commonsense", find, tell)
+    runs = project / "outputs/quick/runs"
+    run(TINY, runs / TINY.run_id, progress=False)
+
+    out = io.StringIO()
+    report = reproduce("quick", root=project, out=out)
+
+    folder = project / "outputs/quick"
+    assert told(folder / "02_commonsense.ipynb", 3).splitlines() == [
+        sys.executable, fedreft_lib.__file__, str(project / "notebooks"), "0.5", "[1, 2]", "../outputs/quick",
+    ]  # fmt: skip
+    table = pd.read_csv(folder / "results.csv", keep_default_na=False)
+    assert tuple(table.columns) == RESULTS
+    assert len(table) == len(results_of(load_runs(runs))) > 0
+    assert report == folder / "report.html"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "00_tour.ipynb", "02_commonsense.ipynb", "report.html", "results.csv", "runs", "stamps",
+    ]  # fmt: skip
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "01_aside: skipped, there is no params/quick/01_aside.yaml"
+    assert [line.split(":")[0] for line in lines[1:5]] == ["[1/2] 00_tour"] * 2 + ["[2/2] 02_commonsense"] * 2
+
+
+def test_failed_notebook_is_kept_apart_and_stops_the_batch(project):
+    folder = project / "outputs/quick"
+    reproduce("quick", ["00"], project, io.StringIO())
+    good = (folder / "00_tour.ipynb").read_bytes()
+    write_notebook(project, "00_tour", "a = 1", "raise ValueError('too cold\\nfor that')")
+    with pytest.raises(NotebookError, match=r"00_tour stopped in cell \[4\] with ValueError: too cold \(see .*failed"):
+        reproduce("quick", root=project, out=io.StringIO())
+    assert [path.name for path in sorted(folder.glob("*.ipynb"))] == ["00_tour.failed.ipynb", "00_tour.ipynb"]
+    assert (folder / "00_tour.ipynb").read_bytes() == good
+    assert "ValueError" in (folder / "00_tour.failed.ipynb").read_text()
+
+
+def test_dead_kernel_is_told_in_one_sentence(project):
+    write_notebook(project, "00_tour", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(NotebookError, match="00_tour: its kernel was ended from outside"):
+        reproduce("quick", ["0"], project, io.StringIO())
+    names = sorted(path.name for path in (project / "outputs/quick").iterdir())
+    assert names == ["00_tour.failed.ipynb", "stamps"]
+
+
+def test_interruption_ends_the_kernel_and_leaves_no_torn_file(project):
+    note = project / "pid"
+    code = f"import os, pathlib, time\npathlib.Path({str(note)!r}).write_text(str(os.getpid()))\ntime.sleep(600)"
+    write_notebook(project, "00_tour", code)
+
+    def interrupt():
+        while not note.exists() or not note.read_text():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    # A shell's background jobs are started deaf to SIGINT; so may these tests be.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=interrupt, daemon=True).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            reproduce("quick", root=project, out=io.StringIO())
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(note.read_text()), 0)
+    assert [path.name for path in (project / "outputs/quick").iterdir()] == ["stamps"]
+
+
+# --- what is there already --------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_read_is_set_aside_and_stops_nothing(project):
+    folder = project / "outputs" / "quick"
+    for name in ("old", "new"):
+        run(TINY, folder / "runs" / name, progress=False)
+    for path in (folder / "runs/old").rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1])
+    (folder / "03_gone.ipynb").write_text('{"cells": 1}')
+    with pytest.raises(FedReFTError, match="old"):
+        load_runs(folder / "runs")
+    reproduce("quick", ["00"], root=project, out=io.StringIO())
+    assert [path.name for path in (folder / "runs").iterdir()] == ["new"]
+    assert (folder / "earlier/old/history.csv").exists() and (folder / "earlier/03_gone.ipynb").exists()
+    assert len(pd.read_csv(folder / "results.csv")) > 0
+
+
+def test_runs_that_a_notebook_used_stay_and_those_of_its_earlier_parameters_go(tmp_path):
+    for name, experiment in (("used", "00_tour"), ("earlier", "00_tour: rank"), ("of_another", "02_commonsense")):
+        run(TINY.but(experiment=experiment), tmp_path / "runs" / name, progress=False)
+    before = unchanged.times(tmp_path)
+    run(TINY.but(experiment="00_tour"), tmp_path / "runs/used", progress=False)  # finished: it is read, not computed
+    files = unchanged.written(tmp_path, before)
+    assert {path.relative_to(tmp_path / "runs").parts[0] for path in files} == {"used"}
+    assert any(path.suffix == ".safetensors" for path in files)
+    set_aside(tmp_path, "00_tour", unchanged.runs_of(files))
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["of_another", "used"]
+    assert [path.name for path in (tmp_path / "earlier").iterdir()] == ["earlier"]
+
+
+@pytest.mark.slow
+def test_what_is_unchanged_is_kept_and_what_is_changed_runs_with_what_reads_its_runs(project):
+    folder = project / "outputs/quick"
+    log = "import pathlib\npathlib.Path('../executed').open('a').write('{}\\n')"
+    picture = "pathlib.Path(output_dir, 'picture.txt').write_text(str(mixing))"
+    write_notebook(project, "00_tour", log.format("00"))
+    write_notebook(project, "01_aside", log.format("01"), picture)
+    write_notebook(project, "02_commonsense", log.format("02"), metadata={"fedreft": {"reads": "runs"}})
+    write_parameters(project, "01_aside", "")
+
+    def executed() -> tuple[list[str], list[str]]:
+        """The notebooks that a call executes, and what it says."""
+        (project / "executed").write_text("")
+        out = io.StringIO()
+        reproduce("quick", root=project, out=out)
+        return (project / "executed").read_text().split(), out.getvalue().splitlines()
+
+    assert executed()[0] == ["00", "01", "02"]
+    for name in ("results.csv", "report.html"):
+        (folder / name).unlink()
+    outputs = {path.name: path.read_bytes() for path in folder.glob("*.ipynb")}
+    again, lines = executed()
+    assert again == []
+    kept = [f"{name}: unchanged, kept; delete {folder / name}.ipynb to execute it again" for name in JOBS]
+    assert lines == [*kept, f"results: {folder / 'results.csv'}", f"report:  {folder / 'report.html'}"]
+    assert {path.name: path.read_bytes() for path in folder.glob("*.ipynb")} == outputs
+    assert (folder / "results.csv").exists() and (folder / "report.html").exists()
+
+    write_parameters(project, "01_aside", "mixing: 0.7")
+    again, lines = executed()
+    assert again == ["01", "02"]
+    assert lines[1] == "[2/3] 01_aside: starting, its parameters changed, 0 s"
+    assert (folder / "picture.txt").read_text() == "0.7"
+
+
+def test_a_whole_output_that_a_kill_left_without_its_name_is_taken_over_and_a_torn_one_goes(project):
+    folder = project / "outputs/quick"
+    reproduce("quick", root=project, out=io.StringIO())
+    for name in ("00_tour", "02_commonsense"):
+        (folder / f"{name}.ipynb").rename(folder / f"{name}.running.ipynb")
+    whole = (folder / "00_tour.running.ipynb").read_bytes()
+    torn = folder / "02_commonsense.running.ipynb"
+    torn.write_bytes(torn.read_bytes()[:-9])
+    (folder / "results.csv.tmp").write_text("half")
+    out = io.StringIO()
+    reproduce("quick", root=project, out=out)
+    assert (folder / "00_tour.ipynb").read_bytes() == whole
+    assert "00_tour: unchanged, kept" in out.getvalue() and "[2/2] 02_commonsense: starting" in out.getvalue()
+    assert not list(folder.glob("*.running.ipynb")) and not list(folder.glob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_a_second_batch_is_refused_and_the_kernel_of_a_killed_one_is_ended(project):
+    note = project / "pid"
+    code = f"import os, pathlib, time\npathlib.Path({str(note)!r}).write_text(str(os.getpid()))\ntime.sleep(600)"
+    write_notebook(project, "00_tour", code)
+    first = PROCESSES.Process(target=reproduce, args=("quick", ["00"], project, io.StringIO()))
+    first.start()
+    while not note.exists() or not note.read_text():
+        time.sleep(0.01)
+    with pytest.raises(FedReFTError, match=rf"another batch is running in .*quick .process {first.pid}, since .*wait"):
+        reproduce("quick", ["02"], project, io.StringIO())
+    first.kill()
+    first.join()
+    write_notebook(project, "00_tour", "print('through')")
+    reproduce("quick", ["00"], project, io.StringIO())
+    assert told(project / "outputs/quick/00_tour.ipynb", -1) == "through\n"
+    assert not psutil.pid_exists(int(note.read_text())) or is_zombie(int(note.read_text()))
+
+
+def is_zombie(pid: int) -> bool:
+    return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE

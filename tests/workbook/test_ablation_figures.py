@@ -1,0 +1,98 @@
+"""Tables and pictures of ablations count what the runs hold, and compare each level with the first of its factor."""
+
+import pandas as pd
+import pytest
+from scipy import stats
+
+from fedreft_lib import RunConfig, run
+from fedreft_lib.errors import DataError
+from fedreft_lib.runs.results import RESULTS
+from fedreft_lib.workbook import ablation_figures
+
+# gains of two clients and two seeds, in points; "rank 1" is 2, 4, 6 and 8 points below "rank 8"
+GAINS = {"rank 8": (10, 12, 14, 20), "rank 1": (8, 8, 8, 12), "rank 4": (11, 11, 15, 19)}
+
+
+def rows() -> pd.DataFrame:
+    found = []
+    for level, gains in GAINS.items():
+        for (seed, client), gain in zip([(0, "a"), (0, "b"), (1, "a"), (1, "b")], gains, strict=True):
+            row = {"factor": "rank", "level": level, "seed": seed, "client": client, "task": client, "rounds": 2}
+            row |= {"method": "fedreft", "aggregation": "mean", "mixing": "fixed 0.3", "intervention": "loreft"}
+            row |= {"rank": int(level.split()[1]), "uplink_bytes": 4000, "downlink_bytes": 0, "trainable_params": 7}
+            for round, value in ((0, 40.0), (2, 40.0 + gain)):
+                found.append({**row, "round": round, "split": "test", "metric": "accuracy", "value": value})
+    return pd.DataFrame(found, columns=[*RESULTS, "factor", "level"])
+
+
+def test_levels_are_named_by_what_they_do_not_share():
+    levels = [{"clients": 3, "method": "fedavg"}, {"clients": 3, "aggregation": "mean"}]
+    assert ablation_figures.level_names(levels) == ["method fedavg", "aggregation mean"]
+    assert ablation_figures.level_names([{"rank": 8}, {"rank": 1}]) == ["8", "1"]
+    assert ablation_figures.level_names([{"rank": 8}, {"rank": 8, "rounds": 1}]) == ["", "rounds 1"]
+    assert ablation_figures.level_names([{"layers": [29]}]) == ["[29]"]
+    both = [{"local_epochs": 1}, {"local_epochs": 2, "rounds": 1}]
+    assert ablation_figures.level_names(both) == ["local_epochs 1", "local_epochs 2 and rounds 1"]
+
+
+def test_levels_are_compared_in_pairs_as_scipy_does():
+    table = ablation_figures.compared(rows())
+    assert list(table.index.get_level_values("level")) == list(GAINS)
+    for level in ("rank 1", "rank 4"):
+        found = table.loc[("rank", level)]
+        paired = stats.ttest_rel(GAINS[level], GAINS["rank 8"]).confidence_interval(0.95)
+        assert found["against first"] == pytest.approx((paired.low + paired.high) / 2)
+        assert found["95 % +-"] == pytest.approx((paired.high - paired.low) / 2)
+    first = table.loc[("rank", "rank 8")]
+    assert (first["trained"], first["gain"], first["seeds"]) == (54, 14, 2)
+    assert first["sd of gain"] == pytest.approx(pd.Series([11.0, 17.0]).std())
+    assert pd.isna(first["against first"])
+
+
+def test_the_verdict_says_what_the_table_says():
+    assert ablation_figures.verdict(rows()) == [
+        "rank: rank 1 below rank 8 by more than the noise; rank 4 not distinguishable from rank 8."
+    ]
+    one_seed = rows().query("seed == 0 and client == 'a'")
+    assert ablation_figures.verdict(one_seed) == ["rank: rank 1, rank 4 not distinguishable from rank 8."]
+
+
+def test_levels_with_other_clients_are_not_paired():
+    other = rows()
+    other.loc[other["level"] == "rank 1", "client"] += "'"
+    assert ablation_figures.verdict(other) == [
+        "rank: rank 4 not distinguishable from rank 8; rank 1 not paired with rank 8."
+    ]
+
+
+def test_the_picture_has_every_level_with_its_spread_over_seeds():
+    (ax,) = ablation_figures.by_level(rows()).axes
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == [f"rank:  {level}" for level in GAINS]
+    (bar,) = ax.containers[0].lines[2][0].get_segments()
+    sd = pd.Series([11.0, 17.0]).std()
+    assert bar[:, 0] == pytest.approx([14 - sd, 14 + sd])
+
+
+def test_a_line_runs_through_the_levels_of_a_numeric_column():
+    (ax,) = ablation_figures.against_column(rows(), "rank", "a title").axes
+    assert list(ax.lines[0].get_xdata()) == [1, 4, 8]
+    assert list(ax.lines[0].get_ydata()) == [49, 54, 54]
+    assert ax.collections  # the band
+
+
+def test_what_is_sent_is_the_mean_over_seeds():
+    table = ablation_figures.sent(rows())
+    assert table.loc[("rank", "rank 1")].to_dict() == {
+        "trainable numbers": 7.0, "uplink MB": 0.016, "downlink MB": 0.0,
+    }  # fmt: skip
+
+
+def test_runs_become_rows_with_their_factor_and_level():
+    config = RunConfig(backbone="tiny-llama", source="synthetic", layers=[2], rounds=0, test_size=4, train_size=8)
+    table = ablation_figures.rows_of([("rank", "rank 8", run(config, progress=False))])
+    assert list(table) == [*RESULTS, "factor", "level"] and set(table["level"]) == {"rank 8"}
+
+
+def test_results_without_tests_are_refused():
+    with pytest.raises(DataError, match="no test scores"):
+        ablation_figures.compared(rows().query("split == 'train'"))
