@@ -10,7 +10,6 @@ from scipy.stats import trim_mean
 from fedreft_lib.core import robust
 from fedreft_lib.core.aggregation import AGGREGATIONS, all_but_me, mean
 from fedreft_lib.core.robust import norm_clipped
-from fedreft_lib.workbook import figures
 
 ROBUST = [kind for kind in AGGREGATIONS if kind != "mean"]
 BY_COORDINATE = ("trimmed_mean", "coordinate_median")
@@ -213,13 +212,3 @@ def test_an_update_of_1e30_is_clipped_to_its_direction():
 def test_what_cannot_be_clipped_is_refused(before, weights, factor, message):
     with pytest.raises(ValueError, match=message):
         norm_clipped(torch.ones(3, 2), before, weights, factor)
-
-
-@pytest.mark.parametrize("mixing", ["adaptive", "fixed 0.3"])
-def test_every_rule_has_a_name_and_a_colour_of_its_own(mixing):
-    assert set(figures.AGGREGATES) == set(AGGREGATIONS) and len(set(figures.AGGREGATES.values())) == len(AGGREGATIONS)
-    colours = {figures.method_colour("fedreft", kind, mixing) for kind in AGGREGATIONS}
-    assert (
-        len(colours | {figures.method_colour(each, "none", "none") for each in ("local", "fedavg")})
-        == len(AGGREGATIONS) + 2
-    )

@@ -7,9 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedreft_lib import RunConfig
 from fedreft_lib.core.training import batches, learning_rate
-from fedreft_lib.federation.training import steps_per_round
 
 # ---- the schedule ---------------------------------------------------------------------------------------------------
 
@@ -29,20 +27,6 @@ def test_every_step_of_every_schedule_moves_and_none_by_more_than_lr(steps, warm
     assert all(0 < factor <= 1 for factor in factors) and max(factors) == 1
     top = factors.index(1)
     assert factors[:top] == sorted(factors[:top]) and factors[top:] == sorted(factors[top:], reverse=True)
-
-
-@pytest.mark.parametrize(
-    ("examples", "fields", "steps"),
-    [
-        (16, {"batch_size": 8}, 2),
-        (17, {"batch_size": 8}, 3),
-        (17, {"batch_size": 8, "local_epochs": 3}, 9),
-        (17, {"batch_size": 8, "local_epochs": 3, "local_steps": 5}, 5),
-        (1, {"batch_size": 8}, 1),
-    ],
-)
-def test_a_round_has_as_many_steps_as_its_epochs_take_or_as_it_is_told(examples, fields, steps):
-    assert steps_per_round(examples, RunConfig(**fields)) == steps
 
 
 # ---- batches --------------------------------------------------------------------------------------------------------

@@ -1,19 +1,12 @@
-"""Every update is looked at before it touches anyone; one that is refused hurts nobody but its round."""
+"""Every update is looked at before it touches anyone; what becomes of one that is refused, test_server.py says."""
 
-import dataclasses
 import math
 
-import pandas as pd
 import pytest
 import torch
 
-from fedreft_lib import load_run, run
 from fedreft_lib.core.state import Spec
-from fedreft_lib.errors import FedReFTError
-from fedreft_lib.federation import assembly, rounds, training
 from fedreft_lib.federation.admission import Update, refusal, refusals
-from fedreft_lib.federation.assembly import assemble
-from tests.helpers.federations import small
 
 SPEC = Spec.of({"R": (2, 3, 8), "W": (2, 3, 8), "b": (2, 3)})
 
@@ -76,98 +69,6 @@ def test_what_is_admitted_can_be_used():
     backwards = dict(reversed(good().items()))
     if refusal(backwards, 8, SPEC) is None:
         SPEC.row(backwards)
-
-
-# ---- in a federation ------------------------------------------------------------------------------------------------
-
-
-def one_by_one(**fields):
-    return small(engine="one_by_one", **fields)
-
-
-def spoiled_training(monkeypatch, spoilers):
-    """spoilers {(round, place of the client): a function of its update}; the rest trains as always."""
-    honest, place = training.train_client, {"calls": 0}
-
-    def train(model, state, data, config, **more):
-        trained = honest(model, state, data, config, **more)
-        t, k = divmod(place["calls"], config.clients)
-        place["calls"] += 1
-        update = {name: tensor.clone() for name, tensor in trained.state.items()}
-        if (t + 1, k) in spoilers:
-            spoilers[t + 1, k](update)
-        return dataclasses.replace(trained, state=update)
-
-    monkeypatch.setattr(training, "train_client", train)
-
-
-@pytest.fixture(autouse=True)
-def nothing_remembered():
-    """Spoiled first rounds must not be remembered for other tests, nor honest ones for these."""
-    assembly._build.cache_clear()
-    yield
-    assembly._build.cache_clear()
-
-
-NAN = with_one("W", math.nan)
-
-
-@pytest.mark.parametrize("method", ["fedreft", "fedavg", "local"])
-@pytest.mark.parametrize(
-    "spoil", [NAN, lambda s: s.pop("b"), lambda s: s.update(b=s["b"][:1])], ids=["NaN", "missing", "broadcastable"]
-)
-def test_the_round_goes_on_without_a_bad_update(monkeypatch, method, spoil):
-    spoiled_training(monkeypatch, {(1, 2): spoil})
-    done = run(one_by_one(method=method, rounds=2), progress=False)
-    history = done.history
-    admitted = history[history["metric"] == "admitted"].set_index(["round", "client"])
-    refused = admitted[admitted["value"] == 0]
-    assert [index[0] for index in refused.index] == [1] and len(admitted) == 8
-    assert refused["note"].item() and "client3" in refused.index[0][1]
-    assert (admitted[admitted["value"] == 1]["note"] == "").all()
-    assert bool(done.states.isfinite().all())
-    assert history.query("metric == 'accuracy' and round == 2")["value"].between(0, 100).all()
-
-
-def test_a_client_that_is_set_aside_is_nobodys_other_goes_on_from_its_old_state_and_still_receives(monkeypatch):
-    config = one_by_one(method="fedreft", aggregation="mean", mixing=0.5, rounds=1, retraction="raw")
-    honest = run(config.but(method="local"), progress=False).states
-    start = rounds.start(assemble(config), config)
-    assemble(config).memo.clear()
-    spoiled_training(monkeypatch, {(1, 2): NAN})
-    done = run(config, progress=False)
-    learned = honest.clone()
-    learned[2] = start[2]
-    others = {0: [1, 3], 1: [0, 3], 2: [0, 1, 3], 3: [0, 1]}
-    for k, those in others.items():
-        expected = 0.5 * learned[k] + 0.5 * learned[those].mean(0)
-        torch.testing.assert_close(done.states[k], expected, atol=1e-6, rtol=1e-6)
-    M = done.mixing_matrices[0]
-    assert M[[0, 1, 3], 2].tolist() == [0, 0, 0] and float(M[2, 2]) == 0.5
-
-
-def test_with_fewer_than_two_admitted_the_run_stops_and_its_checkpoint_can_be_continued(monkeypatch, tmp_path):
-    config = one_by_one(rounds=3)
-    whole = run(config, progress=False)
-    with monkeypatch.context() as patched:
-        assemble(config).memo.clear()
-        spoiled_training(patched, {(2, k): NAN for k in (0, 1, 3)})
-        with pytest.raises(FedReFTError, match="round 2 has 1 admitted updates and needs 2") as stopped:
-            run(config, tmp_path, progress=False)
-    assert "client1-arc_easy W has values that are not finite" in str(stopped.value)
-    assert "\n" not in str(stopped.value)
-    assert load_run(tmp_path).manifest["round"] == 1
-    again = run(config, tmp_path, progress=False)
-    assert torch.equal(again.states, whole.states)
-    plain = [frame.drop(columns="seconds") for frame in (again.history, whole.history)]
-    pd.testing.assert_frame_equal(*plain, check_exact=True)
-
-
-def test_with_all_refused_the_run_stops_where_others_are_needed_and_goes_on_where_not(monkeypatch):
-    spoiled_training(monkeypatch, {(1, k): NAN for k in range(4)})
-    local = run(one_by_one(method="local", rounds=1), progress=False)
-    assert bool(local.states.isfinite().all())
-    assert (local.history.query("metric == 'admitted'")["value"] == 0).all()
 
 
 # ---- against the cohort ---------------------------------------------------------------------------------------------

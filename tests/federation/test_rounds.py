@@ -8,10 +8,10 @@ from fedreft_lib.core.interventions import INTERVENTIONS
 from fedreft_lib.core.rotation import orthonormality_error
 from fedreft_lib.federation import assembly, training
 from fedreft_lib.federation.assembly import assemble
+from fedreft_lib.federation.client import common_start
 from fedreft_lib.federation.rounds import federated_round, start
 from fedreft_lib.federation.training import train_client as train
 from fedreft_lib.model import scoring
-from fedreft_lib.seeds import derive
 from tests.helpers.federations import (
     BASELINES,
     CASES,
@@ -102,24 +102,6 @@ def test_a_run_that_was_stopped_within_a_round_is_too(monkeypatch, tmp_path):
     same(finish(config, tmp_path), whole)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"lr": 0.02}, {"schedule": "constant"}, {"warmup": 0.6}, {"weight_decay": 0.5}, {"clip": 0.01},
-        {"weight_decay": 0.5, "decayed": ["W"]}, {"batch_size": 3}, {"local_steps": 1}, {"local_steps": None},
-        {"init": "random"}, {"retraction": "raw"}, {"mixing": 0.9}, {"method": "fedavg"}, {"method": "centralised"},
-    ],
-    ids=lambda change: " ".join(map(str, change.values())),
-)  # fmt: skip
-def test_what_is_remembered_of_another_run_changes_nothing(change):
-    base = small(rounds=1, local_steps=4, weight_decay=0.5 if "decayed" in change else 0.0)
-    config = base.but(**change)
-    alone = fresh(config)
-    other = fresh(base)
-    same(finish(config), alone)
-    assert not torch.equal(other.states[:1], alone.states[:1])  # the change does something
-
-
 def test_the_untrained_accuracy_that_is_remembered_is_that_of_the_same_batches(monkeypatch):
     def correct(model, state, options, config, share):
         return torch.tensor([config.batch_size == 4])  # stands for what other batches round otherwise
@@ -155,19 +137,6 @@ def test_every_client_starts_from_one_state_that_the_seed_alone_decides():
     assert not torch.equal(X, start(assemble(small(seed=1)), small(seed=1)))
 
 
-def test_local_training_in_a_round_is_train_on_the_clients_own_data():
-    config = small(method="local", retraction="raw")
-    federation = assemble(config)
-    X = start(federation, config)
-    found, _ = federated_round(federation, config, X, 2)
-    for k, client in enumerate(federation.clients):
-        seed = derive(config.seed, "batches", 2, client.name)
-        state = train(
-            federation.model, federation.model.spec.named(X[k]), client.train, config, steps=2, seed=seed
-        ).state
-        assert torch.equal(found[k], federation.model.spec.row(state))
-
-
 def test_the_mixing_never_changes_the_first_rounds_local_training():
     apart = [fields for fields in CASES if fields != {"method": "centralised"}]
     losses = [rows(fresh(small(**fields, rounds=1)), "loss", "train")["value"].tolist() for fields in apart]
@@ -194,6 +163,19 @@ def test_round_0_is_the_bare_backbone():
     expected = [100 * float(each.double().mean()) for each in right]
     assert done.accuracy(0).tolist() == pytest.approx(expected)
     assert done.accuracy(0).index.tolist() == [c.name for c in federation.clients]
+
+
+@pytest.mark.parametrize("init", ["identity", "random"])
+def test_round_0_with_a_head_is_the_bare_backbone_under_the_untrained_head(init):
+    config = small(**{**GLUE, "layers": "all", "rank": 16}, init=init, rounds=0, test_size=40)
+    federation, done = assemble(config), finish(config)
+    head = {n: t for n, t in common_start(federation.model.layout, config).items() if n.startswith("head.")}
+    for client in federation.clients:
+        with torch.no_grad():
+            h = federation.model.hidden_states(client.test[0].batch(federation.model, range(40)), None)[:, 0]
+        said = torch.tanh(h @ head["head.D"].T + head["head.e"]) @ head["head.C"].T + head["head.f"]
+        right = said.argmax(1) == torch.tensor(client.test[0].labels)
+        assert done.accuracy(0)[client.name] == pytest.approx(100 * float(right.double().mean()))
 
 
 @pytest.mark.parametrize("method", ["fedreft", "centralised"])

@@ -7,11 +7,8 @@ import pytest
 import torch
 
 from fedreft_lib import RunConfig, run
-from fedreft_lib.federation import assembly, training
 from fedreft_lib.federation.assembly import assemble
 from fedreft_lib.federation.rounds import federated_round, start
-from fedreft_lib.federation.training import participants
-from fedreft_lib.federation.training import train_client as train
 from fedreft_lib.methods import METHODS
 from tests.helpers.federations import small
 
@@ -119,24 +116,3 @@ def test_fedreft_leaves_each_with_its_own_and_its_share_of_the_mean_of_the_other
         expected = (1 - mixing) * sent[k].double() + mixing * others
         torch.testing.assert_close(mixed[k].double(), expected, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(report.M @ sent, mixed, atol=1e-6, rtol=1e-6)
-
-
-@pytest.mark.parametrize("fields", [{}, {"local_epochs": 2}, {"local_steps": 3}])
-def test_centralised_takes_as_many_steps_as_all_clients_together_on_everybodys_data(monkeypatch, fields):
-    config, seen = small(method="centralised", rounds=1, batch_size=3, engine="one_by_one", **fields), []
-
-    def counted(model, state, data, config, *, steps, **more):
-        trained = train(model, state, data, config, steps=steps, **more)
-        seen.append((len(trained.losses), len(data)))
-        return trained
-
-    monkeypatch.setattr(training, "train_client", counted)
-    assembly._build.cache_clear()  # or the first round is remembered, and no step is taken
-    finish(config.but(method="local"))
-    each = list(seen)
-    seen.clear()
-    finish(config)
-    assert seen == [(sum(steps for steps, _ in each), sum(examples for _, examples in each))]
-    federation = assemble(config)
-    pooled = participants(federation, config)[0].train.sequences
-    assert pooled == [s for client in federation.clients for s in client.train.sequences]

@@ -7,19 +7,16 @@ import math
 import pytest
 import torch
 
-from fedreft_lib import RunConfig, run
+from fedreft_lib import run
 from fedreft_lib.core.interventions import INTERVENTIONS
-from fedreft_lib.errors import ConfigError
-from fedreft_lib.federation import engine, training
+from fedreft_lib.federation import training
 from fedreft_lib.federation.assembly import assemble
-from fedreft_lib.federation.engine import ROWS, cohorts, engine_of
 from fedreft_lib.federation.rounds import start
-from fedreft_lib.federation.training import Participant, train_clients
+from fedreft_lib.federation.training import train_clients
 from fedreft_lib.model.fast.cohort import clip_each, train_together
 from fedreft_lib.model.fast.owners import Lines
 from fedreft_lib.model.fast.packed_attention import packs
 from tests.helpers.federations import (
-    EVERY,
     GLUE,
     LORA,
     StoppedError,
@@ -32,9 +29,9 @@ from tests.helpers.federations import (
 )
 from tests.helpers.models import random_backbone, random_state, steered
 
-CPU = torch.device("cpu")
 ALL = {"method": "local", "engine": "cohort"}
-ROUNDS = [
+BOTH_DTYPES = [{}, LORA, GLUE]
+OTHERWISE = [  # each in one of the two dtypes
     {"clients": 7}, {"clients": 2, "tasks": ("piqa", "siqa")}, {"rank": 1, "layers": "all"},
     {"rank": 8, "layers": [0, 3]}, {"tied": True}, {"positions": "l1"}, {"positions": "f12+l300"}, {"batch_size": 1},
     {"batch_size": 3, "local_epochs": 2}, {"local_steps": 5}, {"clip": 0.05}, {"weight_decay": 0.5, "warmup": 0.6},
@@ -42,8 +39,13 @@ ROUNDS = [
     *({"intervention": name, "init": "random"} for name in INTERVENTIONS if name != "loreft"),
     {**LORA, "rank": 3, "layers": "1-3"}, {**LORA, "init": "random", "targets": ("gate_proj", "o_proj")},
     {**GLUE, "tasks": ("sst2", "stsb", "rte"), "setup": "distinct"}, {**GLUE, **LORA}, {**GLUE, "head": "private"},
-    *(fields for fields in EVERY if fields["method"] not in ("local", "centralised")),
+    # the methods that train a part of the tensors, or several branches, or in phases
+    *({"method": each, **adapter} for each in ("ffa", "fedalt", "feddpa", "flora", "fedsb") for adapter in ({}, LORA)),
 ]  # fmt: skip
+ROUNDS = [
+    *((fields, dtype) for fields in BOTH_DTYPES for dtype in ("float32", "bfloat16")),
+    *((fields, "float32" if i % 3 else "bfloat16") for i, fields in enumerate(OTHERWISE)),
+]
 
 
 def opened(config, sizes=(8, 5, 2, 8, 8, 7, 8)):
@@ -72,13 +74,12 @@ def apart(states, expected):
     return float(((states - expected).norm(dim=1) / expected.norm(dim=1)).max())
 
 
-@pytest.mark.parametrize("fields", ROUNDS, ids=together)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("fields", "dtype"), ROUNDS, ids=[f"{together(fields)} {dtype}" for fields, dtype in ROUNDS])
 def test_a_round_in_cohorts_is_the_round_one_by_one(fields, dtype):
     config, X = small(**{**ALL, **fields}, dtype=dtype), None
     narrow = fields.get("rank") == 1 or fields.get("method") == "fedalt"  # products of a column or two
     exact = rows_stand_alone(torch.float32) and rows_stand_alone(getattr(torch, dtype)) and not narrow
-    for t in (1, 2):  # some methods train in another way from the second round on
+    for t in (1, 2) if config.method in ("fedalt", "feddpa", "flora") else (1,):  # which go on in another way
         states, losses, expected, alone = both(config, t, X)
         if exact and packs(assemble(config).model.backbone.model, 1):
             assert torch.equal(states, expected) and losses == alone
@@ -179,58 +180,6 @@ def test_rows_of_several_states_in_any_order_are_those_of_each_state():
         for row, k in enumerate(owners.tolist()):
             alone = model.hidden_states(data.batch(model, range(5)), states[k])[row]
             torch.testing.assert_close(found[row], alone, atol=1e-5, rtol=1e-5)
-
-
-# ---- which engine ---------------------------------------------------------------------------------------------------
-
-
-def test_auto_follows_from_the_batch_the_dropout_and_the_device(monkeypatch):
-    monkeypatch.setattr(engine, "GIVEN", True)
-    gpu = torch.device("cuda:1")
-    assert engine_of(RunConfig(batch_size=1), CPU) == "cohort"
-    assert engine_of(RunConfig(batch_size=8), CPU) == "one_by_one"
-    assert engine_of(RunConfig(batch_size=8), gpu) == "cohort"
-    assert engine_of(RunConfig(batch_size=8, dropout=0.1), gpu) == "one_by_one"
-    for forced in ("cohort", "one_by_one"):
-        assert engine_of(RunConfig(batch_size=1, engine=forced), gpu) == engine_of(RunConfig(engine=forced), CPU)
-
-
-def test_a_cohort_with_dropout_is_refused_in_a_sentence():
-    with pytest.raises(ConfigError, match='engine="cohort" draws no dropout.* use engine="one_by_one" or dropout=0'):
-        RunConfig(engine="cohort", dropout=0.1)
-
-
-def participants(*lengths, steps=2):
-    """Clients of one training text each."""
-    data = some_answers(1)
-    made = {}
-    for k, n in enumerate(lengths):
-        longer = dataclasses.replace(data.sequences[0], ids=(5,) * n, prompt_length=n - 2)
-        made[k] = Participant(f"c{k}", dataclasses.replace(data, sequences=[longer]), steps)
-    return made
-
-
-def test_those_go_together_who_take_as_many_steps_and_fit_into_a_pass():
-    forced = RunConfig(batch_size=4, engine="cohort")
-    most = ROWS["cpu"] // 4
-    clients = participants(*[20] * (most + 1))
-    assert cohorts(clients, forced, CPU) == [list(range(most)), [most]]
-    assert cohorts(clients, forced.but(engine="one_by_one"), CPU) == [[k] for k in clients]
-    assert cohorts(clients, forced.but(batch_size=4 * ROWS["cpu"]), CPU) == [[k] for k in clients]
-    other = {**participants(20, 20), 2: dataclasses.replace(clients[2], steps=9)}
-    assert sorted(cohorts(other, forced, CPU)) == [[0, 1], [2]]
-    cached = dataclasses.replace(clients[1].train, hidden=[torch.zeros(20, 4)])
-    assert sorted(cohorts({**participants(20), 1: dataclasses.replace(clients[1], train=cached)}, forced, CPU)) == [
-        [0], [1],
-    ]  # fmt: skip
-    assert cohorts({}, forced, CPU) == []
-
-
-def test_where_batches_are_padded_auto_joins_nobody(monkeypatch):
-    monkeypatch.setattr(engine, "GIVEN", False)
-    clients, config = participants(20, 100, 22, 90), RunConfig(batch_size=1)
-    assert cohorts(clients, config, CPU) == [[0], [1], [2], [3]]
-    assert cohorts(clients, config.but(engine="cohort"), CPU) == [[0, 1, 2, 3]]
 
 
 # ---- in a run -------------------------------------------------------------------------------------------------------
