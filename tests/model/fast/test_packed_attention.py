@@ -4,6 +4,7 @@ import itertools
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from unittest import mock
 
 import pytest
@@ -21,6 +22,7 @@ from fedreft_lib.model.fast.packed_attention import EXPLICIT, GIVEN, NAME, Expli
 from fedreft_lib.model.steered import SteeredModel
 from fedreft_lib.model.tokens import Tokens
 from tests.helpers.models import random_backbone
+from tests.helpers.pairs import pairwise
 from tests.model.fast.test_textbook_attention import ULP, error
 from tests.model.test_steered import forked_sequences, other_backbone, reference_logprobs, some_sequences, steered
 
@@ -36,9 +38,10 @@ def grids_of_like_sequences(monkeypatch):
 # ---- packed and padded ----------------------------------------------------------------------------------------------
 
 
-def both(build):
-    """What `build` makes, twice: one model reads packed batches, the other pads."""
-    backbone, padding = build(), build()
+@cache
+def both(kind, dtype=torch.float32):
+    """A backbone twice, made once for all tests, which only read: one model reads packed batches, the other pads."""
+    backbone, padding = build(kind, dtype), build(kind, dtype)
     padding.model.set_attn_implementation("sdpa")
     return backbone, padding
 
@@ -87,6 +90,8 @@ def in_linears(kind=ADDED, layers=(0, 2)):
     return lambda backbone: SteeredModel(backbone, InLinears.of(backbone, kind, layers, 2, ("q_proj", "v_proj")))
 
 
+OWNED = {"one state": False, "owners": True}
+READ = {name: SEQUENCES[name] for name in ("ragged", "several answers")}
 MODELS = {
     "sites": at_sites(), "tied sites": at_sites(tied=True), "prefix": at_sites(suffix=0),
     "linears": in_linears(), "blend at sites": at_sites(Blend(LoReFT)), "blend in linears": in_linears(Blend(ADDED)),
@@ -134,24 +139,22 @@ def assert_same(ours, theirs, bound):
 
 
 def assert_packed_is_padded(kind, model, sequences, **more):
-    packed, padded = (MODELS[model](backbone) for backbone in both(lambda: build(kind)))
+    packed, padded = (model(backbone) for backbone in both(kind))
     assert packed.batch(sequences).packed and not padded.batch(sequences).packed
     assert_same(reading(packed, sequences, **more), reading(padded, sequences, **more), 5e-6)
 
 
 @packing
-@pytest.mark.parametrize("owned", [False, True], ids=["one state", "owners"])
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("sequences", SEQUENCES)
+@pairwise(owned=OWNED, model=MODELS, sequences=SEQUENCES)
 def test_a_packed_batch_of_a_decoder_is_the_padded_one(model, sequences, owned):
-    assert_packed_is_padded("tiny-llama", model, SEQUENCES[sequences], owned=owned)
+    assert_packed_is_padded("tiny-llama", model, sequences, owned=owned)
 
 
 @packing
 @pytest.mark.parametrize("kind", DECODERS)
 @pytest.mark.parametrize("sequences", ["ragged", "several answers"])
 def test_a_packed_batch_of_any_decoder_is_the_padded_one(kind, sequences):
-    assert_packed_is_padded(kind, "sites", SEQUENCES[sequences])
+    assert_packed_is_padded(kind, MODELS["sites"], SEQUENCES[sequences])
 
 
 @packing
@@ -165,12 +168,9 @@ def test_packed_answers_are_read_as_a_plain_model_reads_each_alone(dtype, bound,
 
 
 @packing
-@pytest.mark.parametrize("owned", [False, True], ids=["one state", "owners"])
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("kind", ENCODERS)
-@pytest.mark.parametrize("sequences", PAIRS)
+@pairwise(owned=OWNED, model=MODELS, kind=ENCODERS, sequences=PAIRS)
 def test_a_packed_batch_of_an_encoder_is_the_padded_one(kind, model, sequences, owned):
-    assert_packed_is_padded(kind, model, PAIRS[sequences], owned=owned)
+    assert_packed_is_padded(kind, model, sequences, owned=owned)
 
 
 @packing
@@ -193,14 +193,16 @@ def test_an_encoder_numbers_positions_as_it_does_alone(kind):
 
 
 @packing
-@pytest.mark.parametrize("model", ["sites", "linears", "blend at sites"])
-@pytest.mark.parametrize("sequences", ["ragged", "several answers", "one"])
-@pytest.mark.parametrize("owned", [False, True], ids=["one state", "owners"])
+@pairwise(
+    model={
+        "sites": at_sites(layers=(1, 2)), "linears": in_linears(layers=(1, 2)),
+        "blend at sites": at_sites(Blend(LoReFT), layers=(1, 2)),
+    },
+    sequences={name: SEQUENCES[name] for name in ("ragged", "several answers", "one")},
+    owned=OWNED,
+)  # fmt: skip
 def test_cached_hidden_states_are_packed_and_padded_alike(model, sequences, owned):
-    sequences = SEQUENCES[sequences]
-    build_model = at_sites(layers=(1, 2)) if model == "sites" else in_linears(layers=(1, 2))
-    build_model = at_sites(Blend(LoReFT), layers=(1, 2)) if model == "blend at sites" else build_model
-    packed, padded = (build_model(backbone) for backbone in both(lambda: build("tiny-llama")))
+    packed, padded = (model(backbone) for backbone in both("tiny-llama"))
     assert_same([packed.hidden_below(sequences)], [padded.hidden_below(sequences)], 5e-6)
     ours = reading(packed, sequences, owned, cached=True)
     assert_same(ours, reading(padded, sequences, owned, cached=True), 5e-6)
@@ -208,18 +210,19 @@ def test_cached_hidden_states_are_packed_and_padded_alike(model, sequences, owne
 
 
 @packing
-@pytest.mark.parametrize(
-    ("kind", "sequences"),
-    [("tiny-llama", SEQUENCES["ragged"]), ("tiny-llama", SEQUENCES["several answers"]), ("bert", PAIRS["ragged"]),
-     ("tiny-roberta", PAIRS["ragged"])],
-    ids=["ragged", "several answers", "bert", "roberta"],
+@pairwise(
+    read={
+        "ragged": ("tiny-llama", SEQUENCES["ragged"]), "several answers": ("tiny-llama", SEQUENCES["several answers"]),
+        "bert": ("bert", PAIRS["ragged"]), "roberta": ("tiny-roberta", PAIRS["ragged"]),
+    },
+    model={"sites": MODELS["sites"], "linears": MODELS["linears"]},
+    longest={"textbook": EXPLICIT, "fused": 0},
 )  # fmt: skip
-@pytest.mark.parametrize("model", ["sites", "linears"])
-@pytest.mark.parametrize("longest", [EXPLICIT, 0], ids=["textbook", "fused"])
-def test_in_bfloat16_packed_batches_are_as_exact_as_padded_ones(kind, sequences, model, longest, monkeypatch):
+def test_in_bfloat16_packed_batches_are_as_exact_as_padded_ones(read, model, longest, monkeypatch):
     monkeypatch.setattr(packed_attention, "EXPLICIT", longest)
-    wanted = reading(MODELS[model](build(kind)), sequences)
-    packed, padded = (MODELS[model](b) for b in both(lambda: build(kind, torch.bfloat16)))
+    kind, sequences = read
+    wanted = reading(model(both(kind)[0]), sequences)
+    packed, padded = (model(backbone) for backbone in both(kind, torch.bfloat16))
     ours, theirs = reading(packed, sequences), reading(padded, sequences)
     for found, other, value in zip(ours, theirs, wanted, strict=True):
         for a, b, exact in zip(found, other, value, strict=True):
@@ -258,11 +261,13 @@ def test_lengths_are_split_into_grids_at_the_least_cost(lengths, cost):
 
 
 @packing
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 5e-6), (torch.bfloat16, 8 * ULP)], ids=str)
-@pytest.mark.parametrize("model", ["sites", "blend in linears"])
-@pytest.mark.parametrize("sequences", ["ragged", "several answers"])
-def test_a_row_does_not_depend_on_its_companions(dtype, bound, model, sequences):
-    model, sequences = MODELS[model](build("tiny-llama", dtype)), SEQUENCES[sequences]
+@pairwise(
+    dtype={"float32": torch.float32, "bfloat16": torch.bfloat16},
+    model={"sites": MODELS["sites"], "blend in linears": MODELS["blend in linears"]},
+    sequences=READ,
+)
+def test_a_row_does_not_depend_on_its_companions(dtype, model, sequences):
+    model, bound = model(both("tiny-llama", dtype)[0]), 5e-6 if dtype == torch.float32 else 8 * ULP
     state, more = random_states(model, 3), rows(model, sequences, owned=True)
     with torch.no_grad():
         together = model.hidden_states(batch_with(model, sequences, **more), state)
@@ -273,11 +278,9 @@ def test_a_row_does_not_depend_on_its_companions(dtype, bound, model, sequences)
 
 
 @packing
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("sequences", ["ragged", "several answers"])
-@pytest.mark.parametrize("model", MODELS)
+@pairwise(dtype={"float32": torch.float32, "bfloat16": torch.bfloat16}, sequences=READ, model=MODELS)
 def test_what_is_not_a_number_in_a_state_stays_in_the_rows_of_that_state(dtype, sequences, model):
-    model, sequences = MODELS[model](build("tiny-llama", dtype)), SEQUENCES[sequences]
+    model = model(both("tiny-llama", dtype)[0])
     state, more = random_states(model, 3), rows(model, sequences, owned=True)
     with torch.no_grad():
         for tensor in state.values():
@@ -294,7 +297,7 @@ def test_what_is_not_a_number_in_a_state_stays_in_the_rows_of_that_state(dtype, 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("sequences", ["ragged", "several answers"])
 def test_what_is_not_a_number_in_a_text_stays_in_its_row(dtype, sequences):
-    model, sequences = at_sites(layers=(1, 2))(build("tiny-llama", dtype)), SEQUENCES[sequences]
+    model, sequences = at_sites(layers=(1, 2))(both("tiny-llama", dtype)[0]), SEQUENCES[sequences]
     state, hidden = random_states(model, 1), model.hidden_below(sequences)
     given = {name: tensor[0] for name, tensor in state.items()}
     clean = model.hidden_states(model.batch(sequences, hidden=hidden), given)
@@ -311,7 +314,7 @@ def test_what_is_not_a_number_in_a_text_stays_in_its_row(dtype, sequences):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_generation_and_padded_batches_have_the_same_bits_as_without_the_attention(dtype):
     prompts = some_sequences(((14, 0), (3, 0), (1, 0), (9, 0)))
-    ours, theirs = (MODELS["sites"](backbone) for backbone in both(lambda: build("tiny-llama", dtype)))
+    ours, theirs = (MODELS["sites"](backbone) for backbone in both("tiny-llama", dtype))
     batch, state = ours.batch(prompts, side="left"), ours.start("random", 0)
     assert not batch.packed
     assert torch.equal(ours.hidden_states(batch, state), theirs.hidden_states(batch, state))
