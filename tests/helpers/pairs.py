@@ -1,4 +1,4 @@
-"""Fewer cases than the whole product of several dimensions, among which every two values still meet."""
+"""Fewer cases than there could be: of a product the pairs, of a long list those that a short run needs."""
 
 import itertools
 from collections.abc import Iterable
@@ -32,3 +32,10 @@ def pairwise(**dimensions: Iterable) -> pytest.MarkDecorator:
 def met(case: tuple[str, ...]) -> set:
     """The pairs of values that meet in a case."""
     return set(itertools.combinations(enumerate(case), 2))
+
+
+def few(cases: Iterable, *chosen) -> list:
+    """All cases for `parametrize`, of which those that are not chosen are slow."""
+    cases = list(cases)
+    assert set(chosen) <= set(cases)
+    return [case if case in chosen else pytest.param(case, marks=pytest.mark.slow) for case in cases]
