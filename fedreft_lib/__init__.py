@@ -58,7 +58,7 @@ _HOMES = {
     "retract": "core.rotation",
     "run": "federation.rounds",
     "shared_backbone": "federation.assembly",
-    "start": "federation.rounds",
+    "start": "federation.local_clients",
     "train": "core.training",
     "train_client": "federation.training",
 }

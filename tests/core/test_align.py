@@ -7,7 +7,8 @@ from scipy.linalg import orthogonal_procrustes
 from fedreft_lib.core.interventions import INTERVENTIONS
 from fedreft_lib.core.rotation import align
 from fedreft_lib.federation.assembly import assemble
-from fedreft_lib.federation.rounds import federated_round, start
+from fedreft_lib.federation.local_clients import start
+from fedreft_lib.federation.rounds import federated_round
 from tests.helpers.federations import small
 
 SITES, RANK, D = 3, 4, 16

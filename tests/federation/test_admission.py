@@ -10,9 +10,10 @@ import torch
 from fedreft_lib import load_run, run
 from fedreft_lib.core.state import Spec
 from fedreft_lib.errors import FedReFTError
-from fedreft_lib.federation import assembly, rounds, training
+from fedreft_lib.federation import assembly, training
 from fedreft_lib.federation.admission import Update, refusal, refusals
 from fedreft_lib.federation.assembly import assemble
+from fedreft_lib.federation.local_clients import start
 from tests.helpers.federations import small
 
 SPEC = Spec.of({"R": (2, 3, 8), "W": (2, 3, 8), "b": (2, 3)})
@@ -132,12 +133,12 @@ def test_the_round_goes_on_without_a_bad_update(monkeypatch, method, spoil):
 def test_a_client_that_is_set_aside_is_nobodys_other_goes_on_from_its_old_state_and_still_receives(monkeypatch):
     config = one_by_one(method="fedreft", aggregation="mean", mixing=0.5, rounds=1, retraction="raw")
     honest = run(config.but(method="local"), progress=False).states
-    start = rounds.start(assemble(config), config)
+    begun = start(assemble(config), config)
     assemble(config).memo.clear()
     spoiled_training(monkeypatch, {(1, 2): NAN})
     done = run(config, progress=False)
     learned = honest.clone()
-    learned[2] = start[2]
+    learned[2] = begun[2]
     others = {0: [1, 3], 1: [0, 3], 2: [0, 1, 3], 3: [0, 1]}
     for k, those in others.items():
         expected = 0.5 * learned[k] + 0.5 * learned[those].mean(0)

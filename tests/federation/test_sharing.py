@@ -9,7 +9,8 @@ from fedreft_lib import all_but_me
 from fedreft_lib.federation import admission
 from fedreft_lib.federation.assembly import assemble
 from fedreft_lib.federation.client import common_start
-from fedreft_lib.federation.rounds import federated_round, start
+from fedreft_lib.federation.local_clients import start
+from fedreft_lib.federation.rounds import federated_round
 from tests.helpers.federations import GLUE, LORA, finish, small
 
 # ---- what is shared -------------------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ import torch
 from fedreft_lib import run
 from fedreft_lib.core.training import batches
 from fedreft_lib.federation.assembly import assemble
-from fedreft_lib.federation.rounds import federated_round, start
+from fedreft_lib.federation.local_clients import start
+from fedreft_lib.federation.rounds import federated_round
 from fedreft_lib.federation.training import train_client as train
 from fedreft_lib.methods.lora import LoRA
 from fedreft_lib.model.adapters import InLinears

@@ -9,7 +9,8 @@ import torch
 from fedreft_lib import RunConfig, run
 from fedreft_lib.federation import assembly, training
 from fedreft_lib.federation.assembly import assemble
-from fedreft_lib.federation.rounds import federated_round, start
+from fedreft_lib.federation.local_clients import start
+from fedreft_lib.federation.rounds import federated_round
 from fedreft_lib.federation.training import participants
 from fedreft_lib.federation.training import train_client as train
 from fedreft_lib.methods import METHODS

@@ -13,7 +13,7 @@ from fedreft_lib.errors import ConfigError
 from fedreft_lib.federation import engine, training
 from fedreft_lib.federation.assembly import assemble
 from fedreft_lib.federation.engine import ROWS, cohorts, engine_of
-from fedreft_lib.federation.rounds import start
+from fedreft_lib.federation.local_clients import start
 from fedreft_lib.federation.training import Participant, train_clients
 from fedreft_lib.model.fast.cohort import clip_each, train_together
 from fedreft_lib.model.fast.owners import Lines
