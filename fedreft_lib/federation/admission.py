@@ -1,4 +1,4 @@
-"""The door: every update is looked at before it touches anyone.
+"""Admission: every update is checked before it is aggregated.
 
 An update that is refused is set aside for the round with its reason; the client goes on from the state that it had, is
 nobody's "other" in that round, and still receives what the others have.

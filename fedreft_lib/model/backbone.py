@@ -3,7 +3,7 @@
 `load_backbone(name)` takes, in this order,
 
     "tiny-llama", "tiny-roberta"               random weights from a fixed seed, no download (tests, profile smoke)
-    "smollm2-135m-instruct", "minilm-l6-v2"    packaged weights, see `assets`
+    "smollm2-135m-instruct", "minilm-l6-v2"    packaged weights, see data.downloads
     a folder                                   what `save_pretrained` wrote
     anything else                              a name on the Hugging Face hub
 """

@@ -12,7 +12,7 @@ FILES = "[0-9a-f]" * 64 + "*.safetensors"  # whole files, and those that a kille
 
 
 def folder() -> Path:
-    """$FEDREFT_HIDDEN_STATES, else hidden_states in the cache folder of `assets`; made when something is stored."""
+    """$FEDREFT_HIDDEN_STATES, else hidden_states in the cache folder; made when something is stored."""
     if "FEDREFT_HIDDEN_STATES" in os.environ:
         return Path(os.environ["FEDREFT_HIDDEN_STATES"]).expanduser()
     return cache_dir() / "hidden_states"
