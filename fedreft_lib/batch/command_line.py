@@ -36,6 +36,9 @@ def main(arguments: list[str] | None = None, root: Path = PROJECT) -> int:
     except FedReFTError as error:
         print(error, file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader has what it wanted, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS):
             raise

@@ -83,7 +83,7 @@ class Batch:
     owners: Tensor | None = None  # (B,), each row's state where there are several, see fast/owners.py
     ways: Ways = TOGETHER
     items: Tensor | None = None  # (B,), the sequence that each row is of, where those with several answers have several
-    order: Tensor | None = None  # (B,), the model reads all tokens as one row, in this order, see fast/packed_attention.py
+    order: Tensor | None = None  # (B,), of the rows in a packed batch, whose tokens are read as one row
 
     @property
     def packed(self) -> bool:

@@ -86,7 +86,7 @@ def test_another_process_reads_what_this_one_wrote(place):
         "model = steered(); sequences = read(model); model.hidden_below = None\n"
         "print(hashlib.sha256(torch.cat(HiddenCache(model).states(sequences)).numpy().tobytes()).hexdigest())"
     )
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == hashlib.sha256(torch.cat(ours).numpy().tobytes()).hexdigest()
