@@ -36,6 +36,9 @@ def main(arguments: list[str] | None = None, root: Path = PROJECT) -> int:
     except FedReFTError as error:
         print(error, file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader has what it wanted, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS):
             raise
@@ -66,9 +69,12 @@ def _refuse_unknown_command(arguments: list[str]) -> None:
 
 
 def _reproduce(options: argparse.Namespace, root: Path) -> int:
-    from .reproduce import reproduce
+    from .jobs import plan
 
     only = None if options.only is None else [number.strip() for number in options.only.split(",")]
+    plan(options.profile, only, root)  # what is wrong is said before papermill and torch are imported
+    from .reproduce import reproduce
+
     reproduce(options.profile, only, root)
     return 0
 
@@ -146,9 +152,9 @@ def _examination(root: Path) -> Iterator[tuple[str, str | None]]:
         return
     from ..data.downloads import ASSETS
     from ..files import cache_dir
-    from ..model.backbone import choose_device, choose_dtype
-    from ..model.fast.hidden_cache import DISK_LIMIT, used
-    from ..model.fast.hidden_cache import folder as hidden_states
+    from ..model.device import choose_device, choose_dtype
+    from ..model.fast.hidden_files import DISK_LIMIT, used
+    from ..model.fast.hidden_files import folder as hidden_states
     from .jobs import plan, profiles
 
     device = choose_device("auto")

@@ -8,18 +8,19 @@ kernel starts.
 """
 
 import ast
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import nbformat
+from typing import TYPE_CHECKING, Any
 
 from ..config import RunConfig
 from ..config.notebook_parameters import check, first, singular
 from ..config.parameter_files import read_parameters, short
 from ..errors import ConfigError, did_you_mean
-from .report import ordered_notebooks
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 PROJECT = Path(__file__).parents[2]
 
@@ -36,6 +37,11 @@ class Job:
     @property
     def name(self) -> str:
         return self.notebook.stem
+
+
+def ordered_notebooks(folder: Path) -> list[Path]:
+    """The files NN_name.ipynb of a folder, in order; not NN_name.failed.ipynb and the like."""
+    return sorted(path for path in folder.glob("*.ipynb") if re.fullmatch(r"\d\d_[^.]+", path.stem))
 
 
 def plan(profile: str, only: Iterable[str] | None = None, root: Path | None = None) -> list[Job]:
@@ -129,7 +135,9 @@ def _reads_runs(notebook: Path) -> bool:
     return bool(said)
 
 
-def _read(notebook: Path) -> nbformat.NotebookNode:
+def _read(notebook: Path) -> "NotebookNode":
+    import nbformat  # 1.5 s to import; a profile that does not exist is refused before that
+
     try:
         return nbformat.read(notebook, as_version=4)
     except ValueError as error:

@@ -20,15 +20,11 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 from ..environment import commit
 from ..files import write_text
+from .jobs import ordered_notebooks
 
 VERSIONS = ("torch", "transformers", "pyreft", "papermill")
 FOLDED = {"parameters": "default parameters", "injected-parameters": "parameters of this run"}  # cell tag: label
 WIDGET = "application/vnd.jupyter.widget-view+json"  # a live view; empty without its kernel
-
-
-def ordered_notebooks(folder: Path) -> list[Path]:
-    """The files NN_name.ipynb of a folder, in order; not NN_name.failed.ipynb and the like."""
-    return sorted(path for path in folder.glob("*.ipynb") if re.fullmatch(r"\d\d_[^.]+", path.stem))
 
 
 def build_report(folder: Path, title: str) -> Path:

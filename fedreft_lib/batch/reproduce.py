@@ -28,9 +28,9 @@ from ..files import replace_durably, write_text
 from ..runs.results import read_run, results_of
 from . import unchanged
 from .exclusive import alone_in, mark
-from .jobs import PROJECT, Job, first_line, plan
+from .jobs import PROJECT, Job, first_line, ordered_notebooks, plan
 from .progress import Progress
-from .report import build_report, ordered_notebooks
+from .report import build_report
 
 RUNNING = ".running.ipynb"
 logging.getLogger("papermill").addHandler(logging.NullHandler())  # what it logs as an error it also raises

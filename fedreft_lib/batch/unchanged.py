@@ -28,8 +28,7 @@ from ..data.file_hashes import hash_or_none, read_hash
 from ..errors import FedReFTError
 from ..files import write_text
 from ..model.identity import UNKNOWN, backbone_identity
-from .jobs import Job
-from .report import ordered_notebooks
+from .jobs import Job, ordered_notebooks
 
 LIBRARY = Path(__file__).parents[1]
 PACKAGES = (

@@ -56,7 +56,5 @@ def _bounds(metadata: Any) -> str:
     found = []
     for each in metadata:
         for constraint in getattr(each, "metadata", [each]):  # pydantic keeps several bounds in one FieldInfo
-            found += [
-                f"{sign} {getattr(constraint, key):g}" for key, sign in BOUNDS.items() if hasattr(constraint, key)
-            ]
+            found += [f"{sign} {getattr(constraint, key)}" for key, sign in BOUNDS.items() if hasattr(constraint, key)]
     return f" {' and '.join(found)}" if found else ""

@@ -51,6 +51,11 @@ class Spec:
                 raise FedReFTError(f"{name} must have the shape {shape}, got {tuple(state[name].shape)}")
         return torch.cat([state[name].detach().to("cpu", torch.float32).reshape(-1) for name, _ in self.shapes])
 
+    def columns(self, names: Collection[str], X: Tensor) -> Tensor:
+        """The columns of X (n, P) that hold some of the tensors, (n, Q)."""
+        blocks = X.split([math.prod(shape) for _, shape in self.shapes], dim=1)
+        return torch.cat([block for name, block in zip(self.names, blocks, strict=True) if name in names], dim=1)
+
     def named(self, row: Tensor) -> State:
         """The tensors of one row (P,), as views of it."""
         sizes = [math.prod(shape) for _, shape in self.shapes]

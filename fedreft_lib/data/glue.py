@@ -21,7 +21,6 @@ from pathlib import Path
 from string import ascii_lowercase
 
 import numpy as np
-import torch
 
 from ..errors import ConfigError, DataError
 from ..seeds import derive
@@ -61,6 +60,8 @@ def halves(items: list[Labelled], seed: int) -> tuple[list[Labelled], list[Label
 
 def _random_split(items: list[Labelled], sizes: list[int], seed: int) -> list[list[Labelled]]:
     """What torch's `random_split` gives right after `torch.manual_seed(seed)`, which is how ReFT divides."""
+    import torch  # takes seconds to import, and a config that names this family needs none of it
+
     drawn = iter(torch.randperm(len(items), generator=torch.Generator().manual_seed(seed)).tolist())
     return [[items[i] for i in islice(drawn, size)] for size in sizes]
 

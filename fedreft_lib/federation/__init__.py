@@ -2,6 +2,7 @@
 
     client         what a client does: update, answer, next state; read this first
     server         what the server does: who takes part, what is admitted, what each receives
+    local_clients  clients in this process, as the server meets them
     rounds         one round as a function, and a run of many
     admission      which updates are refused
     participation  who is there in a round

@@ -1,4 +1,4 @@
-"""The door: every update is looked at before it touches anyone.
+"""Admission: every update is checked before it is aggregated.
 
 An update that is refused is set aside for the round with its reason; the client goes on from the state that it had, is
 nobody's "other" in that round, and still receives what the others have.
@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from ..core.state import Spec, State, is_finite
 
@@ -40,12 +39,12 @@ def refusals(
     left = [i for i, reason in enumerate(found) if reason is None]
     if not left:
         return found
-    steps = {i: _distance(spec.row(updates[i].state), spec.row(before[i])) for i in left}
+    steps = {i: _distance(updates[i].state, before[i]) for i in left}
     usual_step = _lower_median(list(steps.values()))
     usual_count = _lower_median([updates[i].examples for i in left])
     for i in left:
         # Where most did not move at all, there is no measure of a step but the states themselves.
-        usual = usual_step or _distance(spec.row(before[i]), torch.zeros(spec.size)) or 1.0
+        usual = usual_step or _norm(before[i]) or 1.0
         if steps[i] > norm_limit * usual:
             found[i] = f"its update's norm of {steps[i]:.1e} is beyond {norm_limit:g} times the usual {usual:.1e}"
         elif updates[i].examples > max(MOST_EXAMPLES * usual_count, train_size):
@@ -70,8 +69,13 @@ def refusal(update: State, examples: float, spec: Spec) -> str | None:
     return None
 
 
-def _distance(a: Tensor, b: Tensor) -> float:
-    return float((a.double() - b.double()).norm())  # in float32 the square of 1e30 is no number
+def _distance(a: State, b: State) -> float:
+    return _norm({name: a[name].double() - b[name].double() for name in a})
+
+
+def _norm(state: State) -> float:
+    """Of all its numbers together; in float64, since in float32 the square of 1e30 is infinite."""
+    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in state.values()))
 
 
 def _lower_median(values: Sequence[float]) -> float:

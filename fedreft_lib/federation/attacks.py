@@ -1,4 +1,4 @@
-"""Clients that mean harm, or are broken: what they send in place of what they learned.
+"""Hostile or broken clients: what they send in place of what they learned.
 
 An attack looks like an update and tries to move the others; a bad update is one that no server should take in. Both
 change the message of a client that was trained as always, but for "label_flip", which trains on wrong answers.
@@ -91,12 +91,12 @@ def _first(state: State, change: Callable[[Tensor], Tensor]) -> State:
 
 
 def _with_first(state: State, value: float) -> State:
-    def spoilt(tensor: Tensor) -> Tensor:
+    def corrupted(tensor: Tensor) -> Tensor:
         tensor = tensor.clone(memory_format=torch.contiguous_format)
         tensor.view(-1)[0] = value
         return tensor
 
-    return _first(state, spoilt)
+    return _first(state, corrupted)
 
 
 def _of_norm(state: State, norm: float) -> State:

@@ -1,6 +1,6 @@
 """Which clients train together in one pass: the engine.
 
-    one_by_one    each client alone (local.train): the plain loop
+    one_by_one    each client alone (core.training.train): the plain loop
     cohort        several clients' batches as one (cohort.train_together): the same bits, see there for exceptions
 
 The choice follows from the config and the kind of device, never from a clock, so that a run has the same bits whenever
@@ -11,8 +11,8 @@ with texts of unlike lengths, two CPU threads. Seconds of a cohort over those of
     bfloat16      0.61   0.71   0.87   0.88
     float32       0.55   0.71   0.81   1.00
 
-Where batches are padded (see attention.py) unlike lengths cost more than one pass saves, and "auto" is one_by_one. No
-GPU has been measured; there the figures below keep a cohort to the 32 rows that a batch of the paper's profile has.
+Where batches are padded (see model.fast.packed_attention) unlike lengths cost more than one pass saves, and "auto" is
+one_by_one. No GPU has been measured; there the figures below keep a cohort to 32 rows, a batch of the paper's profile.
 """
 
 from dataclasses import dataclass

@@ -16,88 +16,22 @@ from tqdm.auto import tqdm
 
 from ..config import RunConfig
 from ..core.state import Layout, State
-from ..data.partition import classes_of, data_fingerprint
+from ..data.partition import data_fingerprint
 from ..environment import environment
 from ..errors import FedReFTError
 from ..methods import METHODS
 from ..model.fast.hidden_cache import offer
-from ..model.heads import check_classes
 from ..model.identity import backbone_identity, may_be_same
 from ..runs.client_states import ClientStates
 from ..runs.results import Run
 from ..runs.store import Store
-from . import evaluation, participation, server
+from . import participation, server
 from .assembly import Federation, assemble
-from .client import ClientResult, ClientUpdate, common_start, make_update, take_answer
 from .dealing import partition_of
-from .engine import engine_of
+from .local_clients import LocalClients
 from .server import Clients, Report
-from .training import participants, train_clients
 
 States = TypeVar("States", Tensor, ClientStates)  # X (N, P), at hand or not
-
-
-class LocalClients:
-    """A federation whose clients are all in this process."""
-
-    def __init__(self, federation: Federation, config: RunConfig):
-        self.federation, self.config, self.model = federation, config, federation.model
-        self.longest, self.writes = federation.longest, federation.writes
-        check_classes({client.name: classes_of(client) for client in federation.questions}, config)
-        self.cut = federation.cut
-        self.participants = participants(federation, config)
-        self.names = [p.name for p in self.participants]
-        self.examples, self.steps = [len(p.train) for p in self.participants], [p.steps for p in self.participants]
-
-    @property
-    def engine(self) -> str:
-        return engine_of(self.config, self.model.backbone.device)
-
-    @property
-    def questions(self) -> str:
-        return data_fingerprint(self.federation.questions)
-
-    def begin(self) -> ClientStates:
-        return enrolled(self.federation, self.config)
-
-    def train(
-        self, before: dict[int, State], missed: dict[int, State], t: int, on_step: Callable[[], object]
-    ) -> dict[int, ClientUpdate]:
-        trained = train_clients(self.federation, self.config, before, t, on_step)
-        return {
-            k: make_update(
-                self.model.layout, self.config, k, t,
-                name=self.names[k], examples=self.examples[k], before=before[k], trained=each,
-            )
-            for k, each in trained.items()
-        }  # fmt: skip
-
-    def apply_answers(
-        self, states: dict[int, State], answers: dict[int, State | None], refused: set[int], t: int
-    ) -> dict[int, ClientResult]:
-        clients = self.federation.clients
-        return {
-            k: take_answer(self.model, self.config, clients[k] if k < len(clients) else None, t, state, answers[k])
-            for k, state in states.items()
-        }
-
-    def evaluate(self, X: ClientStates | None, t: int, memory: State, progress: bool) -> list[dict]:
-        return evaluation.evaluate_all(self.federation, self.config, X, t, memory=memory, progress=progress)
-
-
-def start(federation: Federation, config: RunConfig) -> Tensor:
-    """X (N, P) before the first round: everybody starts from one state, or averages would mix different gauges."""
-    return enrolled(federation, config).all
-
-
-def enrolled(federation: Federation, config: RunConfig) -> ClientStates:
-    """`start` for any number of clients."""
-    method, everybody, layout = METHODS[config.method], participants(federation, config), federation.model.layout
-    state = common_start(layout, config)
-    if method.client_statistics:
-        known = [method.client_statistics(federation.model, config, state, each) for each in federation.clients]
-        state = method.initial_state(layout, config, state, known, max(each.steps for each in everybody))
-    return ClientStates(layout.spec.row(state), len(everybody))
 
 
 def trained_names(layout: Layout, config: RunConfig) -> tuple[str, ...]:
@@ -124,16 +58,16 @@ def federated_round(
 
 
 def _next_round(
-    clients: Federation, config: RunConfig, X: States, t: int, memory: State, on_step: Callable[[], object]
+    clients: Clients, config: RunConfig, X: States, t: int, memory: State, on_step: Callable[[], object]
 ) -> tuple[States, Report]:
-    held, away = server.held_back(memory), participation.away(config, t)
+    held, away = server.late_rows(memory), participation.away(config, t)
     who = [k for k in range(len(X)) if k in held or k not in away]
     rows, report = server.round_of(clients, clients.model.layout, config, X[who], who, t, memory, on_step)
     return X.index_copy(0, torch.tensor(who, dtype=torch.long), rows), report
 
 
 def run(config: RunConfig, folder: str | Path | None = None, resume: bool = True, *, progress: bool = True) -> Run:
-    """Run a clients, or continue it.
+    """Run a federation, or continue it.
 
     folder: where config, history, manifest and checkpoints go; None keeps them in memory only. With resume=True a
     run in the folder continues after its last whole round and a finished one is returned as it is; a run of another
@@ -142,10 +76,13 @@ def run(config: RunConfig, folder: str | Path | None = None, resume: bool = True
     store = Store(config, folder)
     with store.locked():
         fixed = config.source == "packaged"  # the code names the packages by their hashes
-        questions = lambda: data_fingerprint(partition_of(config))  # noqa: E731
-        if resume and (finished := store.finished(questions, same_backbone, fixed=fixed)):
+        if resume and (finished := store.finished(lambda: _questions(config), same_backbone, fixed=fixed)):
             return finished
         return rest_of(LocalClients(assemble(config), config), config, store, resume, progress)
+
+
+def _questions(config: RunConfig) -> str:
+    return data_fingerprint(partition_of(config))
 
 
 def same_backbone(config: RunConfig, known: str) -> bool:
@@ -165,7 +102,7 @@ def federation_of(done: Run) -> Federation:
     return federation
 
 
-def rest_of(clients: Federation, config: RunConfig, store: Store, resume: bool, progress: bool) -> Run:
+def rest_of(clients: Clients, config: RunConfig, store: Store, resume: bool, progress: bool) -> Run:
     """Whatever rounds of the run are missing."""
     store.describe(clients.model.spec, facts_of(clients, config))
     begin = clients.begin()
@@ -187,7 +124,7 @@ def rest_of(clients: Federation, config: RunConfig, store: Store, resume: bool, 
     return store.run(X, listening, rows, memory)
 
 
-def _steps_in(clients: Federation, config: RunConfig, t: int) -> int:
+def _steps_in(clients: Clients, config: RunConfig, t: int) -> int:
     """Of all who are there in round t."""
     away = participation.away(config, t)
     return sum(steps for k, steps in enumerate(clients.steps) if k not in away)

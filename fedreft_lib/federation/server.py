@@ -28,8 +28,9 @@ from . import participation
 from .admission import Update, refusal, refusals
 from .client import ClientResult, ClientUpdate, sent_names, sent_spec
 
-LATE = "late."  # before the place of a client whose update arrives in the next round, in the server's memory
-FOR_ALL = "for all."  # before the names of the newest state that the server holds for all, there too
+# What names in the server's memory begin with:
+LATE = "late."  # then the number of a client, whose update arrives in the next round
+FOR_ALL = "for all."  # then the name of a tensor of the newest state that the server holds for all
 
 
 class Clients(Protocol):
@@ -70,7 +71,7 @@ class Clients(Protocol):
 
 @dataclass
 class Report:
-    """What happened in a round: rows for the history, who listened to whom, and what the server remembers of it."""
+    """What happened in a round: rows for the history, the mixing matrix, and what the server remembers of it."""
 
     listening: Listening
     clients: int
@@ -86,13 +87,13 @@ class Report:
         self.rows.append({"round": round, "client": client, "split": split, "metric": metric, "value": value, **more})
 
 
-def held_back(memory: State) -> dict[int, Tensor]:
+def late_rows(memory: State) -> dict[int, Tensor]:
     """The rows of the clients that were late in the round before."""
     return {int(name.removeprefix(LATE)): row for name, row in memory.items() if name.startswith(LATE)}
 
 
 def held_for_all(memory: State) -> State:
-    """The newest of what the server holds for all; nothing where its method, or nobody's absence, asks for that."""
+    """The newest state that the server holds for all clients; empty where the method keeps none, or all were there."""
     return {name.removeprefix(FOR_ALL): tensor for name, tensor in memory.items() if name.startswith(FOR_ALL)}
 
 
@@ -106,52 +107,48 @@ def round_of(
     memory: State,
     on_step: Callable[[], object] = lambda: None,
 ) -> tuple[Tensor, Report]:
-    """The rows (n, P) of those who take part after round t, from their rows before it, and the report.
+    """Round t for the clients `who`: their rows (n, P) before it -> their rows after it, and the report.
 
-    Below here n clients are numbered by their places in `who`. memory: what the server kept of the rounds before;
-    `report.memory` is what it keeps of this one.
+    From here on, clients are numbered by their places in `who`. memory: what the server kept of the rounds before;
+    `report.memory` is what it keeps of this one. Raises FedReFTError where too few updates are admitted.
     """
     spec, method = layout.spec, METHODS[config.method]
     report = Report(Listening(tuple(who), torch.eye(len(who))), len(clients.names))
     report.memory = {name: tensor for name, tensor in memory.items() if not name.startswith(LATE)}
     X, missed = _brought_up_to_date(clients, layout, X, who, t, report)
-    before, held = [spec.named(row) for row in X], held_back(memory)
-    arrived, reasons = _collect_updates(clients, layout, config, before, missed, who, t, held, report, on_step)
-
-    states = {i: before[i] if i in reasons else each.state for i, each in arrived.items()}
-    answers: dict[int, State | None] = dict.fromkeys(arrived)
+    before = [spec.named(row) for row in X]
+    updates, reasons = _collect_updates(
+        clients, layout, config, before, missed, who, t, late_rows(memory), report, on_step
+    )
+    states = {i: before[i] if i in reasons else update.state for i, update in updates.items()}
+    answers: dict[int, State | None] = dict.fromkeys(updates)
     aggregate = None
     if method.aggregate:
-        if (admitted := len(arrived) - len(reasons)) < config.min_clients:
-            why = "; ".join(f"{arrived[i].update.client} {reason}" for i, reason in reasons.items())
-            raise FedReFTError(
-                f"round {t} has {admitted} admitted updates and needs {config.min_clients}"
-                f"{f' ({why})' if why else ''}: the run stops, and its last checkpoint stays for another try"
-            )
-        learned = [states.get(i, each) for i, each in enumerate(before)]
+        _check_enough(updates, reasons, config, t)
         weights = torch.zeros(len(who))
-        for i in arrived.keys() - reasons.keys():
-            weights[i] = arrived[i].update.examples
-        aggregate, all_answers = _answered(layout, config, before, learned, weights, report.memory)
-        answers = {i: all_answers[i] for i in arrived}
+        for i in updates.keys() - reasons.keys():
+            weights[i] = updates[i].update.examples
+        trained = [states.get(i, state) for i, state in enumerate(before)]
+        aggregate, to_all = _aggregated(layout, config, X, trained, weights, report.memory)
+        answers = {i: to_all[i] for i in updates}
 
-    taken = clients.apply_answers(
-        {who[i]: states[i] for i in arrived}, {who[i]: answers[i] for i in arrived}, {who[i] for i in reasons}, t
+    results = clients.apply_answers(
+        {who[i]: states[i] for i in updates}, {who[i]: answers[i] for i in updates}, {who[i] for i in reasons}, t
     )
     after: dict[int, ClientResult] = {}
-    for i in arrived:
-        each = taken[who[i]]
-        if isinstance(each, str):
-            note = f"it keeps its state, since what it was told did not reach it: {each}"
+    for i in updates:
+        result = results[who[i]]
+        if isinstance(result, str):
+            note = f"it keeps its state, since the answer did not reach it: {result}"
             report.add(t, clients.names[who[i]], "server", "answered", 0.0, note=note)
         else:
-            after[i] = each
+            after[i] = result
     if aggregate:
         lam = torch.zeros(len(who), dtype=torch.float64)
-        for i, each in after.items():
-            lam[i] = each.lam
+        for i, result in after.items():
+            lam[i] = result.lam
         report.listening = Listening(tuple(who), mixing_matrix(aggregate.A, lam))
-    _report_answers(report, t, {i: arrived[i].update.client for i in after}, aggregate, answers, after)
+    _report_answers(report, t, {i: updates[i].update.client for i in after}, aggregate, answers, after)
     some_miss_it = len(after) < len(clients.names) or participation.some_miss_rounds(config)
     if method.one_for_all and after and (some_miss_it or held_for_all(memory)):
         first = next(iter(after))
@@ -160,11 +157,22 @@ def round_of(
     return torch.stack([spec.row(after[i].state if i in after else state) for i, state in enumerate(before)]), report
 
 
+def _check_enough(updates: dict[int, ClientUpdate], reasons: dict[int, str], config: RunConfig, t: int) -> None:
+    if (admitted := len(updates) - len(reasons)) < config.min_clients:
+        why = "; ".join(f"{updates[i].update.client} {reason}" for i, reason in reasons.items())
+        raise FedReFTError(
+            f"round {t} has {admitted} admitted updates and needs {config.min_clients}"
+            f"{f' ({why})' if why else ''}: the run stops, and its last checkpoint stays for another try"
+        )
+
+
 def _brought_up_to_date(
     clients: Clients, layout: Layout, X: Tensor, who: list[int], t: int, report: Report
 ) -> tuple[Tensor, dict[int, State]]:
-    """Where the server holds one state for all, each begins with the newest of it. (n, P) -> (n, P), and what that is,
-    for those (by client) that had another."""
+    """Where the server holds one state for all, every client begins with the newest: (n, P) -> (n, P).
+
+    Also what the clients that had an older one have missed, by client.
+    """
     newest, spec = held_for_all(report.memory), layout.spec
     if not newest:
         return X, {}
@@ -183,25 +191,28 @@ def _collect_updates(
     missed: dict[int, State],
     who: list[int],
     t: int,
-    held: dict[int, Tensor],
+    late: dict[int, Tensor],
     report: Report,
     on_step: Callable[[], object],
 ) -> tuple[dict[int, ClientUpdate], dict[int, str]]:
-    """What reaches the server in round t, by place, and why some of it is refused; who is gone, drops out or is late
-    is noted in the report. The late ones' rows of this round go to report.memory."""
+    """The updates that reach the server in round t, by place, and why some of them are refused.
+
+    late: the rows of the clients that were late in the round before, whose update arrives now. The report says who is
+    gone, drops out or is late now; report.memory keeps the rows of those who are late.
+    """
     for k, reason in participation.gone(config, t).items():
         if k not in who:
             report.add(t, clients.names[k], "train", "present", 0.0, note=reason)
-    training = {k: before[i] for i, k in enumerate(who) if k not in held}
+    training = {k: before[i] for i, k in enumerate(who) if k not in late}
     found = clients.train(training, missed, t, on_step)
     names, spec = sent_names(layout, config), sent_spec(layout, config)
-    arrived: dict[int, ClientUpdate] = {}
+    updates: dict[int, ClientUpdate] = {}
     for i, k in enumerate(who):
         name = clients.names[k]
-        if k in held:
-            state = layout.spec.named(held[k])
+        if k in late:
+            state = layout.spec.named(late[k])
             update = Update(name, {n: state[n] for n in state if n in names}, clients.examples[k])
-            arrived[i] = ClientUpdate(state, update, None, 0.0, 0.0)
+            updates[i] = ClientUpdate(state, update, None, 0.0, 0.0)
             note, uplink = "with its update of the round before", bytes_of(update.state)
             report.add(t, name, "train", "present", 1.0, note=note, uplink_bytes=uplink)
             continue
@@ -209,51 +220,52 @@ def _collect_updates(
         if isinstance(each, str):
             report.add(t, name, "train", "present", 0.0, note=f"it did not answer: {each}")
             continue
-        late, lost = participation.is_late(config, k, t), participation.drops_out(config, k, t)
-        if late and (each.fault or refusal(each.update.state, each.update.examples, spec)) is None:
+        is_late, lost = participation.is_late(config, k, t), participation.drops_out(config, k, t)
+        if is_late and (each.fault or refusal(each.update.state, each.update.examples, spec)) is None:
             report.memory[f"{LATE}{k}"] = layout.spec.row(each.state)
-        if late or lost:
-            note = "late: its update arrives in the next round" if late else "dropped out: nothing arrives"
+        if is_late or lost:
+            note = "late: its update arrives in the next round" if is_late else "dropped out: nothing arrives"
             report.add(t, name, "train", "present", 0.0, note=note)
         else:
-            arrived[i] = each
+            updates[i] = each
             uplink = bytes_of({n: tensor for n, tensor in each.update.state.items() if n in names})
         report.add(t, name, "train", "loss", each.loss, uplink_bytes=uplink, seconds=each.seconds)
-    return arrived, _refused(arrived, before, layout, config, t, report)
+    return updates, _refused(updates, before, layout, config, t, report)
 
 
 def _refused(
-    arrived: dict[int, ClientUpdate], before: list[State], layout: Layout, config: RunConfig, t: int, report: Report
+    updates: dict[int, ClientUpdate], before: list[State], layout: Layout, config: RunConfig, t: int, report: Report
 ) -> dict[int, str]:
-    """By place, why an update is set aside."""
+    """Why updates are set aside, by place."""
     sent = sent_spec(layout, config)
-    reasons = {i: each.fault for i, each in arrived.items() if each.fault}
-    rest = [i for i in arrived if i not in reasons]
+    reasons = {i: each.fault for i, each in updates.items() if each.fault}
+    rest = [i for i in updates if i not in reasons]
     origins = [{name: before[i][name] for name, _ in sent.shapes} for i in rest]
     if sent.shapes:
-        found = refusals([arrived[i].update for i in rest], origins, sent, config.norm_limit, config.train_size)
+        found = refusals([updates[i].update for i in rest], origins, sent, config.norm_limit, config.train_size)
         reasons |= {i: reason for i, reason in zip(rest, found, strict=True) if reason}
-    for i, each in arrived.items():
+    for i, each in updates.items():
         note = reasons.get(i, "")
         report.add(t, each.update.client, "train", "admitted", float(not note), note=note)
     return reasons
 
 
-def _answered(
-    layout: Layout, config: RunConfig, before: list[State], learned: list[State], weights: Tensor, memory: State
+def _aggregated(
+    layout: Layout, config: RunConfig, before: Tensor, trained: list[State], weights: Tensor, memory: State
 ) -> tuple[Aggregate, list[State]]:
-    """Who listened to whom, and what each client is told. `memory` is changed in place."""
+    """The aggregate, and the answer to each client. before (n, P): their rows. `memory` is changed in place."""
     method = METHODS[config.method]
     apart = layout.head_names if config.head == "averaged" else ()
     spec = layout.spec.part([name for name in sent_names(layout, config) if name not in apart])
-    X, x = (torch.stack([spec.row({n: state[n] for n, _ in spec.shapes}) for state in of]) for of in (learned, before))
+    X = torch.stack([spec.row({name: state[name] for name in spec.names}) for state in trained])
+    x = layout.spec.columns(spec.names, before)
     if config.norm_clip is not None:
         X = norm_clipped(X, x, weights, config.norm_clip)
     aggregate = method.aggregate(X, weights, config)
     answers = method.answer(Sent(X, x, weights, spec, config, layout.kind, memory), aggregate)
     if apart:
         shares = (weights / weights.sum()).tolist()
-        head = {n: sum(p * state[n] for p, state in zip(shares, learned, strict=True)) for n in apart}
+        head = {n: sum(p * state[n] for p, state in zip(shares, trained, strict=True)) for n in apart}
         answers = [{**answer, **head} for answer in answers]
     return aggregate, answers
 
@@ -266,7 +278,7 @@ def _report_answers(
     answers: dict[int, State | None],
     after: dict[int, ClientResult],
 ) -> None:
-    """The rows of what was answered and what became of it."""
+    """Rows for the history: what each client received, and what it made of that."""
     for i, name in names.items() if aggregate else ():
         residual = float(aggregate.residual[i])
         report.add(t, name, "server", "residual", residual, downlink_bytes=bytes_of(answers[i]))

@@ -28,7 +28,7 @@ from ..errors import ConfigError, FedReFTError
 from ..federation import client, evaluation, server
 from ..federation.admission import refusal
 from ..federation.assembly import Federation, assemble
-from ..federation.rounds import LocalClients
+from ..federation.local_clients import LocalClients
 from ..files import hash_of
 from ..methods import METHODS
 from . import HIDDEN, records, relay

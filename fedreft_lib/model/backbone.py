@@ -3,7 +3,7 @@
 `load_backbone(name)` takes, in this order,
 
     "tiny-llama", "tiny-roberta"               random weights from a fixed seed, no download (tests, profile smoke)
-    "smollm2-135m-instruct", "minilm-l6-v2"    packaged weights, see `assets`
+    "smollm2-135m-instruct", "minilm-l6-v2"    packaged weights, see data.downloads
     a folder                                   what `save_pretrained` wrote
     anything else                              a name on the Hugging Face hub
 """
@@ -36,16 +36,16 @@ from transformers import (
 from transformers.utils import logging
 
 from ..data.downloads import ASSETS, packaged_models
-from ..errors import ConfigError, FedReFTError, did_you_mean
+from ..errors import FedReFTError, did_you_mean
 from . import position_tables, special_tokens
 from .architectures import ARCHITECTURES, BLOCKS, count_parameters, empty_model, find_layers, fit, kind_of
+from .device import choose_device, choose_dtype
 from .fast.packed_attention import install
 from .identity import TINY, folder_of
 from .tiny import build_tiny
 from .ways import Ways, setting
 from .weights import backbone_folder
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # transformers 4.56 renamed the argument; the old name warns there, the new one is unknown before.
 DTYPE_ARGUMENT = "dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
 HUB_TIMEOUT = 10  # seconds for the hub's first answer; left alone, transformers tries for 23 s and more
@@ -159,34 +159,6 @@ def load_backbone(name: str, dtype: str | torch.dtype = "auto", device: str | to
         layers=find_layers(model),
         fingerprint=fingerprint(model),
     )
-
-
-def choose_device(device: str | torch.device) -> torch.device:
-    """For "auto" the GPU where there is one. Raises ConfigError for a device that this machine has not."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:  # torch uses each of them
-        raise ConfigError(f"device {str(device)!r} cannot be used here; use 'auto', 'cpu' or 'cuda'.") from error
-    return torch.device(device)
-
-
-def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """For "auto" bfloat16 where `device` multiplies it natively, else float32. Raises ConfigError for other names."""
-    if dtype in DTYPES.values():
-        return dtype
-    if dtype in DTYPES:
-        return DTYPES[dtype]
-    if dtype != "auto":
-        raise ConfigError(f"dtype must be 'auto' or one of {', '.join(DTYPES)}, got {dtype!r}.")
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        # Older torch versions cannot tell; float32 is always right. Emulated bfloat16 is slower than float32.
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-        native = device.type == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    return torch.bfloat16 if native else torch.float32
 
 
 def fingerprint(model: PreTrainedModel) -> str:

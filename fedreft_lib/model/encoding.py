@@ -42,7 +42,7 @@ class Encoded:
         share: float | Tensor | None = None,
         owners: Tensor | None = None,
     ) -> Batch:
-        """share: of the local branch, one for all rows or one for each item of the whole (see branches.Blend).
+        """share: of the local branch, one for all rows or one for each item of the whole (see methods.branches.Blend).
 
         owners: of each row, where rows have states of their own.
         """

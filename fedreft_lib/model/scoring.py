@@ -17,7 +17,7 @@ from .encoding import AnswerSet, ChoiceSet, LabelSet, TextSet, rows_share
 from .steered import SteeredModel
 from .tokens import by_length
 
-Share = float | Tensor | None  # of the local branch, for states that have one: see branches.Blend
+Share = float | Tensor | None  # of the local branch, for states that have one: see methods.branches.Blend
 Score = tuple[str, str, float]  # task, metric, value; accuracies, correlations and ROUGE in percent
 
 

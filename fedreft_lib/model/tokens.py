@@ -79,11 +79,11 @@ class Batch:
     targets: Tensor  # (M, 4): row, column of the predicting token, column of the answer token, number of the answer
     segments: Tensor | None = None  # (B, T), of encoders that tell the two texts of a pair apart
     hidden: Tensor | None = None
-    share: Tensor | None = None  # (B,), see branches.Blend
-    owners: Tensor | None = None  # (B,), each row's state where there are several, see owners.py
+    share: Tensor | None = None  # (B,), see methods.branches.Blend
+    owners: Tensor | None = None  # (B,), each row's state where there are several, see fast/owners.py
     ways: Ways = TOGETHER
     items: Tensor | None = None  # (B,), the sequence that each row is of, where those with several answers have several
-    order: Tensor | None = None  # (B,), the model reads all tokens as one row, in this order, see attention.py
+    order: Tensor | None = None  # (B,), of the rows in a packed batch, whose tokens are read as one row
 
     @property
     def packed(self) -> bool:

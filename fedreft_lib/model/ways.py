@@ -2,7 +2,7 @@
 
 A *layout*, the fastest first:
 
-    packed     the tokens of all texts as one row (attention.py), the options of a question on top of one prompt
+    packed     the tokens of all texts as one row (packed_attention), the options of a question on top of one prompt
     together   texts padded to the longest, the options of a question on top of one prompt, kept apart by a mask
     apart      each prompt with each of its options as a text of its own, padded; no mask but the model's own
     alone      the same, one text after another

@@ -16,7 +16,8 @@ from ..config import RunConfig
 from ..core.interventions import INTERVENTIONS
 from ..core.state import State
 from ..federation.assembly import assemble
-from ..federation.rounds import federation_of, start
+from ..federation.local_clients import start
+from ..federation.rounds import federation_of
 from ..federation.training import train_clients
 from ..methods import METHODS
 from ..methods.branches import Branches, Kind

@@ -20,7 +20,8 @@ from ..core.aggregation import AGGREGATIONS
 from ..errors import FedReFTError
 from ..federation import attacks
 from ..federation.assembly import assemble
-from ..federation.rounds import federated_round, start
+from ..federation.local_clients import start
+from ..federation.rounds import federated_round
 
 BOUND = 3.0  # as tests/torture/flower.py has it
 WORDS = (

@@ -15,7 +15,7 @@ import torch
 
 from fedreft_lib import RunConfig, run
 from fedreft_lib.federation import assembly
-from fedreft_lib.model.fast import hidden_cache
+from fedreft_lib.model.fast import hidden_cache, hidden_files
 from fedreft_lib.runs.results import Run
 from tests.benchmarks.contest import Contest, Rival, timed
 from tests.benchmarks.sizes import Size
@@ -39,7 +39,7 @@ def _contest(size: Size, layers: str) -> Contest:
             return _runs(config)
 
     def theirs() -> list[Run]:
-        with mock.patch.multiple(hidden_cache, DISK_LIMIT=0, MEMORY_LIMIT=0):
+        with mock.patch.object(hidden_files, "DISK_LIMIT", 0), mock.patch.object(hidden_cache, "MEMORY_LIMIT", 0):
             return _runs(config)
 
     def check() -> str:

@@ -10,7 +10,7 @@ import torch
 from fedreft_lib import RunConfig
 from fedreft_lib.core.training import Trained
 from fedreft_lib.federation.assembly import assemble
-from fedreft_lib.federation.rounds import start
+from fedreft_lib.federation.local_clients import start
 from fedreft_lib.federation.training import train_client as train
 from fedreft_lib.model.fast.cohort import train_together
 from tests.benchmarks.contest import Contest, Rival, timed

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 
 from fedreft_lib import RunConfig
 from fedreft_lib.federation.assembly import assemble
-from fedreft_lib.federation.rounds import LocalClients, enrolled, facts_of, federated_round
+from fedreft_lib.federation.local_clients import LocalClients, enrolled
+from fedreft_lib.federation.rounds import facts_of, federated_round
 from fedreft_lib.runs import store
 from fedreft_lib.runs.client_states import ClientStates
 from tests.benchmarks import peak

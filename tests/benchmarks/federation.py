@@ -17,7 +17,8 @@ from fedreft_lib.core.state import State
 from fedreft_lib.data import render
 from fedreft_lib.data.partition import ClientData
 from fedreft_lib.federation.assembly import Federation, adapter_of, assemble
-from fedreft_lib.federation.rounds import federated_round, start
+from fedreft_lib.federation.local_clients import start
+from fedreft_lib.federation.rounds import federated_round
 from fedreft_lib.federation.training import steps_per_round
 from fedreft_lib.federation.training import train_client as train
 from fedreft_lib.model.encoding import AnswerSet

@@ -13,7 +13,8 @@ import numpy as np
 
 from fedreft_lib import RunConfig, run
 from fedreft_lib.federation.assembly import assemble
-from fedreft_lib.federation.rounds import federated_round, start
+from fedreft_lib.federation.local_clients import start
+from fedreft_lib.federation.rounds import federated_round
 from fedreft_lib.runs import checkpoints
 from tests.benchmarks import step
 from tests.benchmarks.contest import Contest, Rival, timed

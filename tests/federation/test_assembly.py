@@ -9,7 +9,7 @@ from fedreft_lib.errors import ConfigError, DataError
 from fedreft_lib.federation import assembly
 from fedreft_lib.federation.assembly import assemble
 from fedreft_lib.model import scoring
-from fedreft_lib.model.fast import hidden_cache
+from fedreft_lib.model.fast import hidden_cache, hidden_files
 from fedreft_lib.model.reader import Reader
 from tests.helpers.federations import small
 
@@ -101,7 +101,7 @@ def test_what_does_not_fit_is_not_cached_and_the_results_are_those_of_the_whole_
     size = sum(h.numel() * h.element_size() for h in full.clients[0].train.hidden)
     assembly._build.cache_clear()
     monkeypatch.setenv("FEDREFT_HIDDEN_STATES", str(tmp_path))
-    monkeypatch.setattr(hidden_cache, "DISK_LIMIT", 0)
+    monkeypatch.setattr(hidden_files, "DISK_LIMIT", 0)
     monkeypatch.setattr(hidden_cache, "MEMORY_LIMIT", size)
     with pytest.warns(UserWarning, match="they stay in memory"):
         part = assemble(config)

@@ -11,7 +11,8 @@ from fedreft_lib.errors import ConfigError
 from fedreft_lib.federation.assembly import assemble
 from fedreft_lib.federation.attacks import ATTACKS, BAD_UPDATES, sent_by
 from fedreft_lib.federation.dealing import partition_of
-from fedreft_lib.federation.rounds import federated_round, start
+from fedreft_lib.federation.local_clients import start
+from fedreft_lib.federation.rounds import federated_round
 from fedreft_lib.methods import METHODS
 from tests.helpers.federations import LORA, small
 

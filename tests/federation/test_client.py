@@ -11,7 +11,8 @@ from fedreft_lib.core.rotation import align
 from fedreft_lib.core.training import Trained
 from fedreft_lib.federation.assembly import assemble
 from fedreft_lib.federation.client import common_start, make_update, sent_names, sent_spec, take_answer
-from fedreft_lib.federation.rounds import federated_round, start
+from fedreft_lib.federation.local_clients import start
+from fedreft_lib.federation.rounds import federated_round
 from fedreft_lib.model import scoring
 from tests.helpers.federations import GLUE, LORA, finish, small
 from tests.helpers.layouts import tiny_layout

@@ -12,7 +12,8 @@ from fedreft_lib.data.partition import ClientData
 from fedreft_lib.errors import DataError
 from fedreft_lib.federation.assembly import assemble
 from fedreft_lib.federation.dealing import partition_of
-from fedreft_lib.federation.rounds import federated_round, start
+from fedreft_lib.federation.local_clients import start
+from fedreft_lib.federation.rounds import federated_round
 from fedreft_lib.federation.training import participants
 from fedreft_lib.model.encoding import ChoiceSet, TextSet
 from tests.helpers.federations import StoppedError, same, stop_after

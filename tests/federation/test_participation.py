@@ -6,8 +6,9 @@ import torch
 from fedreft_lib import load_run, run
 from fedreft_lib.errors import ConfigError, FedReFTError
 from fedreft_lib.federation.assembly import assemble
+from fedreft_lib.federation.local_clients import start
 from fedreft_lib.federation.participation import away
-from fedreft_lib.federation.rounds import federated_round, start
+from fedreft_lib.federation.rounds import federated_round
 from fedreft_lib.federation.training import train_clients
 from tests.helpers.federations import StoppedError, named, same, small, stop_after
 

@@ -9,7 +9,8 @@ from fedreft_lib.core.rotation import orthonormality_error
 from fedreft_lib.federation import assembly, training
 from fedreft_lib.federation.assembly import assemble
 from fedreft_lib.federation.client import common_start
-from fedreft_lib.federation.rounds import federated_round, start
+from fedreft_lib.federation.local_clients import start
+from fedreft_lib.federation.rounds import federated_round
 from fedreft_lib.federation.training import train_client as train
 from fedreft_lib.model import scoring
 from tests.helpers.federations import (

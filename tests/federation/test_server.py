@@ -14,7 +14,8 @@ from fedreft_lib.federation import admission, assembly, training
 from fedreft_lib.federation.admission import Update
 from fedreft_lib.federation.assembly import assemble
 from fedreft_lib.federation.client import ClientResult, ClientUpdate, sent_names
-from fedreft_lib.federation.rounds import federated_round, start
+from fedreft_lib.federation.local_clients import start
+from fedreft_lib.federation.rounds import federated_round
 from fedreft_lib.federation.server import round_of
 from tests.helpers.federations import GLUE, small
 from tests.helpers.layouts import tiny_layout

@@ -10,7 +10,8 @@ from fedreft_lib.core.interventions import INTERVENTIONS, LoReFT
 from fedreft_lib.core.training import train
 from fedreft_lib.federation import training
 from fedreft_lib.federation.assembly import assemble
-from fedreft_lib.federation.rounds import federated_round, start
+from fedreft_lib.federation.local_clients import start
+from fedreft_lib.federation.rounds import federated_round
 from fedreft_lib.federation.training import participants, steps_per_round, train_client, train_clients
 from fedreft_lib.seeds import derive
 from tests.helpers.federations import named, small, some_answers

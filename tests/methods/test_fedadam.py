@@ -6,7 +6,8 @@ import torch
 
 from fedreft_lib import run
 from fedreft_lib.federation.assembly import assemble
-from fedreft_lib.federation.rounds import federated_round, start
+from fedreft_lib.federation.local_clients import start
+from fedreft_lib.federation.rounds import federated_round
 from tests.helpers.federations import small
 
 SERVER = {"server_lr": 0.02, "server_beta1": 0.8, "server_beta2": 0.95, "server_tau": 0.003}

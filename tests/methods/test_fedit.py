@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fedreft_lib import run
-from fedreft_lib.federation.rounds import federated_round, start
+from fedreft_lib.federation.local_clients import start
+from fedreft_lib.federation.rounds import federated_round
 from tests.helpers.federations import small
 from tests.methods.test_branches import lora_adds, reft_adds
 

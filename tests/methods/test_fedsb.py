@@ -8,7 +8,8 @@ import torch
 
 from fedreft_lib import run
 from fedreft_lib.federation.assembly import assemble
-from fedreft_lib.federation.rounds import federated_round, start
+from fedreft_lib.federation.local_clients import start
+from fedreft_lib.federation.rounds import federated_round
 from fedreft_lib.methods import METHODS
 from tests.helpers.federations import small
 

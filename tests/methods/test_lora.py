@@ -14,7 +14,7 @@ from fedreft_lib import RunConfig, run
 from fedreft_lib.core.training import batches
 from fedreft_lib.errors import ConfigError, FedReFTError
 from fedreft_lib.federation.assembly import assemble
-from fedreft_lib.federation.rounds import start
+from fedreft_lib.federation.local_clients import start
 from fedreft_lib.federation.training import train_client as train
 from fedreft_lib.methods.lora import LoRA, SmallLoRA, SmallLoReFT
 from fedreft_lib.model.adapters import InLinears

@@ -10,7 +10,8 @@ from fedreft_lib import run
 from fedreft_lib.errors import DataError, FedReFTError
 from fedreft_lib.federation.assembly import _build, assemble
 from fedreft_lib.federation.evaluation import evaluate_all
-from fedreft_lib.federation.rounds import federated_round, start
+from fedreft_lib.federation.local_clients import start
+from fedreft_lib.federation.rounds import federated_round
 from fedreft_lib.model.agreement import size_of, windows
 from fedreft_lib.model.backbone import load_backbone
 from fedreft_lib.model.fast.packed_attention import GIVEN

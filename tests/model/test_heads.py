@@ -12,7 +12,8 @@ from fedreft_lib import LoReFT, RunConfig
 from fedreft_lib.core.sites import Sites
 from fedreft_lib.federation import rounds
 from fedreft_lib.federation.assembly import assemble
-from fedreft_lib.federation.rounds import federated_round, start
+from fedreft_lib.federation.local_clients import start
+from fedreft_lib.federation.rounds import federated_round
 from fedreft_lib.methods import METHODS
 from fedreft_lib.model import scoring
 from fedreft_lib.model.adapters import AtSites

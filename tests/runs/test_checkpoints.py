@@ -142,7 +142,7 @@ def test_a_disk_that_is_full_loses_no_round_and_is_one_sentence(tmp_path):
         f"try:\n    finish(small(), {str(tmp_path)!r})\n"
         "except FedReFTError as error:\n    print(error)\n    sys.exit(7)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 7, done.stderr
     assert done.stdout.count("\n") == 1 and "round 1 stays" in done.stdout
     assert load_run(tmp_path).manifest["round"] == 1

@@ -9,8 +9,8 @@ import torch
 from fedreft_lib import load_run, run
 from fedreft_lib.errors import ConfigError, DamageWarning
 from fedreft_lib.federation.assembly import assemble
+from fedreft_lib.federation.local_clients import enrolled, start
 from fedreft_lib.federation.participation import away
-from fedreft_lib.federation.rounds import enrolled, start
 from fedreft_lib.federation.training import train_clients
 from fedreft_lib.files import save_tensors
 from fedreft_lib.methods import METHODS

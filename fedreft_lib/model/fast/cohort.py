@@ -7,7 +7,7 @@ takes the steps that it takes alone.
 On a CPU they are the same to the bit, in float32 and bfloat16, where a row of a product does not depend on how many
 other rows there are. MKL and oneDNN keep to that from eight or twelve rows on, and the rest is done here: clients share
 the products with frozen weights, whose rows are tokens, and nothing else. Each attends in grids of its own
-(attention.py), has its own sums over positions (owners.py) and its own norm of the gradient. Products of one or
+(packed_attention.py), has its own sums over positions (owners.py) and its own norm of the gradient. Products of one or
 two columns (rank 1, FedALT's router), stacked additions (FLoRA) and batches of fewer than twelve tokens are left out:
 there the two differ in last bits, which AdamW can make as large as a step, for a number whose gradient is zero but for
 rounding.

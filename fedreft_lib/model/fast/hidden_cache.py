@@ -18,7 +18,6 @@ import contextlib
 import functools
 import hashlib
 import os
-import shutil
 import uuid
 import warnings
 from collections.abc import Iterator, Sequence
@@ -30,25 +29,17 @@ from torch import Tensor, nn
 from ...config import RunConfig
 from ...environment import BITS, environment
 from ...errors import DamageWarning, FedReFTError
-from ...files import cache_dir, hash_of, load_tensors, write_tensors
+from ...files import hash_of, load_tensors, write_tensors
 from .. import steered, tokens
 from ..backbone import Backbone
 from ..steered import SteeredModel
 from ..tokens import Tokens
 from ..ways import Ways
 from . import packed_attention
+from .hidden_files import folder, limit, make_room
 
-DISK_LIMIT = 8 * 2**30  # bytes of all files together; never more than a quarter of the disk that is free without them
 MEMORY_LIMIT = 2 * 2**30  # bytes of a federation that stay in memory where the disk does not take them
 PART = 2**28  # bytes of a file: longer lists are computed and written in parts, so that memory holds one at a time
-FILES = "[0-9a-f]" * 64 + "*.safetensors"  # whole files, and those that a killed process left half written
-
-
-def folder() -> Path:
-    """$FEDREFT_HIDDEN_STATES, else hidden_states in the cache folder of `assets`; made when something is stored."""
-    if "FEDREFT_HIDDEN_STATES" in os.environ:
-        return Path(os.environ["FEDREFT_HIDDEN_STATES"]).expanduser()
-    return cache_dir() / "hidden_states"
 
 
 def keeps(model: SteeredModel, config: RunConfig) -> bool:
@@ -69,11 +60,6 @@ def offer(model: SteeredModel, config: RunConfig, ways: Ways) -> str:
     return f"nothing to keep: a {model.backbone.model.config.model_type} model cannot start in the middle"
 
 
-def used(place: Path) -> int:
-    """Bytes of all files that are kept."""
-    return sum(size for _, size, _ in _files(place))
-
-
 class HiddenCache:
     """The hidden states of one federation's sequences, below the first site of `model`."""
 
@@ -81,7 +67,7 @@ class HiddenCache:
         self.model, self.folder, self.writes = model, folder(), True
         self.bytes = model.backbone.hidden_size * model.backbone.dtype.itemsize  # of a token
         # A federation that is larger than the limit would push out its own files.
-        self.on_disk, self.in_memory = _limit(self.folder), MEMORY_LIMIT  # bytes left
+        self.on_disk, self.in_memory = limit(self.folder), MEMORY_LIMIT  # bytes left
 
     def states(self, sequences: Sequence[Tokens]) -> list[Tensor] | None:
         """`hidden_below` of the sequences, on the CPU: (T_i, d) each; None where there is no room for them, or where
@@ -152,9 +138,9 @@ class HiddenCache:
         temporary = path.with_name(f"{key}-{uuid.uuid4().hex}.safetensors")
         try:
             if hidden.nbytes > self.on_disk:
-                raise OSError(f"{_limit(self.folder) / 2**30:.2f} GiB are the most that it may hold")
+                raise OSError(f"{limit(self.folder) / 2**30:.2f} GiB are the most that it may hold")
             self.folder.mkdir(parents=True, exist_ok=True)
-            _make_room(self.folder, hidden.nbytes)
+            make_room(self.folder, hidden.nbytes)
             write_tensors({"hidden": hidden}, temporary, {"key": key})
             try:
                 os.replace(temporary, path)  # not flushed: what a power cut tears is found by its hash
@@ -209,31 +195,3 @@ def _weights(backbone: Backbone) -> list[str]:
         " ".join(hash_of({name: tensor.cpu().contiguous()}) for name, tensor in sorted(module.state_dict().items()))
         for module in modules
     ]
-
-
-def _files(place: Path) -> list[tuple[float, int, Path]]:
-    """(time of last use, size, path) of what is kept, the least recently used first."""
-    found = []
-    for path in place.glob(FILES):
-        with contextlib.suppress(OSError):  # removed meanwhile
-            status = path.stat()
-            found.append((status.st_mtime, status.st_size, path))
-    return sorted(found)
-
-
-def _limit(place: Path) -> int:
-    """Bytes that all files may have together."""
-    there = next(parent for parent in (place.absolute(), *place.absolute().parents) if parent.exists())
-    return min(DISK_LIMIT, (shutil.disk_usage(there).free + used(place)) // 4)
-
-
-def _make_room(place: Path, size: int) -> None:
-    """Remove the least recently used files until `size` more bytes are within the limit."""
-    files, limit = _files(place), _limit(place)
-    total = sum(own for _, own, _ in files)
-    for _, own, path in files:
-        if total + size <= limit:
-            return
-        with contextlib.suppress(OSError):  # gone already, or mapped where a mapped file cannot be removed
-            path.unlink()
-            total -= own

@@ -11,7 +11,7 @@ from fedreft_lib import run
 from fedreft_lib.core.interventions import INTERVENTIONS
 from fedreft_lib.federation import training
 from fedreft_lib.federation.assembly import assemble
-from fedreft_lib.federation.rounds import start
+from fedreft_lib.federation.local_clients import start
 from fedreft_lib.federation.training import train_clients
 from fedreft_lib.model.fast.cohort import clip_each, train_together
 from fedreft_lib.model.fast.owners import Lines

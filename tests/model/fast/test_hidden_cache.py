@@ -18,7 +18,7 @@ from fedreft_lib.federation.assembly import _build, assemble
 from fedreft_lib.files import write_tensors
 from fedreft_lib.methods.lora import LoRA
 from fedreft_lib.model.adapters import InLinears
-from fedreft_lib.model.fast import hidden_cache
+from fedreft_lib.model.fast import hidden_cache, hidden_files
 from fedreft_lib.model.fast.hidden_cache import HiddenCache, key_of, offer, used
 from fedreft_lib.model.steered import SteeredModel
 from fedreft_lib.model.tokens import Tokens, encode
@@ -86,7 +86,7 @@ def test_another_process_reads_what_this_one_wrote(place):
         "model = steered(); sequences = read(model); model.hidden_below = None\n"
         "print(hashlib.sha256(torch.cat(HiddenCache(model).states(sequences)).numpy().tobytes()).hexdigest())"
     )
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == hashlib.sha256(torch.cat(ours).numpy().tobytes()).hexdigest()
@@ -282,7 +282,7 @@ def test_a_folder_that_may_only_be_read_is_read(place, monkeypatch):
 
 
 def test_what_neither_disk_nor_memory_takes_is_not_kept(place, monkeypatch):
-    monkeypatch.setattr(hidden_cache, "DISK_LIMIT", 1000)
+    monkeypatch.setattr(hidden_files, "DISK_LIMIT", 1000)
     model = steered()
     with pytest.warns(UserWarning, match="are the most that it may hold"):
         assert HiddenCache(model).states(read(model)) is not None
@@ -322,27 +322,27 @@ def test_the_least_recently_used_go_first(place, monkeypatch):
     oldest, second, third = sorted(place.iterdir(), key=lambda path: path.stat().st_mtime)
     HiddenCache(model).states(lists[0])  # used again
     (place / "mine.safetensors").write_bytes(bytes(100))  # whatever is not the cache's own stays
-    monkeypatch.setattr(hidden_cache, "DISK_LIMIT", 3 * size + 10)
+    monkeypatch.setattr(hidden_files, "DISK_LIMIT", 3 * size + 10)
     HiddenCache(model).states(lists[3])
     assert oldest.exists() and third.exists() and not second.exists()
     assert len(list(place.iterdir())) == 4 and used(place) <= 3 * size + 10
 
 
 def test_no_more_than_a_quarter_of_the_free_disk_is_taken(place, monkeypatch):
-    monkeypatch.setattr(hidden_cache.shutil, "disk_usage", lambda path: type("", (), {"free": 4000}))
-    assert hidden_cache._limit(place) == 1000
+    monkeypatch.setattr(hidden_files.shutil, "disk_usage", lambda path: type("", (), {"free": 4000}))
+    assert hidden_files.limit(place) == 1000
     monkeypatch.setattr(hidden_cache, "used", lambda place: 800)
-    assert hidden_cache._limit(place) == 1200
+    assert hidden_files.limit(place) == 1200
     monkeypatch.setattr(hidden_cache, "used", lambda place: 1 << 60)
-    assert hidden_cache._limit(place) == hidden_cache.DISK_LIMIT
+    assert hidden_files.limit(place) == hidden_files.DISK_LIMIT
 
 
 def test_the_cache_is_beside_the_packaged_weights_unless_told_otherwise(monkeypatch):
     monkeypatch.setenv("FEDREFT_HIDDEN_STATES", "/b")
     monkeypatch.setenv("FEDREFT_CACHE", "/a")
-    assert hidden_cache.folder() == Path("/b")
+    assert hidden_files.folder() == Path("/b")
     monkeypatch.delenv("FEDREFT_HIDDEN_STATES")
-    assert hidden_cache.folder() == Path("/a/hidden_states")
+    assert hidden_files.folder() == Path("/a/hidden_states")
 
 
 # ---- what is said ---------------------------------------------------------------------------------------------------

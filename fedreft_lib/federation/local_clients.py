@@ -1,0 +1,80 @@
+"""Clients that are all in this process."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ..config import RunConfig
+from ..core.state import State
+from ..data.partition import classes_of, data_fingerprint
+from ..methods import METHODS
+from ..model.heads import check_classes
+from ..runs.client_states import ClientStates
+from . import evaluation
+from .assembly import Federation
+from .client import ClientResult, ClientUpdate, common_start, make_update, take_answer
+from .engine import engine_of
+from .training import participants, train_clients
+
+
+class LocalClients:
+    """`server.Clients` in this process."""
+
+    def __init__(self, federation: Federation, config: RunConfig):
+        self.federation, self.config, self.model = federation, config, federation.model
+        self.longest, self.writes = federation.longest, federation.writes
+        check_classes({client.name: classes_of(client) for client in federation.questions}, config)
+        self.cut = federation.cut
+        self.participants = participants(federation, config)
+        self.names = [p.name for p in self.participants]
+        self.examples, self.steps = [len(p.train) for p in self.participants], [p.steps for p in self.participants]
+
+    @property
+    def engine(self) -> str:
+        return engine_of(self.config, self.model.backbone.device)
+
+    @property
+    def questions(self) -> str:
+        return data_fingerprint(self.federation.questions)
+
+    def begin(self) -> ClientStates:
+        return enrolled(self.federation, self.config)
+
+    def train(
+        self, before: dict[int, State], missed: dict[int, State], t: int, on_step: Callable[[], object]
+    ) -> dict[int, ClientUpdate]:
+        trained = train_clients(self.federation, self.config, before, t, on_step)
+        return {
+            k: make_update(
+                self.model.layout, self.config, k, t,
+                name=self.names[k], examples=self.examples[k], before=before[k], trained=each,
+            )
+            for k, each in trained.items()
+        }  # fmt: skip
+
+    def apply_answers(
+        self, states: dict[int, State], answers: dict[int, State | None], refused: set[int], t: int
+    ) -> dict[int, ClientResult]:
+        clients = self.federation.clients
+        return {
+            k: take_answer(self.model, self.config, clients[k] if k < len(clients) else None, t, state, answers[k])
+            for k, state in states.items()
+        }
+
+    def evaluate(self, X: ClientStates | None, t: int, memory: State, progress: bool) -> list[dict]:
+        return evaluation.evaluate_all(self.federation, self.config, X, t, memory=memory, progress=progress)
+
+
+def start(federation: Federation, config: RunConfig) -> Tensor:
+    """X (N, P) before the first round: everybody starts from one state, or averages would mix different gauges."""
+    return enrolled(federation, config).all
+
+
+def enrolled(federation: Federation, config: RunConfig) -> ClientStates:
+    """`start` for any number of clients."""
+    method, everybody, layout = METHODS[config.method], participants(federation, config), federation.model.layout
+    state = common_start(layout, config)
+    if method.client_statistics:
+        known = [method.client_statistics(federation.model, config, state, each) for each in federation.clients]
+        state = method.initial_state(layout, config, state, known, max(each.steps for each in everybody))
+    return ClientStates(layout.spec.row(state), len(everybody))

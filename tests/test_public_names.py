@@ -1,0 +1,41 @@
+"""What notebooks import is public: names of fedreft_lib and fedreft_lib.data, the workbook, and a few named modules."""
+
+import ast
+
+import nbformat
+import pytest
+
+import fedreft_lib
+from fedreft_lib import data
+from fedreft_lib.batch.jobs import PROJECT
+
+OPEN = ("fedreft_lib", "fedreft_lib.data", "fedreft_lib.workbook", "fedreft_lib.errors", "fedreft_lib.flower")
+# What a notebook takes apart before the reader's eyes.
+SHOWN = {
+    "03_arithmetic": {"fedreft_lib.data.arithmetic_sources"},
+    "04_instruction": {"fedreft_lib.model", "fedreft_lib.model.architectures"},
+    "05_glue": {"fedreft_lib.workbook.ledger"},
+    "07_methods": {"fedreft_lib.methods"},
+    "09_results": {"fedreft_lib.config"},
+    "10_beyond_one_machine": {
+        "fedreft_lib.batch.jobs", "fedreft_lib.flower.client_files", "fedreft_lib.flower.levels",
+        "fedreft_lib.flower.simulation",
+    },
+}  # fmt: skip
+NOTEBOOKS = sorted((PROJECT / "notebooks").rglob("[!.]*.ipynb"))
+
+
+@pytest.mark.parametrize("module", [fedreft_lib, data], ids=lambda module: module.__name__)
+def test_every_public_name_is_there(module):
+    assert module.__all__ == sorted(set(module.__all__), key=module.__all__.index)
+    assert all(getattr(module, name) is not None for name in module.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'no_such_name'"):
+        module.no_such_name  # noqa: B018
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_imports_what_is_public(path):
+    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    nodes = [node for source in cells for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    found = {node.module for node in nodes if node.module.startswith("fedreft_lib")}
+    assert found - {*OPEN} == SHOWN.get(path.stem, set())
