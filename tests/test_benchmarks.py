@@ -5,12 +5,13 @@ import pytest
 from tests.benchmarks import __main__ as command
 from tests.benchmarks.contest import Contest, Rival, Skipped, measured
 from tests.benchmarks.sizes import TINY
+from tests.helpers.pairs import few
 
 # A deployment takes minutes; tests/flower/test_deployment.py starts one.
 SHORT = [topic for topic in command.TOPICS if topic != "deployment"]
 
 
-@pytest.mark.parametrize("topic", SHORT)
+@pytest.mark.parametrize("topic", few(SHORT, "step", "scoring", "cohort"))
 def test_every_benchmark_runs_and_its_sides_agree(topic):
     reasons, rows = [], []
     for contest in command.TOPICS[topic](TINY):

@@ -9,6 +9,7 @@ import torch
 
 from fedreft_lib import run
 from fedreft_lib.environment import commit, differences, environment
+from fedreft_lib.federation.assembly import _build
 from tests.helpers.federations import small
 
 
@@ -16,18 +17,22 @@ def digest(states):
     return hashlib.sha256(states.numpy().tobytes()).hexdigest()
 
 
-def test_one_seed_gives_the_same_bits_in_another_process_with_as_many_threads():
-    config = small(mixing="adaptive", rounds=2)
+def test_another_process_reads_the_hidden_states_of_this_one_and_one_seed_gives_it_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDREFT_HIDDEN_STATES", str(tmp_path))
+    _build.cache_clear()
+    done = run(small(mixing="adaptive", rounds=2), progress=False)
+    _build.cache_clear()
+    written = {path: path.stat().st_ino for path in tmp_path.iterdir()}
     threads = torch.get_num_threads()
     code = (
-        "import torch\nfrom fedreft_lib import run\nfrom tests.test_environment import digest, small\n"
-        f"torch.set_num_threads({threads})\n"
+        "import torch\nfrom fedreft_lib import SteeredModel, run\nfrom tests.test_environment import digest, small\n"
+        f"torch.set_num_threads({threads})\nSteeredModel.hidden_below = None\n"  # it shall not be called
         "print(digest(run(small(mixing='adaptive', rounds=2), progress=False).states))"
     )
     root = Path(__file__).parents[1]
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
-    done = run(config, progress=False)
     assert other.stdout.strip() == digest(done.states)
+    assert written and {path: path.stat().st_ino for path in tmp_path.iterdir()} == written
     assert done.manifest["threads"] == threads and done.manifest["deterministic"] == "yes"
 
 

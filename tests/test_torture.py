@@ -7,14 +7,19 @@ from tests.torture import GOOD, checkpoint_damage, files, full_disk, parameters,
 
 @pytest.mark.parametrize(
     ("tried", "n"),
-    [(training_kills.tried, 6), (checkpoint_damage.tried, 20), (files.tried, 30), (parameters.tried, 60)],
-    ids=["kills of training", "damaged run folders", "damaged data files", "parameters"],
+    [
+        pytest.param(training_kills.tried, 6, marks=pytest.mark.slow, id="kills of training"),
+        pytest.param(checkpoint_damage.tried, 20, marks=pytest.mark.slow, id="damaged run folders"),
+        pytest.param(files.tried, 30, id="damaged data files"),
+        pytest.param(parameters.tried, 60, id="parameters"),
+    ],
 )
 def test_everything_that_is_tried_survives_or_is_refused_in_a_sentence(tried, n, tmp_path):
     counts = tried(n, 1234, tmp_path)
     assert counts["tried"] == n == sum(counts.get(end, 0) for end in GOOD), counts
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(tmp_path):
     counts = full_disk.tried(3, 1234, tmp_path)
     if not counts["tried"]:

@@ -141,7 +141,6 @@ def test_runs_that_a_notebook_used_stay_and_those_of_its_earlier_parameters_go(t
     assert [path.name for path in (tmp_path / "earlier").iterdir()] == ["earlier"]
 
 
-@pytest.mark.slow
 def test_what_is_unchanged_is_kept_and_what_is_changed_runs_with_what_reads_its_runs(project):
     folder = project / "outputs/quick"
     log = "import pathlib\npathlib.Path('../executed').open('a').write('{}\\n')"
@@ -192,7 +191,6 @@ def test_a_whole_output_that_a_kill_left_without_its_name_is_taken_over_and_a_to
     assert not list(folder.glob("*.running.ipynb")) and not list(folder.glob("*.tmp"))
 
 
-@pytest.mark.slow
 def test_a_second_batch_is_refused_and_the_kernel_of_a_killed_one_is_ended(project):
     note = project / "pid"
     code = f"import os, pathlib, time\npathlib.Path({str(note)!r}).write_text(str(os.getpid()))\ntime.sleep(600)"

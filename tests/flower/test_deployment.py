@@ -17,6 +17,7 @@ from tests.helpers.federations import same
 MOST = 600.0  # seconds
 
 
+@pytest.mark.slow
 def test_a_federation_with_tls_and_keys_gives_the_local_numbers_and_nothing_to_strangers(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
     config = own(written(tmp_path), clients=2, tasks=("birds", "rivers"), rounds=1, train_size=4, test_size=2)

@@ -8,16 +8,21 @@ pytest.importorskip("flwr", reason="the flower extra is not installed")
 from fedreft_lib import run
 from fedreft_lib.errors import ConfigError, FedReFTError
 from fedreft_lib.federation.assembly import assemble
-from fedreft_lib.federation.attacks import ATTACKS, BAD_UPDATES
 from fedreft_lib.federation.client import sent_names
 from fedreft_lib.flower import records
 from fedreft_lib.flower.client_app import in_this_process
 from fedreft_lib.flower.relay import app_of
 from fedreft_lib.flower.server_app import serve
 from tests.flower.grid import DirectGrid
-from tests.helpers.federations import CASES, GLUE, ONCE, same, small, together
+from tests.helpers.federations import GLUE, ONCE, same, small, together
 
-SOME = [fields for fields in ONCE if fields["method"] != "centralised"]
+SOME = [
+    *({"mixing": 0.3, "aggregation": "mean"}, {"mixing": "scheduled"}, {"mixing": "adaptive"}),
+    *(fields for fields in ONCE if fields["method"] != "centralised"),
+]
+# What the wire could change of a message: numbers that JSON has not, other types and shapes, keys, a sender's own.
+HOSTILE = ["one_nan", "broadcastable_shape", "integer_dtype", "complex_dtype", "missing_key", "extra_key", "nan_count",
+           "negative_count", "sign_flip", "collude", "label_flip"]  # fmt: skip
 PART = [
     {"sampled": 3},
     {"drops": [[2, 1], [3, 2]]},
@@ -73,9 +78,9 @@ def vars_of(done):
     return {name: getattr(done, name) for name in names}
 
 
-@pytest.mark.parametrize("fields", [f for f in CASES if f.get("method") != "centralised"] + SOME, ids=together)
+@pytest.mark.parametrize("fields", SOME, ids=together)
 def test_every_method_gives_what_it_gives_in_one_process(over, fields):
-    config = small(**fields)
+    config = small(**fields, rounds=2)
     if config.method in ("fedalt", "flora"):  # of which a cohort is not exact, see cohort.py; nodes train one by one
         config = config.but(engine="one_by_one")
     found, _ = over(config)
@@ -91,22 +96,21 @@ def test_who_is_away_late_or_drops_out(over, fields):
 
 @pytest.mark.parametrize("fields", MORE, ids=together)
 def test_other_settings(over, fields):
-    config = small(**fields)
+    config = small(**fields, rounds=2)
     found, _ = over(config)
     equal(found, alone(config))
 
 
-@pytest.mark.parametrize("attack", [*BAD_UPDATES, *ATTACKS])
+@pytest.mark.parametrize("attack", HOSTILE)
 def test_a_hostile_node_is_refused_or_borne_as_in_one_process(over, attack):
-    config = small(setup="iid", clients=5, hostile=1, attack=attack, rounds=2)
+    config = small(setup="iid", clients=5, hostile=1, attack=attack, rounds=1)
     found, _ = over(config)
     equal(found, alone(config))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_the_order_of_arrival_does_not_matter(over, seed):
+def test_the_order_of_arrival_does_not_matter(over):
     config = small(rounds=2)
-    found, grid = over(config, seed=seed + 1)
+    found, grid = over(config, seed=1)
     equal(found, alone(config))
     assert [k for kind, k, *_ in grid.sent if kind == "train.learn"] != [0, 1, 2, 3] * 2
 

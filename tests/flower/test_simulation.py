@@ -28,6 +28,7 @@ def simulated(config, folder):
     return done.returncode, (done.stderr.strip().splitlines() or [""])[-1]
 
 
+@pytest.mark.slow
 def test_a_simulation_gives_the_numbers_of_one_process_and_is_read_back(tmp_path):
     config = small(rounds=2, mixing="adaptive")
     assert simulated(config, tmp_path)[0] == 0
@@ -39,11 +40,13 @@ def test_a_simulation_gives_the_numbers_of_one_process_and_is_read_back(tmp_path
     same(run(config, tmp_path, progress=False), expected)  # and is finished
 
 
+@pytest.mark.slow
 def test_what_ends_a_run_ends_the_simulation_with_the_same_sentence(tmp_path):
     code, said = simulated(small(hostile=3, attack="one_nan", rounds=1), tmp_path)
     assert code and "round 1 has 1 admitted updates and needs 2" in said
 
 
+@pytest.mark.slow
 def test_flwr_run_simulates_the_same_app(tmp_path):
     config = small(rounds=1)
     (tmp_path / "config.json").write_text(config.model_dump_json(), encoding="utf-8")

@@ -22,6 +22,7 @@ from fedreft_lib.model.tokens import Tokens
 from fedreft_lib.model.ways import Ways
 from tests.helpers.families import DECODERS, ENCODERS, backbone_of, can_be_built, steered, tiny_config
 from tests.helpers.federations import small
+from tests.helpers.pairs import pairwise
 
 NEAR = 1e-4  # of log-probabilities
 
@@ -171,11 +172,19 @@ def worst(found, right):
 # ---- every family ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # models warn of settings of their own
-@pytest.mark.parametrize(("kind", "families", "least"), [("causal", DECODERS, 40), ("encoder", ENCODERS, 15)])
+@pytest.mark.parametrize(
+    ("kind", "families", "least"),
+    [
+        ("causal", ["llama", "granite", "gemma2", "lfm2"], 3),  # each of which is read in another way
+        ("encoder", ["roberta", "convbert"], 2),
+        pytest.param("causal", DECODERS, 40, marks=pytest.mark.slow),
+        pytest.param("encoder", ENCODERS, 15, marks=pytest.mark.slow),
+    ],
+    ids=["some decoders", "some encoders", "all decoders", "all encoders"],
+)
 def test_every_family_is_right_or_refused(kind, families, least):
-    built = [family for family in families if can_be_built(family, kind)]
+    built = [family for family in families if family in DECODERS + ENCODERS and can_be_built(family, kind)]
     found = {family: differences(family, kind) for family in built}
     wrong = {
         (family, what): apart for family, each in found.items() for what, apart in each.items() if not apart <= NEAR
@@ -215,22 +224,22 @@ def test_a_row_as_long_as_what_is_read_of_it_is_read_once(family, tokens):
 # ---- which ways are taken --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("family", "longest", "ways"),
-    [
-        ("llama", 100, {"whole": True, "bare": True, "cached": True}),
-        ("granite", 100, {"whole": True, "bare": False, "cached": True}),  # logits are divided by 8
-        ("gemma2", 16, {"whole": True, "bare": False, "cached": True}),  # and capped; a window of 16
-        ("gemma2", 17, {"whole": False, "bare": False, "cached": True}),
-        ("mistral", 16, {"whole": True, "bare": True, "cached": True}),
-        ("mistral", 17, {"whole": False, "bare": True, "cached": True}),
-        ("lfm2", 16, {"whole": False, "bare": True, "cached": False}),  # convolutions
-        ("mamba", 16, {"whole": False, "cached": False}),  # recurrent
-    ],
+@pairwise(
+    reading={
+        "llama": ("llama", 100, {"whole": True, "bare": True, "cached": True}),
+        "granite": ("granite", 100, {"whole": True, "bare": False, "cached": True}),  # logits are divided by 8
+        "gemma2 16": ("gemma2", 16, {"whole": True, "bare": False, "cached": True}),  # and capped; a window of 16
+        "gemma2 17": ("gemma2", 17, {"whole": False, "bare": False, "cached": True}),
+        "mistral 16": ("mistral", 16, {"whole": True, "bare": True, "cached": True}),
+        "mistral 17": ("mistral", 17, {"whole": False, "bare": True, "cached": True}),
+        "lfm2": ("lfm2", 16, {"whole": False, "bare": True, "cached": False}),  # convolutions
+        "mamba": ("mamba", 16, {"whole": False, "cached": False}),  # recurrent
+    },
+    dtype={"float32": torch.float32, "bfloat16": torch.bfloat16},
+    scale=[1, 2],
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("scale", [1, 2])
-def test_the_fast_ways_are_taken_where_they_are_right(family, longest, ways, dtype, scale):
+def test_the_fast_ways_are_taken_where_they_are_right(reading, dtype, scale):
+    family, longest, ways = reading
     if family not in DECODERS or (family == "gemma2" and not GIVEN):
         pytest.skip(f"this transformers has no {family}, or one with a cache of its own")
     backbone = backbone_of(family, "causal", scale=scale)

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import socket
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -290,6 +292,18 @@ def hub_cache(saved, tmp_path_factory, monkeypatch):
     return folder / "snapshots" / ("0" * 40)
 
 
+@pytest.fixture
+def no_network(monkeypatch):
+    """No address can be found, at once: transformers looks for one more file of a download, again and again."""
+
+    def unknown(*args, **kwargs):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+
+
+@pytest.mark.usefixtures("no_network")
 def test_without_a_network_an_earlier_download_is_used_and_its_size_is_said(hub_cache, monkeypatch, capsys):
     monkeypatch.setattr(module, "HfApi", hub_that(ConnectionError()))
     backbone = load_backbone(NAME, dtype="float32", device="cpu")
@@ -298,6 +312,7 @@ def test_without_a_network_an_earlier_download_is_used_and_its_size_is_said(hub_
     assert line.startswith(f"{NAME}: 0.000181 B parameters, about 0.0 GiB in float32; ") and "free on cpu" in line
 
 
+@pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("lost", ["model.safetensors", "tokenizer*", "config.json"])
 def test_a_download_that_was_cut_short_is_one_sentence(hub_cache, monkeypatch, lost):
     for file in hub_cache.glob(lost):

@@ -17,7 +17,7 @@ import torch
 from fedreft_lib import load_run
 from fedreft_lib.errors import DamageWarning, FedReFTError
 from fedreft_lib.files import load_tensors, save_tensors
-from tests.helpers.federations import finish, same, small, stopped
+from tests.helpers.federations import finish, same, small
 
 DAMAGE = {
     "cut off": lambda content: content[:-7],
@@ -49,26 +49,22 @@ def damage(path, how):
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-@pytest.mark.parametrize("finished", [False, True])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on_to_the_same_bits(tmp_path, how, finished):
-    config = small(rounds=3)
-    whole = finish(config)
-    finish(config, tmp_path) if finished else stopped(config, tmp_path, after=2)
-    last = 3 if finished else 2
+@pytest.mark.parametrize("last", [2, 3], ids=["stopped", "finished"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on_to_the_same_bits(kept, tmp_path, how, last):
+    kept.copied(last, tmp_path)
     damage(tmp_path / "checkpoints" / f"round_000{last}.safetensors", how)
     with pytest.warns(DamageWarning, match=f"round_000{last}.safetensors .*: round {last - 1} is used") as told:
         back = load_run(tmp_path)
     assert "\n" not in str(told[0].message)
     assert back.manifest["round"] == back.history["round"].max() == last - 1
     with pytest.warns(DamageWarning):
-        same(finish(config, tmp_path), whole)
-    same(load_run(tmp_path), whole)
+        same(finish(kept.config, tmp_path), kept.whole)
+    same(load_run(tmp_path), kept.whole)
 
 
-def test_a_checkpoint_of_another_run_is_named_and_not_used(tmp_path):
-    config = small(rounds=3)
-    whole = finish(config)
-    stopped(config, tmp_path / "a", after=1)
+def test_a_checkpoint_of_another_run_is_named_and_not_used(kept, tmp_path):
+    config, whole = kept.config, kept.whole
+    kept.copied(1, tmp_path / "a")
     finish(config.but(seed=1), tmp_path / "b")
     name = "checkpoints/round_0003.safetensors"
     shutil.copy(tmp_path / "b" / name, tmp_path / "a" / name)
@@ -78,27 +74,25 @@ def test_a_checkpoint_of_another_run_is_named_and_not_used(tmp_path):
         same(finish(config, tmp_path / "a"), whole)
 
 
-def test_with_no_whole_checkpoint_left_a_run_is_refused_in_a_sentence_and_starts_again(tmp_path):
-    config = small(rounds=2)
-    whole = finish(config, tmp_path)
+def test_with_no_whole_checkpoint_left_a_run_is_refused_in_a_sentence_and_starts_again(kept, tmp_path):
+    kept.copied(3, tmp_path)
     for path in (tmp_path / "checkpoints").iterdir():
         damage(path, "cut off")
     with pytest.raises(FedReFTError, match="no whole round is left in") as error:
         load_run(tmp_path)
     assert "\n" not in str(error.value)
     with pytest.warns(DamageWarning, match="no whole round is left .* starts again"):
-        same(finish(config, tmp_path), whole)
+        same(finish(kept.config, tmp_path), kept.whole)
 
 
 @pytest.mark.parametrize("name", ["config.json", "manifest.json", "history.csv"])
 @pytest.mark.parametrize("content", [None, b"", b'{"rank": ', b"\xff\xfe", b"[1]", b"null"])
-def test_the_copies_beside_the_checkpoints_may_be_lost_and_come_back(tmp_path, name, content):
-    config = small(rounds=1)
-    whole = finish(config, tmp_path)
+def test_the_copies_beside_the_checkpoints_may_be_lost_and_come_back(kept, tmp_path, name, content):
+    kept.copied(3, tmp_path)
     before = (tmp_path / name).read_bytes()
     (tmp_path / name).unlink() if content is None else (tmp_path / name).write_bytes(content)
-    same(load_run(tmp_path), whole)
-    same(finish(config, tmp_path), whole)
+    same(load_run(tmp_path), kept.whole)
+    same(finish(kept.config, tmp_path), kept.whole)
     assert (tmp_path / name).read_bytes() == before
 
 
@@ -131,15 +125,13 @@ def limit_files_to(size):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs limits of a process")
-def test_a_disk_that_is_full_loses_no_round_and_is_one_sentence(tmp_path):
-    config = small()
-    whole = finish(config)
-    stopped(config, tmp_path, after=1)
+def test_a_disk_that_is_full_loses_no_round_and_is_one_sentence(kept, tmp_path):
+    kept.copied(1, tmp_path)
     size = (tmp_path / "checkpoints" / "round_0001.safetensors").stat().st_size
     code = (
         "import sys\nfrom tests.runs.test_checkpoints import *\n"
         f"limit_files_to({size // 2})\n"
-        f"try:\n    finish(small(), {str(tmp_path)!r})\n"
+        f"try:\n    finish(small(rounds=3), {str(tmp_path)!r})\n"
         "except FedReFTError as error:\n    print(error)\n    sys.exit(7)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
@@ -147,4 +139,4 @@ def test_a_disk_that_is_full_loses_no_round_and_is_one_sentence(tmp_path):
     assert done.stdout.count("\n") == 1 and "round 1 stays" in done.stdout
     assert load_run(tmp_path).manifest["round"] == 1
     assert not list(tmp_path.rglob("*.tmp"))
-    same(finish(config, tmp_path), whole)
+    same(finish(kept.config, tmp_path), kept.whole)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from fedreft_lib import RunConfig, environment, load_run, load_runs, results_of
+from fedreft_lib import environment, load_run, load_runs, results_of
 from fedreft_lib.errors import ConfigError, ElsewhereWarning, FedReFTError
 from fedreft_lib.runs import checkpoints, store
 from fedreft_lib.runs.checkpoints import HISTORY, history_of
@@ -40,8 +40,8 @@ def test_a_run_comes_back_as_it_was(tmp_path):
     assert {name: tuple(tensor.shape) for name, tensor in named.items()} == dict(back.spec.shapes)
 
 
-def test_the_folder_has_what_the_contract_says_and_the_manifest_names_what_it_depends_on(tmp_path):
-    finish(small(rounds=3), tmp_path)
+def test_the_folder_has_what_the_contract_says_and_the_manifest_names_what_it_depends_on(kept, tmp_path):
+    kept.copied(3, tmp_path)
     found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     checkpoints = ["checkpoints/round_0002.safetensors", "checkpoints/round_0003.safetensors"]
     assert found == [".lock", *checkpoints, "config.json", "history.csv", "manifest.json"]
@@ -60,49 +60,44 @@ def test_a_run_without_a_folder_leaves_nothing_behind(tmp_path, monkeypatch):
     assert done.folder is None and list(tmp_path.iterdir()) == []
 
 
-def test_a_finished_run_is_returned_and_not_computed_again(tmp_path, monkeypatch):
-    config = small(rounds=2)
-    done = finish(config, tmp_path)
+def test_a_finished_run_is_returned_and_not_computed_again(kept, tmp_path, monkeypatch):
+    kept.copied(3, tmp_path)
     rounds = computes(monkeypatch)
     monkeypatch.setattr("fedreft_lib.federation.rounds.assemble", None)  # nothing is loaded either
-    same(finish(config, tmp_path), done)
+    same(finish(kept.config, tmp_path), kept.whole)
     assert rounds == []
 
 
-def test_without_resume_everything_is_computed_again(tmp_path, monkeypatch):
-    config = small(rounds=2)
-    done = finish(config, tmp_path)
+def test_without_resume_everything_is_computed_again(kept, tmp_path, monkeypatch):
+    kept.copied(3, tmp_path)
     rounds = computes(monkeypatch)
-    same(finish(config, tmp_path, resume=False), done)
-    assert rounds == [1, 2]
+    same(finish(kept.config, tmp_path, resume=False), kept.whole)
+    assert rounds == [1, 2, 3]
 
 
-def test_only_the_rounds_that_are_missing_are_computed(tmp_path, monkeypatch):
-    stopped(small(), tmp_path, after=1)
+def test_only_the_rounds_that_are_missing_are_computed(kept, tmp_path, monkeypatch):
+    kept.copied(1, tmp_path)
     rounds = computes(monkeypatch)
-    finish(small(), tmp_path)
+    finish(kept.config, tmp_path)
     assert rounds == [2, 3]
 
 
 # ---- what is torn, foreign or outdated ------------------------------------------------------------------------------
 
 
-def test_torn_temporary_files_do_no_harm(tmp_path):
-    config = small()
-    whole = finish(config)
-    stopped(config, tmp_path, after=1)
+def test_torn_temporary_files_do_no_harm(kept, tmp_path):
+    kept.copied(1, tmp_path)
     names = ["manifest.json", "history.csv", "config.json", "checkpoints/round_0001.safetensors"]
     for name in [*names, "checkpoints/round_0002.safetensors"]:
         (tmp_path / f"{name}.tmp").write_bytes(b'{"round": 3, torn')
     assert load_run(tmp_path).manifest["round"] == 1
-    same(finish(config, tmp_path), whole)
+    same(finish(kept.config, tmp_path), kept.whole)
 
 
 @pytest.mark.parametrize(("victim", "round"), [("checkpoint", 1), ("history.csv", 2), ("manifest.json", 2)])
-def test_a_crash_within_a_save_loses_at_most_that_round(tmp_path, monkeypatch, victim, round):
-    config = small()
-    whole = finish(config)
-    stopped(config, tmp_path, after=1)
+def test_a_crash_within_a_save_loses_at_most_that_round(kept, tmp_path, monkeypatch, victim, round):
+    config, whole = kept.config, kept.whole
+    kept.copied(1, tmp_path)
     write = store.write_text
 
     def crash(path, *args):
@@ -120,54 +115,49 @@ def test_a_crash_within_a_save_loses_at_most_that_round(tmp_path, monkeypatch, v
 
 
 @pytest.mark.parametrize("change", [{"mixing": 0.9}, {"seed": 1}, {"rounds": 4}, {"experiment": "x"}])
-def test_a_run_of_another_config_in_the_folder_is_refused_and_left_alone(tmp_path, change):
-    finish(small(rounds=1), tmp_path)
+def test_a_run_of_another_config_in_the_folder_is_refused_and_left_alone(kept, tmp_path, change):
+    kept.copied(3, tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}  # .lock, too: it is there
     for resume in (True, False):
         with pytest.raises(ConfigError) as refused:
-            finish(small(**{"rounds": 1, **change}), tmp_path, resume=resume)
+            finish(kept.config.but(**change), tmp_path, resume=resume)
         text = str(refused.value)
         assert next(iter(change)) in text and str(tmp_path) in text and "\n" not in text
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("rounds", [1, 3], ids=["unfinished", "finished"])
-def test_a_run_that_other_code_made_is_computed_anew(tmp_path, monkeypatch, rounds):
-    config = small(rounds=3)
-    if rounds == 3:
-        whole = finish(config, tmp_path)
-    else:
-        whole = finish(config)
-        stopped(config, tmp_path, after=rounds)
+def test_a_run_that_other_code_made_is_computed_anew(kept, tmp_path, monkeypatch, rounds):
+    kept.copied(rounds, tmp_path)
     monkeypatch.setattr(environment, "code_fingerprint", lambda: "0123456789abcdef")
     computed = computes(monkeypatch)
     with pytest.warns(ElsewhereWarning, match=f"{rounds} rounds in .* other code: they are computed again"):
-        same(finish(config, tmp_path), whole)
+        same(finish(kept.config, tmp_path), kept.whole)
     assert computed == [1, 2, 3] and load_run(tmp_path).manifest["code"] == "0123456789abcdef"
 
 
-@pytest.mark.parametrize("key", ["backbone", "weights", "data", "dtype"])
-@pytest.mark.parametrize("after", [2, 3], ids=["unfinished", "finished"])
-def test_a_run_on_another_backbone_or_other_data_is_computed_anew(tmp_path, monkeypatch, key, after):
-    if key in ("weights", "dtype") and after == 3:
-        pytest.skip("a finished run is returned without loading its backbone")
-    stopped(small(), tmp_path, after=2) if after == 2 else finish(small(), tmp_path)
+@pytest.mark.parametrize(
+    ("key", "after"),  # a finished run is returned without loading its backbone, so nothing is known of its weights
+    [("backbone", 2), ("backbone", 3), ("weights", 2), ("data", 2), ("data", 3), ("dtype", 2)],
+)
+def test_a_run_on_another_backbone_or_other_data_is_computed_anew(kept, tmp_path, monkeypatch, key, after):
+    kept.copied(after, tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps(manifest | {key: "another"}))
     computed = computes(monkeypatch)
     with pytest.warns(ElsewhereWarning, match=f"{after} rounds in .* other {key}: they are computed again"):
-        finish(small(), tmp_path)
+        finish(kept.config, tmp_path)
     assert computed == [1, 2, 3]
 
 
 @pytest.mark.parametrize(("key", "value"), [("threads", 64), ("versions", {"torch": "1.0"}), ("device", "cuda")])
-def test_a_run_goes_on_elsewhere_with_a_warning_that_its_bits_may_differ(tmp_path, monkeypatch, key, value):
-    stopped(small(), tmp_path, after=2)
+def test_a_run_goes_on_elsewhere_with_a_warning_that_its_bits_may_differ(kept, tmp_path, monkeypatch, key, value):
+    kept.copied(2, tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps(manifest | {key: value}))
     computed = computes(monkeypatch)
     with pytest.warns(ElsewhereWarning, match=f"made with {key} .*{value if key != 'versions' else '1.0'}"):
-        finish(small(), tmp_path)
+        finish(kept.config, tmp_path)
     assert computed == [3]
 
 
@@ -176,8 +166,8 @@ def test_a_run_goes_on_elsewhere_with_a_warning_that_its_bits_may_differ(tmp_pat
     [({"code": "another"}, "other library code"), ({"versions": {"torch": "1.0"}}, "torch 1.0 "), ({}, "")],
     ids=["code", "torch", "nothing"],
 )
-def test_loading_says_where_a_run_was_made_if_not_here(tmp_path, change, said):
-    finish(small(rounds=1), tmp_path / "run")
+def test_loading_says_where_a_run_was_made_if_not_here(kept, tmp_path, change, said):
+    kept.copied(3, tmp_path / "run")
     path = tmp_path / "run" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with contextlib.nullcontext() if not change else pytest.warns(ElsewhereWarning, match=said):
@@ -201,16 +191,15 @@ def test_the_code_fingerprint_follows_what_computes_and_not_what_shows(tmp_path,
 
 
 @pytest.mark.parametrize("after", [0, 1])
-def test_a_run_that_was_started_again_can_be_stopped_and_resumed(tmp_path, after):
-    config = small()
-    whole = finish(config, tmp_path)
-    stopped(config, tmp_path, after, resume=False)
-    same(finish(config, tmp_path), whole)
+def test_a_run_that_was_started_again_can_be_stopped_and_resumed(kept, tmp_path, after):
+    kept.copied(3, tmp_path)
+    stopped(kept.config, tmp_path, after, resume=False)
+    same(finish(kept.config, tmp_path), kept.whole)
 
 
-def test_a_crash_while_a_run_is_started_again_leaves_no_half_history(tmp_path, monkeypatch):
-    config = small(rounds=1)
-    whole = finish(config, tmp_path)
+def test_a_crash_while_a_run_is_started_again_leaves_no_half_history(kept, tmp_path, monkeypatch):
+    config, whole = kept.config, kept.whole
+    kept.copied(3, tmp_path)
     write = store.write_text
 
     def crash(path, text):
@@ -284,9 +273,7 @@ def test_many_runs_become_one_table_in_the_order_of_their_names(tmp_path):
     assert list(results_of([]).columns) == CONTRACT and load_runs(tmp_path / "empty") == []
 
 
-def test_a_run_folder_can_be_moved(tmp_path):
-    config: RunConfig = small(rounds=1)
-    done = finish(config, tmp_path / "a")
-    (tmp_path / "a").rename(tmp_path / "b")
-    same(load_run(tmp_path / "b"), done)
-    same(finish(config, tmp_path / "b"), done)
+def test_a_run_folder_can_be_moved(kept, tmp_path):
+    kept.copied(3, tmp_path / "a").rename(tmp_path / "b")
+    same(load_run(tmp_path / "b"), kept.whole)
+    same(finish(kept.config, tmp_path / "b"), kept.whole)
