@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from fedreft_lib import load_run
-from fedreft_lib.core.interventions import INTERVENTIONS
 from fedreft_lib.core.rotation import orthonormality_error
 from fedreft_lib.federation import assembly, training
 from fedreft_lib.federation.assembly import assemble
@@ -26,14 +25,14 @@ from tests.helpers.federations import (
     rows,
     same,
     small,
-    stop_after,
+    stopped,
     together,
 )
 
 # ---- to the bit -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fields", CASES, ids=NAMES)
+@pytest.mark.parametrize("fields", [{"mixing": "adaptive"}, {"method": "centralised"}], ids=["adaptive", "centralised"])
 def test_two_runs_of_one_config_are_equal_to_the_bit(fields):
     config = small(**fields, eval_every=1)
     assembly._build.cache_clear()  # the questions are drawn and read anew too
@@ -43,41 +42,37 @@ def test_two_runs_of_one_config_are_equal_to_the_bit(fields):
     same(one, finish(config))
 
 
-@pytest.mark.parametrize("fields", CASES, ids=NAMES)
-def test_a_run_that_was_stopped_and_resumed_is_the_uninterrupted_one_to_the_bit(monkeypatch, tmp_path, fields):
+@pytest.mark.parametrize(
+    ("fields", "after"),
+    [(fields, i % 3) for i, fields in enumerate(CASES)] + [({"mixing": "adaptive"}, 1), ({"mixing": "adaptive"}, 2)],
+    ids=[*NAMES, "adaptive, 1", "adaptive, 2"],
+)
+def test_a_run_that_was_stopped_and_resumed_is_the_uninterrupted_one_to_the_bit(tmp_path, fields, after):
     config = small(**fields, eval_every=2)
     whole = fresh(config)
-    for stopped in range(config.rounds):
-        folder = tmp_path / str(stopped)
-        with monkeypatch.context() as patched, pytest.raises(StoppedError):
-            stop_after(patched, stopped)
-            finish(config, folder)
-        assemble(config).memo.clear()
-        same(finish(config, folder), whole)
-        same(load_run(folder), whole)
+    stopped(config, tmp_path, after)
+    assemble(config).memo.clear()
+    same(finish(config, tmp_path), whole)
+    same(load_run(tmp_path), whole)
 
 
 @pytest.mark.parametrize("fields", BASELINES, ids=together)
-def test_so_it_is_with_every_method(monkeypatch, tmp_path, fields):
+def test_so_it_is_with_every_method(tmp_path, fields):
     config = small(**fields, test_size=2)
     whole = fresh(config)
-    with monkeypatch.context() as patched, pytest.raises(StoppedError):
-        stop_after(patched, 2)
-        finish(config, tmp_path)
+    stopped(config, tmp_path, 2)
     assemble(config).memo.clear()
     same(finish(config, tmp_path), whole)
 
 
-def test_what_a_server_remembers_is_kept_with_each_round(monkeypatch, tmp_path):
+def test_what_a_server_remembers_is_kept_with_each_round(tmp_path):
     config = small(method="fedadam")
     federation = assemble(config)
     X, memory = start(federation, config), {}
     for t in (1, 2):
         X, report = federated_round(federation, config, X, t, memory=memory)
         memory = report.memory
-    with monkeypatch.context() as patched, pytest.raises(StoppedError):
-        stop_after(patched, 2)
-        finish(config, tmp_path)
+    stopped(config, tmp_path, 2)
     found = load_run(tmp_path).memory
     assert set(found) == {"m", "v"} and all(torch.equal(found[name], memory[name]) for name in found)
     assert not torch.equal(
@@ -147,7 +142,7 @@ def test_the_mixing_never_changes_the_first_rounds_local_training():
 # ---- what the history says ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fields", CASES, ids=NAMES)
+@pytest.mark.parametrize("fields", [{}, {"method": "fedavg"}, {"method": "centralised"}], ids=str)
 def test_bytes_are_those_of_the_states_that_are_exchanged(fields):
     done = finish(small(**fields, rounds=2))
     sends, P = fields.get("method") not in ("local", "centralised"), done.spec.size
@@ -252,11 +247,12 @@ def test_the_history_gives_lam_as_it_was_given():
 
 
 @pytest.mark.parametrize("fields", [
-    *({"intervention": name, "init": "random"} for name in INTERVENTIONS),
-    {"intervention": "direft"}, {"setup": "mixed"}, {"setup": "iid", "clients": 2},
-    {"setup": "dirichlet", "clients": 6}, {"tied": True}, {"positions": "l1"}, {"layers": "all"}, {"clients": 7},
-    {"prompt_format": "llm_adapters", "scoring": "generation", "test_size": 2}, {"decayed": [], "weight_decay": 0.1},
-    {"dtype": "bfloat16"}, {"clients": 2, "tasks": ["piqa", "siqa"]}, {"rounds": 0},
+    {"intervention": "loreft", "init": "random", "dtype": "bfloat16"}, {"intervention": "direft", "setup": "mixed"},
+    {"intervention": "noreft", "init": "random", "tied": True, "decayed": [], "weight_decay": 0.1},
+    {"intervention": "orthonormal_direft", "init": "random", "positions": "l1", "setup": "iid", "clients": 2},
+    {"intervention": "consreft", "init": "random", "layers": "all", "setup": "dirichlet", "clients": 6},
+    {"intervention": "lobireft", "init": "random", "clients": 7}, {"clients": 2, "tasks": ["piqa", "siqa"]},
+    {"prompt_format": "llm_adapters", "scoring": "generation", "test_size": 2}, {"rounds": 0},
 ], ids=lambda fields: " ".join(map(str, fields.values())))  # fmt: skip
 def test_every_choice_runs_and_ends_with_finite_states_and_accuracies(fields):
     config = small(**{"rounds": 1, "test_size": 3, **fields})

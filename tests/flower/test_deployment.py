@@ -3,11 +3,15 @@ model that is loaded once, and no way in without a key."""
 
 import re
 import shutil
+import ssl
+import sys
 
 import pytest
 import torch
 
 pytest.importorskip("flwr", reason="the flower extra is not installed")
+
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
 from fedreft_lib import load_run, run
 from fedreft_lib.flower import certificates, local_deployment
@@ -15,6 +19,68 @@ from tests.flower.own_files import own, written
 from tests.helpers.federations import same
 
 MOST = 600.0  # seconds
+
+
+# ---- what it stands on, without its processes -----------------------------------------------------------------------
+
+
+def greets(server: ssl.SSLContext, authority) -> None:
+    """TLS's handshake of a client that trusts an authority alone, over no wire. Raises ssl.SSLError."""
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = ssl.create_default_context(cafile=str(authority)).wrap_bio(back, there, server_hostname="127.0.0.1")
+    other = server.wrap_bio(there, back, server_side=True)
+    waiting = [client, other]
+    while waiting:
+        for end in list(waiting):
+            try:
+                end.do_handshake()
+                waiting.remove(end)
+            except ssl.SSLWantReadError:
+                pass
+
+
+def test_a_server_is_known_by_its_own_authority_and_by_no_other(tmp_path):
+    ca, certificate, key = certificates.certificates(tmp_path / "here")
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(certificate, key)
+    greets(server, ca)
+    other, *_ = certificates.certificates(tmp_path / "other")
+    with pytest.raises(ssl.SSLCertVerificationError, match="CERTIFICATE_VERIFY_FAILED"):
+        greets(server, other)
+
+
+def test_every_key_is_another_and_nobody_elses_to_read(tmp_path):
+    (one, public), (other, _) = (certificates.node_key(tmp_path / name) for name in ("a", "b"))
+    loaded = load_ssh_private_key(one.read_bytes(), None)
+    assert loaded.public_key() == load_ssh_public_key(public.read_bytes())
+    assert one.read_bytes() != other.read_bytes() and one.stat().st_mode & 0o077 == 0
+
+
+def test_the_superlink_asks_for_tls_and_for_each_nodes_key_and_a_node_gives_both(tmp_path, monkeypatch):
+    here, started = local_deployment.Loopback(tmp_path), {}
+    monkeypatch.setattr(here, "start", lambda name, *command: started.update({name: [*map(str, command)]}))
+    monkeypatch.setattr(here, "await_health", lambda name, url: started.update(health=url))
+    here.start_superlink()
+    here.start_node(2, tmp_path / "its key", data=tmp_path / "its data")
+    superlink, node = started["superlink"], started["client2"]
+    assert "--enable-supernode-auth" in superlink and "--insecure" not in superlink + node
+    assert started["health"].startswith("https://")
+    for option, value in (("--ssl-certfile", here.certificate), ("--ssl-keyfile", here.key)):
+        assert superlink[superlink.index(option) + 1] == str(value)
+    for option, value in (("--root-certificates", here.ca), ("--key", tmp_path / "its key")):
+        assert node[node.index(option) + 1] == str(value)
+
+
+def test_every_process_has_ended_when_a_deployment_is_stopped(tmp_path):
+    here = local_deployment.Loopback(tmp_path)
+    for name, code in (("one", "import time; time.sleep(600)"), ("two", "")):
+        here.start(name, sys.executable, "-S", "-c", code)
+    started = list(here.processes.values())
+    here.stop()
+    assert all(process.poll() is not None for process in started) and not here.processes
+
+
+# ---- all of it ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
