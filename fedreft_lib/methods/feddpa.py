@@ -1,7 +1,7 @@
 """FedDPA (Yang et al. 2024): blends a global branch, which is averaged, with a local branch, which is never sent.
 
 FedDPA-T: each round first trains the local branch together with the frozen global one, in the shares a and 1 - a. Then
-it trains the global branch alone, which is sent and averaged with equal weights. The first round trains only the global
+it trains the global branch by itself, which is sent and averaged with equal weights. Round 1 trains only the global
 branch. The two phases share the round's steps evenly, so the method does as much work as the others.
 
 In tests each item has its own share w: w_max times its mean cosine to five of the client's training items (last token
@@ -26,7 +26,7 @@ NEIGHBOURS = 5  # training items to compare a test item with
 
 
 def two_phases(names, kind, config: RunConfig, t: int) -> list[Phase]:
-    """The local branch together with the global one, then the global one alone. The first round has only the second."""
+    """The local branch with the frozen global one, then the global one by itself. Round 1 has only the second phase."""
     alone = Phase(of_branch(names, "global"), share=0.0)
     return [alone] if t == 1 else [Phase(of_branch(names, "local")), alone]
 
