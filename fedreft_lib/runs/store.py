@@ -99,7 +99,7 @@ class Store:
         if not unasked and saved.manifest["data"] != questions():
             return None
         self._write_copies(saved)
-        os.utime(self.folder / "manifest.json")  # marks the run as used
+        os.utime(self.folder / "manifest.json")  # marks the run as used, see batch.unchanged.written
         warn_of_elsewhere([saved], self.folder)
         return run_of(saved, self.folder)
 
