@@ -104,7 +104,7 @@ _RULES: dict[str, Callable[[Tensor, Tensor, int], Aggregate]] = {
     "geometric_median": lambda X, p, f: _combined(X, *medians(X, _others(p))),
     "mean": lambda X, p, f: _combined(X, _others(p) / _others(p).sum(1, keepdim=True)),
     "trimmed_mean": _by_coordinate,
-    "coordinate_median": lambda X, p, f: _by_coordinate(X, p, len(X)),  # trimmed as far as it goes
+    "coordinate_median": lambda X, p, f: _by_coordinate(X, p, len(X)),  # trims as much as possible
     "krum": lambda X, p, f: _combined(X, robust.krum(X, p > 0, f)),
     "multi_krum": lambda X, p, f: _combined(X, robust.krum(X, p > 0, f, average=True)),
 }

@@ -78,7 +78,7 @@ def krum(X: Tensor, taking: Tensor, byzantine: int, *, average: bool = False) ->
     A = torch.zeros(len(X), len(X), dtype=torch.float64)
 
     c = _neighbours(t, byzantine)
-    everybody = near[:, :c].sum(1).unsqueeze(0)  # (1, t), for those who do not take part
+    everybody = near[:, :c].sum(1).unsqueeze(0)  # (1, t), for the clients that do not take part
     best = _best(everybody, max(1, t - byzantine) if average else 1)
     A[~taking] = torch.zeros(len(X), dtype=torch.float64).index_fill(0, rows[best[0]], 1 / best.shape[1])
 

@@ -23,7 +23,7 @@ from pathlib import Path
 ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",  # seconds between looks for a message
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",  # seconds between checks for a message
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # otherwise Ray warns of a change in a later version
 }

@@ -183,7 +183,7 @@ def _processor(device: torch.device) -> str:
     """The processor's instructions, which products depend on: machines may share a cache folder."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torch versions cannot tell
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torch versions do not know
     return f"{torch.backends.cpu.get_cpu_capability()} {sorted(capabilities.items())}"
 
 
