@@ -71,7 +71,7 @@ def save_pyreft(folder: str | Path, state: State, sites: Sites, intervention: In
         }
         write_text(folder / "config.json", json.dumps(config, indent=1))
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
-        raise FedReFTError(f"{folder} cannot be written to ({_one_line(error)}): mend that or choose another") from None
+        raise FedReFTError(f"{folder} cannot be written to ({_one_line(error)}): fix that or choose another") from None
 
 
 def load_pyreft(folder: str | Path, sites: Sites, intervention: Intervention) -> State:

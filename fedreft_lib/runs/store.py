@@ -152,7 +152,7 @@ class Store:
         except OSError as error:
             before = f"round {t - 1} stays" if t else "nothing is lost"
             raise FedReFTError(
-                f"round {t} could not be written to {self.folder} ({error}), {before}: mend that and run again"
+                f"round {t} could not be written to {self.folder} ({error}), {before}: fix that and run again"
             ) from error
         return states
 

@@ -45,4 +45,4 @@ def breakdown(scores: pd.DataFrame, clients: int, untrained: float) -> Figure:
         ax.set_xticks(sorted(scores["hostile"].unique()))
     axes[0].set_ylabel("honest clients' test score (%)")
     axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1))
-    return titled(fig, "How many hostile clients does a rule bear?", spread_note(scores, "bands"))
+    return titled(fig, "How many hostile clients does a rule tolerate?", spread_note(scores, "bands"))
