@@ -1,12 +1,11 @@
 """Aggregation as a mixing matrix: X' = M X for the federation matrix X (N, P).
 
-    FedAvg       M = 1 p^T                        everyone gets the weighted mean of all
-    All-But-Me   M = (1 - lam) I + lam A          A has a zero diagonal: row k weighs the others for client k
-                 A = exclude-self mean, or the weights that express the geometric median of the others
+    FedAvg       M = 1 p^T                        every client gets the weighted mean of all
+    All-But-Me   M = (1 - lam) I + lam A          A has a zero diagonal: row k holds the weights of the others
+                 A = exclude-self mean, or the weights that form the geometric median of the others
 
-FedReFT's abstract names All-But-Me and its authors name the geometric median by Weiszfeld's iteration; the
-rest (the starting point, the stopping rule, weights by example counts) is a reconstruction. The other robust rules
-(robust.py) are not the paper's.
+FedReFT's abstract names All-But-Me, its authors the geometric median by Weiszfeld's iteration. The iteration's start,
+its stopping rule and weights by example counts are a reconstruction. The rules of robust.py are not the paper's.
 """
 
 from collections.abc import Callable
@@ -24,11 +23,10 @@ from .state import is_finite
 class Aggregate:
     """What each client receives.
 
-    A (N, N): row k weighs the clients for client k. aggregate (N, P): A X, except under the rules that take each
-    coordinate from other clients (trimmed mean, coordinate median): there A[k, j] is the share of the coordinates in
-    which j's value was taken, and only `aggregate` is the result. residual (N,): how far row k is from
-    optimal, the norm of the objective's least subgradient over the sum of the weights: 0 at a geometric median,
-    1 at most, and 0 for rules that do not minimise anything.
+    A (N, N): row k holds the weights of the clients for client k. aggregate (N, P): A X. Trimmed mean and coordinate
+    median weigh each coordinate by itself: there A[k, j] is the mean weight of j's values, and only `aggregate` is the
+    result. residual (N,): how far row k is from the optimum, as the norm of the objective's least subgradient over the
+    sum of the weights: 0 at a geometric median, at most 1, and 0 for rules that minimise nothing.
     """
 
     A: Tensor
@@ -47,17 +45,15 @@ def all_but_me(
 ) -> Aggregate:
     """For each client, a mean or a robust aggregate of all the others (FedReFT).
 
-    kind: "geometric_median" or "mean" (the paper's), or one of robust.py: "trimmed_mean", "coordinate_median",
-    "krum", "multi_krum".
-    weights (N,): example counts or other importances; equal by default, since a median by example counts would let
-    the largest client stand in for "the others". A client of weight 0 is nobody's "other" but has a row of its own:
-    that is how a client that was set aside for a round still receives. To the rules of robust.py weights only say
-    who takes part: 0 or not.
-    byzantine: how many hostile clients among the others trimmed mean, Krum and multi-Krum are made for.
+    kind: "geometric_median" or "mean" (the paper's), or "trimmed_mean", "coordinate_median", "krum", "multi_krum".
+    weights (N,): importances, equal by default: example counts would let the largest client stand for "the others". A
+    client of weight 0 counts for nobody but has its own row: so a refused client still receives. The rules of robust.py
+    only read whether a weight is 0.
+    byzantine: the number of hostile others that trimmed mean, Krum and multi-Krum tolerate.
 
-    With three clients of equal weight the others are two points, and the median that starts at their mean is it.
+    With three clients of equal weight the others are two points: the iteration starts at their mean and stays there.
 
-    Raises ValueError for fewer than two clients, or where some client has no other with a weight.
+    Raises ValueError for bad arguments, and where a client has no other with a weight above 0.
     """
     if kind not in AGGREGATIONS:
         raise ValueError(f"kind must be one of {AGGREGATIONS}, got {kind!r}")
@@ -88,7 +84,7 @@ def _checked_weights(X: Tensor, weights: Tensor | None) -> Tensor:
 
 
 def _others(p: Tensor) -> Tensor:
-    """Row k: the weights of the others for client k, (N, N)."""
+    """(N, N): row k holds the weights of the others for client k."""
     return p.repeat(len(p), 1).fill_diagonal_(0.0)
 
 
@@ -108,7 +104,7 @@ _RULES: dict[str, Callable[[Tensor, Tensor, int], Aggregate]] = {
     "geometric_median": lambda X, p, f: _combined(X, *medians(X, _others(p))),
     "mean": lambda X, p, f: _combined(X, _others(p) / _others(p).sum(1, keepdim=True)),
     "trimmed_mean": _by_coordinate,
-    "coordinate_median": lambda X, p, f: _by_coordinate(X, p, len(X)),  # trimmed as far as it goes
+    "coordinate_median": lambda X, p, f: _by_coordinate(X, p, len(X)),  # trims as much as possible
     "krum": lambda X, p, f: _combined(X, robust.krum(X, p > 0, f)),
     "multi_krum": lambda X, p, f: _combined(X, robust.krum(X, p > 0, f, average=True)),
 }

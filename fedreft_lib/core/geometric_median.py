@@ -1,31 +1,33 @@
-"""Geometric medians of the rows of a matrix, all leave-one-out medians at once.
+"""Geometric medians of the rows of a matrix: all leave-one-out medians at once.
 
-The geometric median z = sum_j a_j x_j of points is a convex combination of them, so distances to it follow from
-the Gram matrix G of the points around an origin alone: |z - x_j|^2 = a^T G a - 2 (G a)_j + G_jj. Weiszfeld's iteration
-on the N x N Gram matrix therefore finds all N leave-one-out medians at once, whatever P is.
+The geometric median z = sum_j a_j x_j is a convex combination of the points. Distances to it therefore need only the
+Gram matrix G of the points around an origin: |z - x_j|^2 = a^T G a - 2 (G a)_j + G_jj. Weiszfeld's iteration on this
+N x N matrix finds all N leave-one-out medians at once, for any P.
 
-That sum cancels for points that are near to each other and far from the origin, and one far row drags the mean, the
-first origin, away from all others. A median that turns out to lie in such a crowd is sought again around a row of it.
+The sum loses its digits for points that are near to each other and far from the origin. The first origin is the mean,
+and one far row pulls it away from all others. A median that lies in such a crowd is computed again around one of the
+crowd's rows.
 """
 
 import torch
 from torch import Tensor
 
-# Weiszfeld converges linearly in general; an iteration costs N^3 operations in Gram space, so a tight tolerance is
-# cheap.
+# Weiszfeld's iteration converges linearly in general. One iteration costs N^3 operations on the Gram matrix, so a tight
+# tolerance is cheap.
 TOLERANCE = 1e-10
 ITERATIONS = 2000
-# Squared distances carry rounding of 1e-16 of the squared distances to the origin: less than 1e-14 means nothing.
+# A squared distance has a rounding error of 1e-16 of the squared distances to the origin: below 1e-14 it means nothing.
 ROUNDING = 1e-14
-# Points of weight w nearer to z than this times w, in units of how far from the origin z's parts are: a crowd. Around
-# one of its rows it is a crowd no more, since Weiszfeld's weights p_j / |z - x_j| then have parts that are near too.
+# Points of weight w are a crowd if they are nearer to z than this times w, in units of the mean distance of z's parts
+# to the origin. Around one of its own rows it is no longer a crowd: Weiszfeld's weights p_j / |z - x_j| favour near
+# parts, so that distance is small.
 CROWD = 0.03
-NUMBERS = 1 << 23  # of a block of columns in float64, 64 MB: bounds the memory of many clients
+NUMBERS = 1 << 23  # of a block of columns in float64, 64 MB: bounds the memory for many clients
 ORIGINS = 12  # each new origin resolves seven more digits, and float32 spans 76
 
 
 def medians(X: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """K weighted geometric medians of the rows of X (N, P), weights (K, N): barycentric (K, N), and residuals (K,)."""
+    """K geometric medians of the rows of X (N, P), weights (K, N): barycentric coordinates (K, N), residuals (K,)."""
     p = weights / weights.sum(1, keepdim=True)
     A, residual = torch.empty_like(p), torch.empty(len(p), dtype=p.dtype)
     todo, start, origin = torch.arange(len(p)), p, None
@@ -40,7 +42,7 @@ def medians(X: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _gram(X: Tensor, origin: int | None) -> Tensor:
-    """Gram matrix (N, N) of the rows around their mean, or around one of them, in float64, by blocks of columns."""
+    """Gram matrix (N, N) of the rows around their mean, or around one row; in float64, by blocks of columns."""
     G = torch.zeros(len(X), len(X), dtype=torch.float64)
     columns = min(1 << 16, max(1, NUMBERS // len(X)))
     for block in X.split(columns, dim=1):
@@ -53,11 +55,11 @@ def _gram(X: Tensor, origin: int | None) -> Tensor:
 def _weiszfeld(G: Tensor, p: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """K weighted geometric medians of N points given by their Gram matrix G (N, N); weights p (K, N) of sum 1.
 
-    Starts at A (K, N); returns barycentric coordinates (K, N), residuals (K,) and the weights of the points that crowd
-    around the median (K, N), 0 for others: where there are any, the origin is too far off to tell them apart, and with
-    half of the weight they also end the search. The step is Vardi and Zhang's (2000), which is Weiszfeld's away from
-    the points and leaves a point that is not the median. A point is the median if the others pull with no more than its
-    weight: the nearest one is tried, since steps towards it would never arrive.
+    Starts at A (K, N). Returns barycentric coordinates (K, N), residuals (K,) and the weights (K, N) of the points that
+    crowd around the median, 0 for all others. The origin is too far away to tell a crowd's points apart; a crowd with
+    half of the weight also ends the iteration. The step is Vardi and Zhang's (2000): it equals Weiszfeld's away from
+    the points, and moves off a point that is not the median. A point is the median if the others pull on it with no
+    more than its weight. The nearest point is tested for that, since steps towards it would never arrive.
     """
     for i in range(1, ITERATIONS + 1):
         distance, on, reach = _distances(A, G)
@@ -66,7 +68,7 @@ def _weiszfeld(G: Tensor, p: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor]
         unsettled = residual > TOLERANCE
         step = (1 - held / norm.clamp_min(1e-300)).clamp_min(0.0)
         following = torch.where(total > 0, (1 - step) * A + step * pull / total.clamp_min(1e-300), A)
-        if i % 8 == 0:  # seldom: most medians are found by then
+        if i % 8 == 0:  # not in every step: most medians are found by then
             near = p * (distance < CROWD / 2 * reach)
             unsettled &= (near.sum(1, keepdim=True) < 0.5) | (near.count_nonzero(1).unsqueeze(1) < 2)
             point, pulled, own = _nearest_point(p, distance, G)
@@ -74,15 +76,15 @@ def _weiszfeld(G: Tensor, p: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor]
         if not bool(unsettled.any()):
             break
         A = torch.where(unsettled, following, A)
-    # A point that holds z is the median itself: z goes onto it, not only near it.
+    # A point that holds z is the median itself: z moves exactly onto it.
     A = torch.where((held > 0) & (residual <= TOLERANCE), p * on / held.clamp_min(1e-300), A)
     return A, residual.squeeze(1), _crowd(p, distance, reach)
 
 
 def _nearest_point(p: Tensor, distance: Tensor, G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The nearest of the points with a weight (K, N), how strongly the others pull on it, and its own weight (K, 1).
+    """The nearest point with a weight (K, N), how strongly the others pull on it, and its own weight (both (K, 1)).
 
-    Points that are one point share by weight.
+    Points in the same place share by weight.
     """
     nearest = distance.masked_fill(p == 0, torch.inf).argmin(1)
     apart, same, _ = _distances(torch.nn.functional.one_hot(nearest, len(G)).to(G.dtype), G)
@@ -101,8 +103,10 @@ def _crowd(p: Tensor, distance: Tensor, reach: Tensor) -> Tensor:
 
 
 def _distances(A: Tensor, G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """From the points A (K, N) to the N given ones: distances (K, N), which of them are 0 but for rounding, and
-    the mean distance of what makes up each point to the origin (K, 1), which is the scale of the rounding."""
+    """From the points A (K, N) to the N given points: distances (K, N), and which of them are 0 up to rounding.
+
+    Also reach (K, 1), the scale of the rounding: the mean distance to the origin of the points that form each of A.
+    """
     GA, squares = A @ G, G.diagonal()
     reach = A @ squares.sqrt().unsqueeze(1)
     squared = (A * GA).sum(1, keepdim=True) - 2 * GA + squares
@@ -111,10 +115,12 @@ def _distances(A: Tensor, G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _forces(p: Tensor, A: Tensor, distance: Tensor, on: Tensor, G: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """At the points A (K, N): p_j / |z - x_j| of the points that z is not on, their sum, the norm of the gradient over
-    those points, and the weight of the points that z is on."""
+    """At the points A (K, N): p_j / |z - x_j| of the points that z is not on, and their sum.
+
+    Also the norm of the gradient over those points, and the weight of the points that z is on.
+    """
     pull = torch.where(on, 0.0, p / distance.clamp_min(1e-300))
     total = pull.sum(1, keepdim=True)
-    gradient = total * A - pull  # sum_j pull_j (z - x_j), as barycentric coordinates; its norm by the Gram matrix
+    gradient = total * A - pull  # sum_j pull_j (z - x_j) in barycentric coordinates; the Gram matrix gives its norm
     norm = (gradient * (gradient @ G)).sum(1, keepdim=True).clamp_min(0.0).sqrt()
     return pull, total, norm, (p * on).sum(1, keepdim=True)

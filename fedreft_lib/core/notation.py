@@ -1,4 +1,4 @@
-"""The notation of places, pyreft's: texts like "f7+l7" and "20-29" -> numbers."""
+"""Notation for positions and layers: texts like "f7+l7" (pyreft's) and "20-29" -> numbers."""
 
 import re
 from collections.abc import Sequence

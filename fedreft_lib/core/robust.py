@@ -1,17 +1,17 @@
-"""Robust aggregates of the others, one for each client, and the clipping of updates that can go before any of them.
+"""Robust aggregates of the others, one for each client, and norm clipping, which can precede any aggregate.
 
     trimmed mean       each coordinate: the mean without the f largest and the f smallest values (Yin et al. 2018)
     coordinate median  each coordinate: the trimmed mean that leaves one value or two
-    Krum               the row whose n - f - 2 nearest others are nearest, by squares (Blanchard et al. 2017)
-    multi-Krum         the mean of the n - f rows that Krum likes best
-    norm clipping      no update longer than some multiple of the median one (Sun et al. 2019 clip to a constant)
+    Krum               the row with the least squared distances to its n - f - 2 nearest rows (Blanchard et al. 2017)
+    multi-Krum         the mean of the n - f rows with the best Krum scores
+    norm clipping      no update longer than some multiple of the median norm (Sun et al. 2019 clip to a constant)
 
-n is the number of others that take part and f (`byzantine`) how many of them may be hostile. All who take part count
-the same. Where too few are left for f, a rule does what their number allows: trimming stops at f = (n - 1) // 2, Krum
-counts one neighbour at least (none where there is a single other: it is taken), multi-Krum averages one row at least.
-What is proved of Krum needs n > 2 f + 2, and of trimming n > 2 f.
+n is the number of others that take part, and f (`byzantine`) how many of them may be hostile. All count the same.
+Where n is too small for f, a rule does what n allows: trimming stops at f = (n - 1) // 2, Krum counts at least one
+neighbour (a single other has none and is taken), multi-Krum averages at least one row. The proofs need n > 2 f + 2 for
+Krum and n > 2 f for trimming.
 
-That each client leaves itself out is FedReFT's idea; its union with these rules is ours.
+That each client leaves itself out is FedReFT's idea; the combination with these rules is ours.
 """
 
 import math
@@ -26,13 +26,12 @@ NUMBERS = 1 << 18  # of a block of columns; bounds the memory, and small blocks 
 def trimmed_mean(X: Tensor, taking: Tensor, byzantine: int) -> tuple[Tensor, Tensor]:
     """For each row of X (N, P), the trimmed mean of the other rows that are `taking` part (N,), at least one each.
 
-    Returns shares (N, N) in float64 and the aggregates (N, P). shares[k, j]: the mean over coordinates of the weight of
-    j's value, so rows sum to 1 and the diagonal is 0; the aggregates are not shares @ X. Of equal values the first
-    client's counts as the smaller. byzantine = N or more gives the coordinate median.
+    Returns shares (N, N) in float64 and the aggregates (N, P). shares[k, j]: the mean weight of j's values over the
+    coordinates, so rows sum to 1 and the diagonal is 0. The aggregates are not shares @ X. Of equal values the first
+    client's counts as the smaller. byzantine >= N gives the coordinate median.
 
-    Each column is sorted once, not once for each client: the trimmed ends of a column without one value are those of
-    the whole column, and what that client drops from between them is its own value, or the one at the end that its own
-    lies beyond.
+    Each column is sorted once for all clients. Client k's trimmed mean drops the f values at both ends of the whole
+    column and one value between them: k's own, or, if k's own is at an end, the value next to that end.
     """
     rows = taking.nonzero().squeeze(1)
     t, (N, P) = len(rows), X.shape
@@ -43,7 +42,7 @@ def trimmed_mean(X: Tensor, taking: Tensor, byzantine: int) -> tuple[Tensor, Ten
     for block, into in zip(X.split(columns, dim=1), aggregate.split(columns, dim=1), strict=True):
         values, order = block[rows].sort(dim=0, stable=True)  # (t, B)
         values = values.to(torch.float64)
-        dropped = torch.arange(t).clamp(f, t - 1 - f)  # the place that the client at each place drops beside the ends
+        dropped = torch.arange(t).clamp(f, t - 1 - f)  # for each client's place: the place it drops between the ends
         means = _sums_without_one(values[f : t - f])[dropped - f] / (t - 1 - 2 * f)
         into[rows] = torch.empty_like(values).scatter_(0, order, means).to(X.dtype)
         kept += order[f : t - f].flatten().bincount(minlength=t)
@@ -58,7 +57,7 @@ def trimmed_mean(X: Tensor, taking: Tensor, byzantine: int) -> tuple[Tensor, Ten
 
 
 def _sums_without_one(values: Tensor) -> Tensor:
-    """For each row of (n, B), the sum of the rows above it and of those below it: no difference, so nothing cancels."""
+    """For each row of (n, B), the sum of all other rows. It subtracts nothing, so no digits cancel."""
     above, below = torch.zeros_like(values), torch.zeros_like(values)
     above[1:] = values[:-1].cumsum(0)
     below[:-1] = values[1:].flip(0).cumsum(0).flip(0)
@@ -68,9 +67,9 @@ def _sums_without_one(values: Tensor) -> Tensor:
 def krum(X: Tensor, taking: Tensor, byzantine: int, *, average: bool = False) -> Tensor:
     """For each row of X (N, P), Krum's choice among the other rows that are `taking` part (N,), at least one each.
 
-    Returns weights (N, N) in float64: 1 for the chosen row; with `average` (multi-Krum), 1 / m for each of the
-    m = n - f best scored, the m of Blanchard et al.'s experiments. Of equal scores the first client's is the better, as
-    there; with n = f + 3 two rows that are each other's nearest always tie.
+    Returns weights (N, N) in float64: 1 for the chosen row; with `average` (multi-Krum), 1 / m for each of the m best
+    rows, m = n - f as in Blanchard et al.'s experiments. The first client wins a tie, as in that paper. With n = f + 3,
+    two rows that are each other's nearest always tie.
     """
     rows = taking.nonzero().squeeze(1)
     t = len(rows)
@@ -79,11 +78,11 @@ def krum(X: Tensor, taking: Tensor, byzantine: int, *, average: bool = False) ->
     A = torch.zeros(len(X), len(X), dtype=torch.float64)
 
     c = _neighbours(t, byzantine)
-    everybody = near[:, :c].sum(1).unsqueeze(0)  # (1, t), for those who do not take part
+    everybody = near[:, :c].sum(1).unsqueeze(0)  # (1, t), for the clients that do not take part
     best = _best(everybody, max(1, t - byzantine) if average else 1)
     A[~taking] = torch.zeros(len(X), dtype=torch.float64).index_fill(0, rows[best[0]], 1 / best.shape[1])
 
-    # Row i's score for client k: without k among its neighbours the next one moves up.
+    # Row i's score for client k leaves k out: if k is among i's nearest rows, the next row takes its place.
     c = _neighbours(t - 1, byzantine)
     nearest, following = near[:, :c].sum(1, keepdim=True), near[:, c : c + 1]
     scores = torch.where(following > D, nearest - D + following, nearest).mT  # (clients, rows)
@@ -93,17 +92,17 @@ def krum(X: Tensor, taking: Tensor, byzantine: int, *, average: bool = False) ->
 
 
 def _neighbours(n: int, byzantine: int) -> int:
-    """How many of its n - 1 neighbours the score of one of n rows counts."""
+    """How many nearest rows a Krum score counts among n rows."""
     return min(max(1, n - byzantine - 2), n - 1)
 
 
 def _best(scores: Tensor, m: int) -> Tensor:
-    """Columns of the m least scores of each row (K, n)."""
+    """For each row of scores (K, n), the columns of the m smallest."""
     return scores.sort(dim=1, stable=True).indices[:, :m]
 
 
 def _squared_distances(X: Tensor) -> Tensor:
-    """Between all rows of X (N, P), in float64, from differences: a Gram matrix loses near rows beside a far one."""
+    """Between all rows of X (N, P), in float64, from differences: with a far row, a Gram matrix loses small ones."""
     n = len(X)
     i, j = torch.triu_indices(n, n, 1)
     D = torch.zeros(n, n, dtype=torch.float64)
@@ -113,13 +112,13 @@ def _squared_distances(X: Tensor) -> Tensor:
 
 
 def norm_clipped(X: Tensor, before: Tensor, weights: Tensor, factor: float) -> Tensor:
-    """X (N, P) with every update X - before shortened to `factor` times the median update's norm at most.
+    """X (N, P), with every update X - before shortened to at most `factor` times the median norm.
 
-    The median is over the clients with weights (N,) above 0, the lower of the middle two where they are even: it is an
-    honest one's even where half of the clients send huge updates. Norms are float64's, so that no finite float32
-    overflows. Updates within the limit are not touched, to the bit.
+    The median is over the clients with weights (N,) above 0, and the lower of the middle two for an even number. It is
+    then an honest client's norm even where half of the clients send huge updates. Norms are in float64, so no finite
+    float32 overflows. Updates within the limit keep their bits.
 
-    Raises ValueError for other shapes, for a factor that is not positive and where no weight is.
+    Raises ValueError for other shapes, for a factor that is not finite and positive, and where no weight is above 0.
     """
     if X.shape != before.shape or X.ndim != 2 or tuple(weights.shape) != (len(X),):
         raise ValueError(

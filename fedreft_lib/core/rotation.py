@@ -1,24 +1,23 @@
-"""Keeping R orthonormal: while it is trained, and after states have been averaged.
+"""Keeping R orthonormal: in training, and after averaging.
 
-Training moves R in Householder coordinates around the R that the round started with; this is the rule of torch's
-`orthogonal` parametrisation, which pyreft uses. Let C (d, d - r) complete the columns of R^T to a basis. For A
-(d, r), strictly lower triangular and zero at the start, v_i = e_i + A_i and tau_i = 2 / |v_i|^2,
+Training moves R in Householder coordinates around the R of the round's start. This is the rule of torch's `orthogonal`
+parametrisation, which pyreft uses. Let C (d, d - r) complete the columns of R^T to a basis. For A (d, r), strictly
+lower triangular and zero at the start, v_i = e_i + A_i and tau_i = 2 / |v_i|^2,
 
     R(A)^T = -[R^T C] H(A),    H(A) = first r columns of (I - tau_1 v_1 v_1^T) ... (I - tau_r v_r v_r^T)
 
-has orthonormal columns for every A, and R(0) = R. So the optimiser is free, and no step needs a projection.
-A has no meaning between rounds: only R itself leaves a client.
+has orthonormal columns for every A, and R(0) = R. The optimiser is therefore free: no step needs a projection.
+A has no meaning outside its round: a client keeps and sends R itself.
 
-Products of reflections are formed as I - V T V^T, with T^-1 = diag(1 / tau) + the strict upper triangle of V^T V
-(Joffrain et al. 2006). That is a few products of width r, where torch's `householder_product` spends most of a
-training step in its backward pass, and C is applied without ever being stored.
+A product of reflections is I - V T V^T with T^-1 = diag(1 / tau) + the strict upper triangle of V^T V (Joffrain et al.
+2006). This takes a few products of width r and never stores C. With torch's `householder_product`, the backward pass
+would take most of a training step.
 
-Averages of states are not orthonormal: `retract` brings them back (polar or QR), and `orthonormality_error` says
-how far off they were.
+An average of several R is not orthonormal: `orthonormality_error` measures that, and `retract` (polar or QR) fixes it.
 
-(Q R, Q W, Q b) is the same intervention for every orthogonal Q (r, r), but not the same numbers, and averages of states
-that differ by such a Q lose what the clients learned. Clients start from one R, so they differ little; `align` takes
-away what difference there is. A reconstruction, as an option.
+(Q R, Q W, Q b) is the same intervention for every orthogonal Q (r, r). An average of states that differ by such a Q
+loses what the clients learned. Clients start from one R and differ little; `align` removes the difference. It is an
+option and a reconstruction.
 """
 
 import torch
@@ -32,8 +31,8 @@ RETRACTIONS = ("polar", "qr", "raw")
 class Rotation:
     """Coordinates A (S, d, r) for R (S, r, d) around a given R.
 
-    complement: C (S, d, d - r) where a particular one is wanted (to repeat a pyreft run to the digit); without it,
-    the one that LAPACK's QR of R^T implies. R(0) is R to the bit, also where R is not orthonormal ("raw").
+    complement: C (S, d, d - r), to repeat a pyreft run to the digit; the default is the one that LAPACK's QR of R^T
+    implies. R(0) is R to the bit, even where R is not orthonormal ("raw").
     """
 
     def __init__(self, R: Tensor, complement: Tensor | None = None):
@@ -50,7 +49,7 @@ class Rotation:
         return torch.zeros_like(self.R.mT)
 
     def __call__(self, A: Tensor) -> Tensor:
-        """R(A) (S, r, d); only the part of A (S, d, r) below its diagonal counts."""
+        """R(A) (S, r, d). Only the part of A (S, d, r) below the diagonal counts."""
         r = self.R.shape[-2]
         V = _unit_lower(A)
         tau = 2.0 / (V * V).sum(-2)
@@ -78,7 +77,7 @@ def _t_inverse(V: Tensor, tau: Tensor) -> Tensor:
 
 
 def retract(R: Tensor, how: str) -> Tensor:
-    """The orthonormal rows near R (S, r, d): the nearest ("polar"), Gram-Schmidt's ("qr"), or R as it is ("raw")."""
+    """Orthonormal rows near R (S, r, d): the nearest ("polar"), Gram-Schmidt's ("qr"), or R unchanged ("raw")."""
     if how == "raw":
         return R
     if how == "polar":
@@ -98,9 +97,9 @@ def orthonormality_error(R: Tensor) -> float:
 
 
 def align(state: State, reference: State) -> State:
-    """The same interventions with R (S, r, d), W and b turned towards the reference's R; other tensors as they are.
+    """The same interventions, with R (S, r, d), W and b turned towards the reference's R; other tensors unchanged.
 
-    For each site Procrustes' Q, which brings Q R nearest to the reference R0: Q = U V^T, where R0 R^T = U S V^T.
+    For each site, Procrustes' Q brings Q R nearest to the reference R0: Q = U V^T, where R0 R^T = U S V^T.
     """
     U, _, Vh = torch.linalg.svd(reference["R"] @ state["R"].mT)
     Q = U @ Vh  # (S, r, r)

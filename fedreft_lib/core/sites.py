@@ -1,11 +1,10 @@
 """Sites: where interventions act, and how they get there.
 
-A site is a (layer, position group); the same intervention tensors serve all positions of a site. Positions are the
-first p and the last s tokens of the *prompt* (ReFT paper, section 4): "f7+l7". A prompt of n < p + s tokens takes
+A site is a pair (layer, position group). All positions of a site use the same tensors. The positions are the first p
+and the last s tokens of the *prompt*, written "f7+l7" (ReFT paper, section 4). A prompt of n < p + s tokens takes
 p <- min(p, floor(n / 2)) and s <- min(s, ceil(n / 2)), so no token is edited twice.
 
-The model itself is not changed: `intervene` puts plain forward hooks on the transformer blocks for one forward
-pass and takes them away again.
+The model does not change: `intervene` adds forward hooks to its blocks for one forward pass, then removes them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,10 +20,10 @@ from .state import State
 
 @dataclass(frozen=True)
 class Sites:
-    """Which (layer, position group) pairs carry an intervention, in the order in which states stack them.
+    """The pairs (layer, position group) that have an intervention, in the order of the stacked tensors.
 
-    Tied, or with only one of prefix and suffix, a layer has one site; untied it has two. All prefix sites come
-    before all suffix sites, as in pyreft.
+    A layer has two sites, or one where they are tied or where only a prefix or only a suffix is edited. All prefix
+    sites come before all suffix sites, as in pyreft.
     """
 
     layers: tuple[int, ...]
@@ -42,14 +41,13 @@ class Sites:
         return len(self.layers) * len(self.groups)
 
     def index(self, layer: int, group: str) -> int:
-        """The place of a site in the stacked tensors."""
+        """The index of a site in the stacked tensors."""
         return self.groups.index(group) * len(self.layers) + self.layers.index(layer)
 
     def positions(self, lengths: Tensor, starts: Tensor, shape: tuple[int, int]) -> "Positions":
-        """Where each group acts in a batch.
+        """The positions of each group in a batch.
 
-        lengths (B,): tokens in each prompt. starts (B,): where each prompt begins, not 0 in left-padded batches.
-        shape: (B, T) of the padded batch.
+        lengths, starts (B,): tokens of each prompt, index of its first (not 0 if left-padded). shape: (B, T), padded.
         """
         p, s = torch.full_like(lengths, self.prefix), torch.full_like(lengths, self.suffix)
         short = lengths < self.prefix + self.suffix
@@ -67,14 +65,14 @@ class Sites:
 
 
 def _runs(first: Tensor, count: Tensor, most: int) -> Tensor:
-    """first[i], first[i] + 1, ... (count[i] of them), for all i in one flat vector."""
+    """first[i], first[i] + 1, ... (count[i] numbers), for all i in one flat vector."""
     offset = torch.arange(most, device=first.device)
     return (first[:, None] + offset)[offset < count[:, None]]
 
 
 @dataclass(frozen=True)
 class Positions:
-    """Positions of one batch: for each group, flat indices into its (B * T) tokens, and the row of each."""
+    """The positions of one batch: for each group, flat indices into its B * T tokens, and the row of each index."""
 
     shape: tuple[int, int]
     indices: dict[str, Tensor]
@@ -82,13 +80,13 @@ class Positions:
 
 
 class Intervention(Protocol):
-    """What `intervene` needs of an intervention."""
+    """The part of an intervention that `intervene` needs."""
 
     def edit(self, h: Tensor, phi: State) -> Tensor:
         """Phi(h) for h (m, d) and the tensors of one site."""
 
 
-Edit = Callable[[Tensor, int, str], Tensor]  # hidden states (m, d), the place of their site, its group -> (m, d)
+Edit = Callable[[Tensor, int, str], Tensor]  # hidden states (m, d), the index of their site, its group -> (m, d)
 
 
 @contextmanager
@@ -101,10 +99,7 @@ def intervene(
     *,
     dropout: float = 0.0,
 ) -> Iterator[None]:
-    """Within this context, the next forward pass over the batch of `positions` is steered by `state`.
-
-    `layers` are the model's transformer blocks, numbered as in `sites`. dropout: see `edited`.
-    """
+    """In this context, `state` steers the next forward pass. Arguments as in `edited`."""
     per_site = unstacked(state)
     with edited(layers, lambda h, site, group: intervention.edit(h, per_site[site]), sites, positions, dropout):
         yield
@@ -118,10 +113,11 @@ def edited(
     positions: Positions,
     dropout: float = 0.0,
 ) -> Iterator[None]:
-    """Within this context, the next forward pass has its hidden states at `positions` replaced by what `edit` says.
+    """In this context, `edit` replaces the hidden states at `positions` in the next forward pass.
 
-    Each hook acts once: when a model generates with a cache, the prompt is edited as it is read and the tokens that
-    follow are left alone. dropout: on the edited hidden states, as in pyreft; for training only.
+    layers: the model's transformer blocks, numbered as in `sites`. dropout: on the edited hidden states, as in pyreft;
+    for training only. Each hook acts once: in generation with a cache, it edits the prompt and no later token. The pass
+    raises ValueError for a batch of another shape.
     """
 
     def hook_for(layer: int):
@@ -158,7 +154,7 @@ def edited(
 
 
 def unstacked(state: State, dim: int = 0) -> list[State]:
-    """The tensors of each place: (S, ...) -> S times (...); with dim=1, (K, S, ...) -> S times (K, ...)."""
-    # One differentiable take-apart of the stacked tensors: S selects would each build a gradient of full size.
+    """The tensors of each site: (S, ...) -> S times (...); with dim=1, (K, S, ...) -> S times (K, ...)."""
+    # One `unbind` for all sites: S separate selects would each build a gradient of full size.
     parts = zip(*(tensor.unbind(dim) for tensor in state.values()), strict=True)
     return [dict(zip(state, each, strict=True)) for each in parts]

@@ -1,8 +1,7 @@
 """A client's state: named tensors <-> one row of the federation matrix X (N, P).
 
-`Spec` says which columns are which tensor. Everything that aggregation does, it does to X; everything that training
-does, it does to the named tensors of one row. `Layout` is what is known of a state without a model: its tensors, which
-of them stay orthonormal, and how it starts.
+`Spec` maps columns to tensors. Aggregation works on X; training works on the named tensors of one row. `Layout`
+describes a state without a model: its tensors, which of them stay orthonormal, and how it starts.
 """
 
 import math
@@ -34,12 +33,12 @@ class Spec:
         return tuple(name for name, _ in self.shapes)
 
     def part(self, names: Collection[str]) -> "Spec":
-        """The spec of some of the tensors, in the order of this one."""
+        """The spec of some of the tensors, in the same order."""
         return Spec(tuple(each for each in self.shapes if each[0] in names))
 
     @property
     def size(self) -> int:
-        """P, the number of trainable numbers of a client."""
+        """P, how many numbers the state of one client has."""
         return sum(math.prod(shape) for _, shape in self.shapes)
 
     def row(self, state: State) -> Tensor:
@@ -64,29 +63,29 @@ class Spec:
 
 
 class Part(Protocol):
-    """An adapter or a head, as far as it makes up a state."""
+    """An adapter or a head, as a part of a state."""
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of its tensors, in the order in which they are flattened."""
+        """Names and shapes of its tensors, in column order."""
 
 
 class Adapter(Part, Protocol):
-    """What a client trains: tensors of one kind and rank, at places of a model."""
+    """What a client trains: tensors of one kind and rank, at several places of a model."""
 
     kind: Any
     rank: int
 
     @property
     def rotated(self) -> tuple[str, ...]:
-        """Names of the tensors whose rows are kept orthonormal."""
+        """Names of the tensors whose rows stay orthonormal."""
 
     def start(self, init: str, generator: torch.Generator) -> State:
         """Its tensors at the start."""
 
 
 class Head(Part, Protocol):
-    """A classification head, trained beside the adapter."""
+    """A classification head, trained together with the adapter."""
 
     def start(self, generator: torch.Generator) -> State:
         """Its tensors at the start."""
@@ -94,7 +93,7 @@ class Head(Part, Protocol):
 
 @dataclass(frozen=True)
 class Layout:
-    """Which tensors a client's state consists of, and how it starts. head: None where the task needs none."""
+    """The tensors of a client's state, and how it starts. head: None where the task needs none."""
 
     adapter: Adapter
     head: Head | None = None
@@ -114,7 +113,7 @@ class Layout:
 
     @property
     def kind(self) -> Any:
-        """Of the adapter's tensors: a member of the ReFT family, LoRA, or branches of one."""
+        """The kind of the adapter's tensors: a member of the ReFT family, LoRA, or branches of one of them."""
         return self.adapter.kind
 
     @property
@@ -122,11 +121,11 @@ class Layout:
         return self.adapter.rotated
 
     def start(self, init: str, seed: int) -> State:
-        """A fresh state, the same for the same seed on every machine."""
+        """A new state; one seed gives the same state on every machine."""
         generator = torch.Generator().manual_seed(seed)
         return {**self.adapter.start(init, generator), **(self.head.start(generator) if self.head else {})}
 
 
 def is_finite(x: Tensor) -> bool:
-    """Whether no number is NaN or infinite; by blocks, since `isfinite` makes copies of a tensor that may be large."""
+    """Whether no number is NaN or infinite. It checks block by block, since `isfinite` copies and x may be large."""
     return all(bool(block.isfinite().all()) for block in x.flatten().split(1 << 20))

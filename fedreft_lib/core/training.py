@@ -1,7 +1,7 @@
-"""Local training of one client: its state, a loss, some optimiser steps; nothing else changes.
+"""Local training of one client: some optimiser steps on its state; nothing else changes.
 
-Reconstruction, as the paper's schedule is not printed: AdamW, linear warm-up and decay within the round, gradient
-clipping; the optimiser is made anew each round, as the reference code of the paper's baselines does.
+The paper does not print its schedule. Reconstruction: AdamW, linear warm-up and decay within the round, gradient
+clipping, and a new optimiser each round, as in the reference code of the paper's baselines.
 """
 
 import math
@@ -18,7 +18,7 @@ from .state import State
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a client trains. The fields are RunConfig's, which says why each is as it is."""
+    """How a client trains. RunConfig has the same fields, with the reason for each default."""
 
     lr: float = 2e-3
     batch_size: int = 8
@@ -31,7 +31,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Trained:
-    """What local training returns: the new state, the loss of each step, and how long it took (seconds)."""
+    """The result of local training: the new state, the loss of each step, and the time in seconds."""
 
     state: State
     losses: list[float]
@@ -39,10 +39,10 @@ class Trained:
 
 
 class Trainable:
-    """What the optimiser moves: A in place of an R that is kept orthonormal, and every other tensor as it is.
+    """What the optimiser moves: coordinates A for each R that stays orthonormal, and every other tensor itself.
 
-    rotated: names of the tensors that are kept orthonormal. trains: names of those that move (None: all); the others
-    stay as they are. complement: see Rotation, for a single rotated tensor.
+    rotated: names of the tensors that stay orthonormal. trains: names of the tensors that move (None: all); the others
+    do not change. complement: see Rotation, for a single rotated tensor.
     """
 
     def __init__(
@@ -66,12 +66,12 @@ class Trainable:
         self.names = tuple(state)
 
     def state(self) -> State:
-        """The state as it is now, differentiable in what moves."""
+        """The current state, differentiable in the tensors that move."""
         here = {**self.fixed, **self.free, **{n: rotate(self.free[n]) for n, rotate in self.rotations.items()}}
         return {name: here[name] for name in self.names}
 
     def groups(self, weight_decay: float, decayed: tuple[str, ...]) -> list[dict]:
-        """AdamW's parameter groups. R is never decayed: A has its own origin, and see RunConfig.decayed."""
+        """AdamW's parameter groups. R never decays: decay would pull A to 0, the R of the round's start."""
         decays = {n for n in self.free if n.rsplit(".", 1)[-1] in decayed and n not in self.rotations}
         return [
             {"params": [t for n, t in self.free.items() if n in decays], "weight_decay": weight_decay},
@@ -96,11 +96,10 @@ def train(
     """`steps` steps of AdamW on the mean loss of a batch, from `state`.
 
     losses_of(indices, state): the losses (M,) of some of the `examples`, differentiable in the state. seed: of the
-    batches. rotated, trains: see Trainable. proximal: FedProx's mu; mu / 2 times the squared distance to `state`, over
-    the tensors that move, is added. device: where the state is while it is trained; it comes back on the CPU.
+    batches. rotated, trains: see Trainable. proximal: FedProx's mu; it adds mu / 2 times the squared distance to
+    `state`, over the tensors that move. device: where the state trains; it returns on the CPU.
 
-    The same arguments give the same bits on a CPU. Raises nothing of its own: a loss that is not finite shows in
-    the state and is refused at admission.
+    On a CPU, equal arguments give equal bits. A loss that is not finite raises nothing: admission refuses its state.
     """
     began = time.perf_counter()
     plan = batches(examples, recipe.batch_size, steps, seed)
@@ -133,15 +132,15 @@ def optimise(
 ) -> tuple[State, list[Tensor]]:
     """The optimiser's loop: the state after `steps` steps on loss_at(step, state), and the loss of each step.
 
-    It takes as well many states as one, (K, ...), with their losses (K,) and a `clip` that tells them apart: all else
-    here works number by number, or is a sum whose gradient is each state's own.
+    It also takes K states stacked, (K, ...), with their losses (K,) and a `clip` that clips each by itself. All else
+    works number by number, or is a sum whose gradient is each state's own.
     """
     origin = {name: tensor.to(device) for name, tensor in state.items()}
     trainable = Trainable(origin, rotated=rotated, trains=trains)
     optimiser = torch.optim.AdamW(trainable.groups(recipe.weight_decay, recipe.decayed), lr=recipe.lr)
     losses = []
     for step in range(steps):
-        for group in optimiser.param_groups:  # not by a scheduler of torch's: it makes the optimiser refer to itself
+        for group in optimiser.param_groups:  # no torch scheduler: it makes the optimiser refer to itself
             group["lr"] = recipe.lr * learning_rate(step, steps, recipe.warmup, recipe.schedule)
         phi = trainable.state()
         loss = loss_at(step, phi)
@@ -159,7 +158,7 @@ def optimise(
 
 
 def learning_rate(step: int, steps: int, warmup: float, schedule: str) -> float:
-    """Factor on lr at `step` of `steps` (from 0): rises over the warm-up share, then falls linearly or stays."""
+    """Factor on lr at `step` (from 0) of `steps`: it rises over the warm-up share, then falls linearly or stays 1."""
     rising = math.ceil(warmup * steps)
     if step < rising:
         return (step + 1) / rising
@@ -167,7 +166,7 @@ def learning_rate(step: int, steps: int, warmup: float, schedule: str) -> float:
 
 
 def batches(examples: int, size: int, steps: int, seed: int) -> list[list[int]]:
-    """Indices of `steps` batches: a fresh shuffle for each pass over the examples; a pass's last batch may be small."""
+    """Indices of `steps` batches: a new shuffle for each pass over the examples; a pass's last batch may be small."""
     generator = torch.Generator().manual_seed(seed)
     chosen: list[list[int]] = []
     while len(chosen) < steps:

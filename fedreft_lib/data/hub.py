@@ -12,7 +12,7 @@ from .own_files.fields import from_own_columns
 from .own_files.plain_text import one_line
 from .own_files.row_files import at
 
-# task -> (repository, configuration, revision, test split). `datasets` 4 and later run no loading scripts: PIQA is read
+# task -> (repository, configuration, revision, test split). `datasets` 4 and later run no loading scripts: PIQA comes
 # from the hub's own parquet conversion, SIQA from a mirror that lm-evaluation-harness compared row by row (its pull
 # request 3943).
 _REPOSITORIES = {
@@ -29,7 +29,7 @@ _PATIENCE = 5.0  # seconds
 
 
 def load_hub(task: str, split: str) -> list[Question]:
-    """The questions of a task; raises `DataError` when the hub cannot be reached or a row is not as expected."""
+    """The questions of a task. Raises DataError where the hub cannot be reached or a row is not as expected."""
     name, configuration, revision, test_split = _REPOSITORIES[task]
     split = "train" if split == "train" else test_split
     rows = read_rows(name, configuration, split=split, revision=revision)
@@ -43,20 +43,20 @@ def load_hub(task: str, split: str) -> list[Question]:
 def read_rows(
     name: str, configuration: str | None = None, *, split: str, revision: str | None = None
 ) -> Iterable[Mapping[str, Any]]:
-    """The rows of a dataset (a `datasets.Dataset`); raises `DataError` when it cannot be had."""
+    """The rows of a dataset (a `datasets.Dataset`). Raises DataError where it cannot be loaded."""
     import datasets  # slow to import, and only this source needs it
     import huggingface_hub.constants as hub
 
-    if not hub.HF_HUB_OFFLINE:  # offline, `datasets` answers at once from what its cache holds
+    if not hub.HF_HUB_OFFLINE:  # offline, `datasets` answers at once from its cache
         _check_reachable(hub.ENDPOINT, name)
     try:
         return datasets.load_dataset(name, configuration, split=split, revision=revision)
-    except Exception as error:  # `datasets` has a dozen classes, some of them plain, and lets pyarrow's through
+    except Exception as error:  # `datasets` raises a dozen classes, some of them plain, and pyarrow's
         raise _not_loaded(name, error) from error
 
 
 def read_file(name: str, filename: str) -> Path:
-    """One file of a dataset repository, for those that `datasets` 4 refuses because they hold a loading script."""
+    """One file of a dataset repository with a loading script, which `datasets` 4 refuses. Raises DataError."""
     import huggingface_hub
     import huggingface_hub.constants as hub
 
@@ -74,11 +74,11 @@ def _not_loaded(name: str, error: Exception) -> DataError:
 
 
 def _check_reachable(endpoint: str, name: str) -> None:
-    """Ask once, because the libraries themselves would try again for minutes."""
+    """Ask once, because the libraries themselves would retry for minutes. Raises DataError."""
     try:
         urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=_PATIENCE).close()
     except urllib.error.HTTPError:
-        pass  # it answered
+        pass  # an answer: the hub is there
     except OSError as error:
         raise DataError(
             f'{endpoint} cannot be reached for {name} ({getattr(error, "reason", error)}): use source="packaged" '

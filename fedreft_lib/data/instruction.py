@@ -1,18 +1,18 @@
-"""Instruction tuning: a request and a response in free words.
+"""Instruction tuning: a request and a free-text response.
 
 | task | packaged, 60 exchanges each | hub |
 |---|---|---|
-| telegram, steps, tale, card | written for this project, see `styles` | - |
+| telegram, steps, tale, card | written for this project, see `grading.styles` | - |
 | ultrafeedback_1k | - | 1,000 of argilla/ultrafeedback-binarized-preferences-cleaned, preferred response; MIT |
-| alpaca | - | yahma/alpaca-cleaned, 51,760, less those without a response; CC BY 4.0 |
+| alpaca | - | yahma/alpaca-cleaned, 51,760, without those that have no response; CC BY 4.0 |
 
-The test set of the two hub tasks is AlpacaEval's 805 instructions with the responses that come with them
+The test set of the two hub tasks is AlpacaEval's 805 instructions with their published responses
 (tatsu-lab/alpaca_eval, CC BY-NC 4.0 as best known), as in ReFT (pyreft, `examples/loreft/task_config.py`). FedReFT
-names instruction tuning in the abstract of its first version alone, so the data here are ReFT's. Which 1,000 of
-UltraFeedback is a reconstruction: ReFT shuffles by the run's seed and takes the first; here the seed is always 42, the
-first of theirs.
+names instruction tuning only in the abstract of its first version, so the data here are ReFT's. The choice of 1,000
+rows of UltraFeedback is a reconstruction: ReFT shuffles by the run's seed and takes the first ones; here the seed is
+always 42, the first of theirs.
 
-Local files: any task, see `local_files`.
+Local files: any task, see `own_files.local_files`.
 """
 
 import json
@@ -44,8 +44,8 @@ _ALPACA_INPUT = ", paired with an input that provides further context"
 def load(task: str, split: str, *, source: str, data_dir: str | Path | None = None, seed: int = 0) -> list[Item]:
     """The items of a task and split ("train", "dev" or "test"), in the order of the source.
 
-    Only local files may have a "dev" split, and Questions where answers come from a small set; all else are Exchanges.
-    Raises ConfigError for a name that does not exist, DataError for data that cannot be had or read.
+    All are Exchanges, except Questions from local files whose answers come from a small set. Only local files have a
+    "dev" split. Raises ConfigError for a name that does not exist, DataError for data that cannot be fetched or read.
     """
     check_request(split, source, data_dir)
     if source == "local":
@@ -67,9 +67,10 @@ def load(task: str, split: str, *, source: str, data_dir: str | Path | None = No
 
 
 def prompt(exchange: Exchange, prompt_format: str) -> str:
-    """The whole text before the response: "llm_adapters" is Alpaca's frame as pyreft has it, "plain" a short one.
+    """The whole text before the response: "llm_adapters" is Alpaca's prompt as in pyreft, "plain" a short one.
 
-    A question with an input (see `local_files.INPUT_MARK`) gets Alpaca's frame for that. Raises ConfigError.
+    A question with an input (see `local_files.INPUT_MARK`) gets Alpaca's prompt for it. Raises ConfigError for a format
+    that does not exist.
     """
     if prompt_format == "plain":
         return f"Question: {exchange.question.replace(INPUT_MARK, chr(10))}\nAnswer:"
@@ -115,7 +116,7 @@ def _exchanges(task: str, source: str, pairs: list[tuple[str, str]]) -> list[Exc
 def _synthetic(task: str, split: str, seed: int) -> list[Exchange]:
     """Made-up exchanges for tests: the response is a fixed phrase and a word of the question.
 
-    A tiny model can learn the phrase, and which eight words a task has; tasks have words of their own.
+    A tiny model can learn the phrase, and the eight words of a task; each task has its own words.
     """
     questions = make_questions(task, split, seed)
     return [Exchange(task, q.question, f"The word is {q.choices[q.gold]}.") for q in questions]

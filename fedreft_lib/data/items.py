@@ -1,8 +1,8 @@
-"""The value types that tasks consist of.
+"""The value types of tasks.
 
-An *item* keeps the dataset's own words and is one of three: a `Question` with choices, an `Exchange` that is answered
-in free words, a `Labelled` text for a classification head. Splitting, mixing and checking for repeats need no more than
-an item's `task` and `uid`. An `Example` is a question as a model sees it, once a prompt format has been chosen.
+An *item* keeps the dataset's own words. There are three kinds: a `Question` with choices, an `Exchange` with a
+free-text response, a `Labelled` text for a classification head. Splitting, mixing and checking for repeats need only an
+item's `task` and `uid`. An `Example` is a question in a prompt format, as a model sees it.
 """
 
 import json
@@ -18,7 +18,7 @@ from ..errors import DataError
 
 @dataclass(frozen=True)
 class Question:
-    """One multiple-choice question; a malformed one raises `DataError`.
+    """One multiple-choice question. Raises DataError for a malformed one.
 
     >>> q = Question("piqa", "", "open a jar", ("twist the lid", "twist the base"), 0)
     >>> q.choices[q.gold]
@@ -30,7 +30,7 @@ class Question:
     question: str  # question, goal (PIQA), sentence with _ (WinoGrande), beginning (HellaSwag)
     choices: tuple[str, ...]
     gold: int  # index into choices
-    # The choices are all answers of a training file, which does not say what may be answered.
+    # The choices are all answers in a training file, since the file does not list its choices.
     of_file: bool = field(default=False, compare=False)
 
     def __post_init__(self):
@@ -41,28 +41,28 @@ class Question:
             raise DataError("the question is empty")
         if len(self.choices) < 2:
             raise DataError(f"a question needs at least 2 choices, got {len(self.choices)}")
-        if len(set(self.choices)) == 1:  # two of several may be the same: 41 questions of SIQA and OpenBookQA are so
+        if len(set(self.choices)) == 1:  # two of several may be equal, as in 41 questions of SIQA and OpenBookQA
             raise DataError(f"all choices are the same, {self.choices[0]!r}")
         if not isinstance(self.gold, int) or isinstance(self.gold, bool) or not 0 <= self.gold < len(self.choices):
             raise DataError(f"the right answer must be a choice from 0 to {len(self.choices) - 1}, got {self.gold!r}")
 
     @cached_property
     def uid(self) -> str:
-        """16 hex digits of the content: what is asked and the set of choices.
+        """16 hex digits of the content: the question and the set of choices.
 
-        Case, white space, how an accent is encoded, the order of the choices, the task and the gold label play no part,
-        so that a repeat is found across splits, files and tasks (ARC-e and ARC-c, say). Context and question count
-        as one text because the LLM-Adapters files of SIQA do not keep them apart.
+        Case, white space, the encoding of accents, the order of the choices, the task and the gold label do not matter,
+        so repeats are found across splits, files and tasks (for instance ARC-e and ARC-c). Context and question count
+        as one text, because LLM-Adapters' files of SIQA do not separate them.
         """
         return _uid(f"{self.context} {self.question}", *sorted(map(_normal, self.choices)))
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """What is asked and what is to be written; a malformed one raises `DataError`.
+    """A question with a free-text response. Raises DataError for a malformed one.
 
-    A generation is graded by `kind`: the right "number", the right "letter" (a choice of AQuA), or the likeness of
-    a free "text" to the response.
+    A generation is graded by `kind`: the correct "number", the correct "letter" (a choice of AQuA), or the similarity
+    of a free "text" to the response.
 
     >>> Exchange("gsm8k", "2 and 3 are?", "2 + 3 = 5.\\n#### 5", "5", "number").answer
     '5'
@@ -70,8 +70,8 @@ class Exchange:
 
     task: str
     question: str
-    response: str  # what is trained on; for numbers and letters with its chain of thought
-    answer: str = ""  # what a generation must come to; "" for free text
+    response: str  # the training text; for numbers and letters with its chain of thought
+    answer: str = ""  # the result that a generation must reach; "" for free text
     kind: Literal["number", "letter", "text"] = "text"
 
     def __post_init__(self):
@@ -84,20 +84,20 @@ class Exchange:
 
     @cached_property
     def uid(self) -> str:
-        """16 hex digits of what is asked; the response plays no part."""
+        """16 hex digits of the question; the response does not matter."""
         return _uid(self.question)
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """A text or a pair of texts with a class, or with a score where the task is a regression (`classes` 0)."""
+    """A text or a pair of texts with a class, or with a score for a regression (`classes` 0). Raises DataError."""
 
     task: str
     text_a: str
     text_b: str  # "" for tasks with one text
     label: int | float
     classes: int
-    names: tuple[str, ...] = field(default=(), compare=False)  # of the classes of a task of one's own
+    names: tuple[str, ...] = field(default=(), compare=False)  # of the classes of your own task
 
     def __post_init__(self):
         if not all(isinstance(text, str) for text in (self.text_a, self.text_b)) or not self.text_a.strip():
@@ -117,18 +117,18 @@ Item = Question | Exchange | Labelled
 
 
 def content(item: Item) -> str:
-    """All that an item says, in a form that no other item has: what it asks, and also what it is graded by."""
+    """All fields of an item as text, different for every different item: the question and its answer."""
     return json.dumps([type(item).__name__, *(getattr(item, field.name) for field in fields(item))])
 
 
 @dataclass(frozen=True)
 class Example:
-    """A question in a prompt format: `prompt + options[i]` is the text of answer i, character for character."""
+    """A question in a prompt format: `prompt + options[i]` is exactly the text with answer i."""
 
     task: str
     uid: str
     prompt: str
-    options: tuple[str, ...]  # continuations that are scored, and the gold one trained on
+    options: tuple[str, ...]  # continuations to score; the gold one is trained on
     gold: int
     label: str  # the short answer word for scoring by generation ("answer1", "true"), "" in the plain format
 
@@ -138,6 +138,6 @@ def _uid(*parts: str) -> str:
 
 
 def _normal(text: str) -> str:
-    # Without any white space: copies of one dataset differ in the blanks around their full stops (MAWPS, SVAMP). In one
-    # form (NFC), since an accent may be a character of its own.
+    # Without white space, since copies of a dataset differ in spaces around full stops (MAWPS, SVAMP). In one form
+    # (NFC), since an accent may be a separate character.
     return "".join(unicodedata.normalize("NFC", text.casefold()).split())

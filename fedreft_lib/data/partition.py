@@ -1,19 +1,19 @@
-"""Who gets which questions: the data of every client of a federation.
+"""The data of every client of a federation.
 
-A partition is a matrix of counts, clients x tasks; the setups differ in that matrix alone.
+A partition is a matrix of counts, clients x tasks. The setups differ only in this matrix.
 
     distinct    the paper's Distinct Task (DT): each client has one task
     mixed       the paper's Mixed Task (MT): each client has a random part of the shuffled union of all tasks
-    iid         each client has the same shares of tasks, those of the union (MT without the luck of the draw)
+    iid         each client has the same shares of tasks, those of the union (MT without random shares)
     dirichlet   client k's shares of tasks are drawn from Dirichlet(alpha, ..., alpha)
 
-Where clients bring what they have (`own_partition`; setup "own"), nothing is dealt and sizes are upper bounds.
+With setup "own" (`own_partition`) clients use their own questions: nothing is dealt, and sizes are upper bounds.
 
-The paper does not print which client had which task, nor how the parts were drawn; this is our reconstruction. Where a
-union has tasks of very different sizes, so have the clients of `mixed` and `iid`.
+The paper does not print which client had which task, or how the parts were drawn: this is our reconstruction. In
+`mixed` and `iid`, a task that is much larger than the others also has a much larger share.
 
-No question is in two places: not in two clients, not in two of a client's three sets. All draws are functions of
-(seed, setup, task or client).
+No question is in two clients, or in two of a client's three sets. All draws are functions of (seed, setup, task or
+client).
 """
 
 from collections import Counter
@@ -37,7 +37,7 @@ SPLITS = ("train", "held_out", "test")
 
 @dataclass(frozen=True)
 class Pool:
-    """All items of one task. Held-out ones come from `dev` where there is one, else out of the training set."""
+    """All items of one task. Held-out items come from `dev` where there is one, else from the training set."""
 
     train: tuple[Item, ...]
     test: tuple[Item, ...]
@@ -46,7 +46,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class ClientData:
-    """One client's questions; `held_out` comes from the training questions and is never trained on."""
+    """One client's questions. Those of `held_out` are never trained on."""
 
     name: str
     train: tuple[Item, ...]
@@ -55,7 +55,7 @@ class ClientData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits of the name and of all that the items of each set say, in their order."""
+        """16 hex digits of the name and of the full content of each set's items, in their order."""
         digest = sha256(repr(self.name).encode())
         for split in SPLITS:
             digest.update(f"\n{split}".encode())
@@ -75,11 +75,11 @@ def partition(
     test_size: int,
     alpha: float = 0.5,
 ) -> list[ClientData]:
-    """Deal the questions of `pools` (task -> Pool) to `clients` clients, whose sizes are given per client.
+    """Deal the questions of `pools` (task -> Pool) to `clients` clients. The sizes are per client.
 
-    A client's held-out and test sets follow the mix of tasks of its training set. Repeats are dropped first, see
-    `drop_repeats`. Raises ConfigError for a setup that does not exist or cannot be (fewer clients than tasks in
-    `distinct`), DataError when there are too few questions.
+    A client's held-out and test sets have the same mix of tasks as its training set. Repeats are dropped first, see
+    `drop_repeats`. Raises ConfigError for a setup that does not exist or is impossible (fewer clients than tasks in
+    `distinct`), DataError where there are too few questions.
     """
     pools, _ = drop_repeats(pools)
     tasks = list(pools)
@@ -111,13 +111,13 @@ def own_partition(
     held_out_size: int,
     test_size: int,
 ) -> ClientData:
-    """Client k's (from 0) own questions: as many as are asked for, or all that it has; each task's share as there.
+    """Client k's (from 0) own questions: the requested number, or all that it has, with its own shares of tasks.
 
-    Of fewer than train_size + held_out_size training questions the share held_out_size / (train_size + held_out_size)
-    is held out, rounded down but at least one, and the rest trained on; tasks with a `dev` hold out from that. Raises
-    DataError, which names `folder`, for a client without a question to train on, to hold out or to test.
+    If it has fewer than train_size + held_out_size training questions, the share held_out_size / (train_size +
+    held_out_size) is held out, rounded down but at least one, and the rest is for training. Tasks with a `dev` hold out
+    from that. Raises DataError, which names `folder`, for a client without a question to train on, hold out or test.
 
-    Whether another client has one of them can be known only where all are together, see `check_disjoint`.
+    It cannot know whether another client has the same questions: see `check_disjoint`.
     """
     pools, _ = drop_repeats(pools)
     splits = ("train", "dev", "test")
@@ -144,14 +144,14 @@ def _dealt(
     held_out: np.ndarray,
     test: np.ndarray,
 ) -> list[ClientData]:
-    """The clients, by how many questions (N, T) each has of each task; of all there are enough."""
+    """The clients, from the number of questions (N, T) that each has of each task. There must be enough."""
     hands = [{split: [] for split in SPLITS} for _ in names]
     for t, task in enumerate(pools):
         from_train = iter(_shuffled(pools[task].train, seed, setup, task, "train"))
         from_test = iter(_shuffled(pools[task].test, seed, setup, task, "test"))
         has_dev = bool(pools[task].dev)
         from_dev = iter(_shuffled(pools[task].dev, seed, setup, task, "dev")) if has_dev else from_train
-        # all training sets before the first held-out one: a change of held_out_size leaves the training sets alone
+        # All training sets come before the first held-out one: held_out_size then does not change the training sets.
         for split, counts, deck in (
             ("train", train, from_train),
             ("held_out", held_out, from_dev),
@@ -171,10 +171,10 @@ def _name(k: int, task: str = "") -> str:
 
 
 def drop_repeats(pools: Mapping[str, Pool]) -> tuple[dict[str, Pool], dict[str, dict[str, int]]]:
-    """The pools without repeated questions, and how many went: `{task: {"train": n, "test": n}}`.
+    """The pools without repeated questions, and how many were dropped: `{task: {"train": n, "test": n}}`.
 
-    A question (by its uid) that is in any test set goes from every training set; of repeats within the training sets,
-    and within the test sets, the first stays. Repeats across tasks count as well.
+    A question (by its uid) that is in any test or dev set is dropped from every training set, and one of a test set
+    from every dev set. Of other repeats the first stays. Repeats across tasks count as well.
     """
     seen: set[str] = set()
     test = {task: _first_seen(pool.test, seen) for task, pool in pools.items()}
@@ -189,7 +189,7 @@ def drop_repeats(pools: Mapping[str, Pool]) -> tuple[dict[str, Pool], dict[str, 
 
 
 def check_disjoint(clients: Sequence[ClientData]) -> None:
-    """Raises DataError for the first question that is in two clients, or twice in one, naming both places."""
+    """Raises DataError for the first question that is in two clients, or twice in one. It names both places."""
     first: dict[str, str] = {}
     for client in clients:
         for split in SPLITS:
@@ -204,8 +204,10 @@ def check_disjoint(clients: Sequence[ClientData]) -> None:
 
 
 def classes_of(client: ClientData) -> dict[str, list[str]]:
-    """What may be answered in each task where that follows from the client's own files, and so could be something else
-    with another client: names of classes, in the order of their numbers; choices that are a file's answers."""
+    """The possible answers of each task, where they come from the client's own files and may differ between clients.
+
+    These are names of classes, in the order of their numbers, or choices that are a file's answers.
+    """
     found = {}
     for item in (item for split in SPLITS for item in getattr(client, split)):
         if isinstance(item, Labelled):
@@ -222,7 +224,7 @@ def _asks(item: Item) -> str:
 
 
 def label_table(clients: Sequence[ClientData]) -> pd.DataFrame:
-    """Counts of questions: one row per (split, client), one column per task; `.loc["train"]` is clients x tasks."""
+    """Numbers of questions: one row per (split, client), one column per task; `.loc["train"]` is clients x tasks."""
     rows = {
         (split, client.name): Counter(question.task for question in getattr(client, split))
         for split in SPLITS
@@ -272,11 +274,11 @@ def _proportional(weights: np.ndarray, total: int) -> np.ndarray:
 def _own_counts(
     train: np.ndarray, dev: np.ndarray, test: np.ndarray, *, train_size: int, held_out_size: int, test_size: int
 ) -> list[np.ndarray]:
-    """How many questions of each task (T,) one client trains on, holds out and is tested with, of so many (T,)."""
+    """How many of its questions of each task (T,) one client trains on, holds out and is tested with."""
     trained = _proportional(train, train_size)
     held_out = _proportional(trained, held_out_size)
     has_dev = dev > 0
-    alone = ~has_dev  # training and held-out questions come out of one set
+    alone = ~has_dev  # training and held-out questions come from one set
     asked, there, kept = (int(n[alone].sum()) for n in (trained + held_out, train, held_out))
     if asked > there > 0:
         kept = min(max(there * kept // asked, min(kept, 1)), there - 1)
@@ -288,7 +290,7 @@ def _own_counts(
 
 
 def _up_to(have: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """What is asked of each task (T,), or all it has; what one lacks the others give."""
+    """The requested number of each task (T,), or all it has. Other tasks replace the missing questions."""
     counts = np.minimum(asked, have)
     room = have - counts
     missing = min(asked.sum() - counts.sum(), room.sum())
@@ -315,7 +317,7 @@ def _shuffled(questions: Sequence[Item], seed: int, *purpose: str) -> list[Item]
 
 
 def _first_seen(questions: Sequence[Item], seen: set[str]) -> tuple[Item, ...]:
-    """The questions whose uid is not in `seen`, which is filled on the way."""
+    """The questions whose uid is not yet in `seen`. Adds their uids to it."""
     fresh = []
     for question in questions:
         if question.uid not in seen:
@@ -325,7 +327,7 @@ def _first_seen(questions: Sequence[Item], seen: set[str]) -> tuple[Item, ...]:
 
 
 def data_fingerprint(questions: list[ClientData]) -> str:
-    """A hash of everybody's items: of one for each client, so that it can be told without them."""
+    """A hash of all clients' items, made from one hash per client, so the items themselves need not be together."""
     return joint_fingerprint(client.fingerprint for client in questions)
 
 

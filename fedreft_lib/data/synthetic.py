@@ -1,8 +1,8 @@
 """Made-up questions for tests and the smoke profile: no download, no meaning, but something to learn.
 
-The question names a word, and the right choice is that word. Right and wrong words come from two separate lists of
-made-up words, so even a tiny model can learn the answer twice over: by copying, or by learning which words are right.
-Each task has its own words, so tasks differ as real ones do.
+The question names a word, and the correct choice is that word. Correct and wrong words come from two separate lists of
+made-up words. Even a tiny model can learn the answer in two ways: by copying, or by learning which words are correct.
+Each task has its own words, so tasks differ like real ones.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ _ONSETS, _VOWELS = "bdfgklmnprstvz", "aeiou"
 
 
 def make_questions(task: str, split: str, seed: int) -> list[Question]:
-    """400 questions that are a function of (task, split, seed); no question is in both splits."""
+    """400 questions, a function of (task, split, seed); no question is in both splits."""
     right, wrong = _words(task)
     rng = np.random.default_rng(derive(seed, "synthetic", task, split))
     first = 0 if split == "train" else N_QUESTIONS  # the number in the text keeps the splits apart
@@ -38,7 +38,7 @@ def _make(task: str, number: int, right: list[str], wrong: list[str], rng: np.ra
 
 
 def _words(task: str) -> tuple[list[str], list[str]]:
-    """8 right and 8 wrong words of a task, the same for every seed: the seed changes the questions, not the task."""
+    """8 correct and 8 wrong words of a task, the same for every seed: the seed changes the questions, not the task."""
     syllables = [onset + vowel for onset in _ONSETS for vowel in _VOWELS]
     order = np.random.default_rng(derive(0, "synthetic words", task)).permutation(len(syllables))
     words = [syllables[a] + syllables[b] for a, b in zip(order[:16], order[16:32], strict=True)]

@@ -1,16 +1,16 @@
 """Rounds of a federation, and the run.
 
-    client         what a client does: update, answer, next state; read this first
-    server         what the server does: who takes part, what is admitted, what each receives
-    local_clients  clients in this process, as the server meets them
-    rounds         one round as a function, and a run of many
+    client         the client's side: update, answer, next state; read this first
+    server         the server's side: who takes part, which updates are admitted, what each client receives
+    local_clients  clients in this process, as the server uses them
+    rounds         one round as a function, and a run of many rounds
     admission      which updates are refused
-    participation  who is there in a round
+    participation  which clients take part in a round
     attacks        what hostile clients send
-    dealing        who has which items
-    assembly       the model and everybody's data
-    training       local training in phases; engine says who trains with whom in one pass
-    evaluation     everybody's scores
+    dealing        which client has which items
+    assembly       the model and the data of all clients
+    training       local training in phases; engine groups clients that train in one pass
+    evaluation     the scores of all clients
 
-All clients live in this process. Where they do not, see `flower`, which uses the same client and the same server.
+All clients run in this process. `flower` runs the same client and the same server over Flower.
 """

@@ -1,7 +1,7 @@
-"""Admission: every update is checked before it is aggregated.
+"""Admission: the server checks every update before it aggregates.
 
-An update that is refused is set aside for the round with its reason; the client goes on from the state that it had, is
-nobody's "other" in that round, and still receives what the others have.
+A refused update is left out of the round, with a reason. Its client continues from the state that it had before, is
+nobody's "other" in that round, and still receives.
 """
 
 import math
@@ -12,7 +12,7 @@ import torch
 
 from ..core.state import Spec, State, is_finite
 
-# An example count beyond this many times the cohort's (lower) median is no honest one.
+# An example count above this many times the cohort's (lower) median is not honest.
 MOST_EXAMPLES = 1000
 
 
@@ -28,12 +28,12 @@ class Update:
 def refusals(
     updates: Sequence[Update], before: Sequence[State], spec: Spec, norm_limit: float, train_size: int
 ) -> list[str | None]:
-    """For each update why it must not be aggregated, or None.
+    """For each update, why it must not be aggregated, or None.
 
-    First each by itself (`refusal`), then against the cohort of those that are left: its distance from `before`, what
-    its client started the round from, and its example count must not be beyond `norm_limit` and MOST_EXAMPLES times
-    their lower medians. The lower one, so that of two updates the smaller is the measure. Up to `train_size` examples
-    are nothing odd, however few the others bring.
+    Each update is first checked by itself (`refusal`), then against the rest of the cohort. Its distance from `before`
+    (its client's state at the round's start) must be at most `norm_limit` times the lower median of all distances. Its
+    example count must be at most MOST_EXAMPLES times the lower median count, or at most `train_size`. With the lower
+    median, the smaller of two updates is the measure.
     """
     found = [refusal(update.state, update.examples, spec) for update in updates]
     left = [i for i, reason in enumerate(found) if reason is None]
@@ -43,7 +43,7 @@ def refusals(
     usual_step = _lower_median(list(steps.values()))
     usual_count = _lower_median([updates[i].examples for i in left])
     for i in left:
-        # Where most did not move at all, there is no measure of a step but the states themselves.
+        # Where most clients did not move at all, only the norm of the states can measure a step.
         usual = usual_step or _norm(before[i]) or 1.0
         if steps[i] > norm_limit * usual:
             found[i] = f"its update's norm of {steps[i]:.1e} is beyond {norm_limit:g} times the usual {usual:.1e}"
@@ -74,7 +74,7 @@ def _distance(a: State, b: State) -> float:
 
 
 def _norm(state: State) -> float:
-    """Of all its numbers together; in float64, since in float32 the square of 1e30 is infinite."""
+    """The norm of all numbers together; in float64, since in float32 the square of 1e30 is infinite."""
     return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in state.values()))
 
 

@@ -1,7 +1,7 @@
-"""What runs that differ only in method, adapter or schedule have in common: the model and everybody's data.
+"""The model and the data of all clients, which runs share if they differ only in method, adapter or schedule.
 
-The backbone is loaded once, the items are encoded once, and the hidden states that no client's state can change are
-computed once (see hidden_cache); all such runs read them.
+The backbone is loaded once, and the items are encoded once. The hidden states that no client's state can change are
+also computed once (see model.fast.hidden_cache).
 """
 
 import functools
@@ -35,40 +35,41 @@ from ..model.ways import setting
 from .dealing import Deal, data_of, partition_of
 from .engine import rows_in_a_pass
 
-_shared: dict[tuple[str, str, str], Backbone] = {}  # the last one
-loaded: list[str] = []  # the backbones that this process has loaded, in turn
+_shared: dict[tuple[str, str, str], Backbone] = {}  # the last backbone only
+loaded: list[str] = []  # the backbones that this process has loaded, in order
 BACKBONES = {"causal": "a causal language model", "encoder": "an encoder"}
 
 
 @dataclass(frozen=True)
 class Federation:
-    """The model, the clients, the union of all clients' tests (a sample of it), and the items themselves."""
+    """The model, the clients, a sample of the union of all clients' tests, and the items themselves."""
 
     model: SteeredModel
     clients: list[Client]
     union: tuple[ChoiceSet | TextSet | LabelSet, ...]
     questions: list[ClientData]
-    longest: int  # tokens of the longest text of these clients, with what may be written after it
-    writes: bool  # whether anything is written
+    longest: int  # tokens of these clients' longest text, with what may be generated after it
+    writes: bool  # whether the model generates text in tests
     memo: dict = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def cut(self) -> dict[str, Cuts]:
-        """`Client.cut` of those clients that have any."""
+        """`Client.cut` of the clients that have any."""
         return {client.name: client.cut for client in self.clients if client.cut}
 
     def remembered(self, key: tuple, compute: Callable[[], Any]) -> Any:
-        """The result of a pure function of this federation that several of its runs ask for."""
+        """The result of `compute`, a pure function of this federation, stored for later runs."""
         if key not in self.memo:
             self.memo[key] = compute()
         return self.memo[key]
 
 
 def assemble(config: RunConfig, only: int | None = None, outputs: int = 0) -> Federation:
-    """The federation of a config. Data and cached states are remembered for the last two, so runs share them.
+    """The federation of a config. The data and cached hidden states of the last two are remembered, so runs share them.
 
-    only: the one client (from 0) whose questions are read, on a machine that is that client's; the others have none
-    here. outputs: of a head that is to serve clients with more classes than are known here.
+    only: the client (from 0) of this machine; only its questions are read. outputs: the least number of a head's
+    outputs, where other clients have more classes than are known here. Raises ConfigError or DataError where the config
+    does not fit the backbone or the data.
     """
     if config.backbone in ARCHITECTURES:
         _announce(config.backbone, config.dtype, config.device, needs(config))
@@ -82,7 +83,7 @@ def assemble(config: RunConfig, only: int | None = None, outputs: int = 0) -> Fe
 
 
 def adapter_of(config: RunConfig, backbone: Backbone) -> Adapter:
-    """What a client trains, in the form that the method needs. Raises ConfigError for places that are not there."""
+    """What a client trains, as the method needs it. Raises ConfigError for layers or modules that do not exist."""
     layers = parse_layers(config.layers, backbone.n_layers)
     method = METHODS[config.method]
     if config.intervention == "lora":
@@ -96,7 +97,7 @@ def adapter_of(config: RunConfig, backbone: Backbone) -> Adapter:
 
 
 def planned(config: RunConfig, classes: int = 2) -> SteeredModel:
-    """The model of a run on a hub backbone, from what is known of its architecture: no weights, for counting."""
+    """The model of a run on a hub backbone, without weights: built from its known architecture, to count parameters."""
     model = skeleton(config.backbone)
     bare = Backbone(config.backbone, model, None, kind_of(model.config), find_layers(model), "")
     head = Head(bare.hidden_size, classes) if FAMILIES[config.benchmark].backbone == "encoder" else None
@@ -104,7 +105,7 @@ def planned(config: RunConfig, classes: int = 2) -> SteeredModel:
 
 
 def needs(config: RunConfig) -> str:
-    """How much memory a run on a hub backbone takes, as a sentence; an upper bound, before anything is loaded."""
+    """An upper bound on the memory of a run on a hub backbone, as a sentence. It loads nothing."""
     device = choose_device(config.device)
     model, dtype = planned(config), choose_dtype(config.dtype, device)
     tokens = min(rows_in_a_pass(config, device), config.clients * config.batch_size) * config.max_length
@@ -113,14 +114,14 @@ def needs(config: RunConfig) -> str:
     )
 
 
-@functools.cache  # once for a backbone and its needs, not for each run
+@functools.cache  # once for each backbone and its needs, not for each run
 def _announce(backbone: str, dtype: str, device: str, needed: str) -> None:
     tqdm.write(f"{backbone} ({dtype}, {device}) needs {needed}")
 
 
 @functools.lru_cache(maxsize=2)
 def _build(config: RunConfig, backbone: Backbone, below: int | None, deal: Deal, outputs: int) -> Federation:
-    """The federation with any adapter that leaves the blocks up to `below` alone."""
+    """The federation, for any adapter that does not change the blocks up to `below`."""
     family = FAMILIES[config.benchmark]
     if backbone.kind != family.backbone:
         needed, found = BACKBONES[family.backbone], BACKBONES[backbone.kind]
@@ -146,10 +147,10 @@ def _build(config: RunConfig, backbone: Backbone, below: int | None, deal: Deal,
             "what may be generated after them: give a smaller max_length or max_new_tokens"
         )
     made_for = setting(backbone.model.config, "max_position_embeddings") or longest
-    if longest > made_for:  # rotary positions go on
+    if longest > made_for:  # rotary positions allow it
         tqdm.write(f"{backbone.name} was made for texts of {made_for} tokens, and reads some of up to {longest} here")
     writes = bool(_starts(clients, config))
-    ways = model.ways(longest, writes=writes)  # tried before any training
+    ways = model.ways(longest, writes=writes)  # the trial comes before any training
     if str(ways) != "fast":
         tqdm.write(f"{backbone.name} is read in a slower way, which is right: {ways}")
     if writes and (ignored := left_out(backbone.model)):
@@ -161,7 +162,7 @@ def _build(config: RunConfig, backbone: Backbone, below: int | None, deal: Deal,
 
 
 def _longest(clients: list[Client], config: RunConfig) -> int:
-    """Tokens of the longest text that is read, or of the longest prompt with all that may be generated after it."""
+    """Tokens of the longest text, or of the longest prompt together with all that may be generated after it."""
     parts = [part for client in clients for part in (client.train, client.held_out, *client.test)]
     read = [sequence.reach for part in parts for sequence in part.sequences]
     starts = [prompt for part in _starts(clients, config) for prompt in part.prompts]
@@ -169,13 +170,13 @@ def _longest(clients: list[Client], config: RunConfig) -> int:
 
 
 def _starts(clients: list[Client], config: RunConfig) -> list[ChoiceSet | TextSet]:
-    """The parts of tests that the model writes an answer to."""
+    """The parts of tests for which the model generates an answer."""
     kinds = (ChoiceSet, TextSet) if config.scoring == "generation" else (TextSet,)
     return [part for client in clients for part in client.test if isinstance(part, kinds)]
 
 
 def _union(tests: Sequence[tuple], size: int) -> tuple:
-    """`size` items of all tests together, evenly picked, those of each kind as one; all where there are fewer."""
+    """`size` items of all tests together, picked evenly, or all if there are fewer; one part for each kind of item."""
     parts = [part for test in tests for part in test]
     kinds = list(dict.fromkeys(type(part) for part in parts))
     joined = [kind.join([part for part in parts if type(part) is kind]) for kind in kinds]
@@ -191,9 +192,9 @@ def _union(tests: Sequence[tuple], size: int) -> tuple:
 
 
 def shared_backbone(name: str, dtype: str, device: str) -> Backbone:
-    """`load_backbone`, remembered as long as its files hold what they held, so that a process loads it once.
+    """`load_backbone`, remembered until its files change, so that a process loads it once.
 
-    Raises FedReFTError for files that change while they are loaded.
+    Raises FedReFTError where the files change while they are loaded.
     """
     key, before = (name, dtype, device), backbone_identity(name)
     if key not in _shared or _shared[key].identity != before:

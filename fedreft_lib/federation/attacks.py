@@ -1,7 +1,7 @@
 """Hostile or broken clients: what they send in place of what they learned.
 
-An attack looks like an update and tries to move the others; a bad update is one that no server should take in. Both
-change the message of a client that was trained as always, but for "label_flip", which trains on wrong answers.
+An attack looks like an update and tries to move the others. A bad update is one that no server should admit. Both
+change the message of a client that trained as usual, except "label_flip", which trains on wrong answers.
 """
 
 import math
@@ -25,7 +25,7 @@ def _astray(step: Tensor, scale: float, generator: torch.Generator) -> Tensor:
     return scale * step.norm() * (drawn / drawn.norm())
 
 
-# Each takes the step (P,) that the client made, `scale`, and a generator: its own, or the colluders' common one.
+# Each takes the step (P,) that the client made, `scale`, and a generator: the client's, or the colluders' common one.
 ATTACKS: dict[str, Callable[[Tensor, float, torch.Generator], Tensor]] = {
     "sign_flip": lambda step, scale, own: -scale * step,
     "noise": _astray,
@@ -48,12 +48,12 @@ BAD_UPDATES: dict[str, Callable[[State, float], tuple[State, float]]] = {
 
 
 def is_hostile(config: RunConfig, k: int) -> bool:
-    """The last `hostile` clients are."""
+    """Whether client k (from 0) is one of the last `hostile` clients."""
     return k >= config.clients - config.hostile
 
 
 def sent_by(config: RunConfig, k: int, client: str, t: int, before: State, learned: State, examples: int) -> Update:
-    """What reaches the server from client k (from 0) in round t."""
+    """The update that client k (from 0) sends in round t."""
     honest = Update(client, learned, examples)
     if not is_hostile(config, k) or config.attack == "label_flip":
         return honest
@@ -69,7 +69,10 @@ def sent_by(config: RunConfig, k: int, client: str, t: int, before: State, learn
 
 
 def with_flipped_labels(clients: Sequence[ClientData], config: RunConfig) -> list[ClientData]:
-    """The clients, with the next wrong answer taught by the hostile ones where they attack by "label_flip"."""
+    """The clients; with attack="label_flip", the training items of the hostile ones have the next wrong answer.
+
+    Raises ConfigError for items without choices or classes.
+    """
     flips = config.attack == "label_flip"
     return [
         replace(client, train=tuple(map(_wrong, client.train))) if flips and is_hostile(config, k) else client

@@ -1,9 +1,8 @@
-"""What a client does in a round: it trains, sends some of what it learned, and mixes in what it receives.
+"""What a client does in a round: it trains, sends an update, receives an answer and mixes it in.
 
     before  -- local training -->  trained  -- sends, receives -->  mixes in a share lam, retracts R  -->  after
 
-All of it needs the client's own data and nobody else's, so it is the same code where all clients live in one process
-and where each has a machine of its own.
+A client needs only its own data. So the same code runs for all clients in one process, and on a machine for each.
 """
 
 from dataclasses import dataclass, field
@@ -24,36 +23,32 @@ from .admission import Update, refusal
 
 @dataclass(frozen=True)
 class ClientUpdate:
-    """A client that has trained: its state, what it sends of it, and how training went.
-
-    fault: what the client itself finds wrong with what it does not send.
-    """
+    """A client after training."""
 
     state: State
-    update: Update
-    fault: str | None
-    loss: float
-    seconds: float
+    update: Update  # what it sends
+    fault: str | None  # what the client itself finds wrong with the tensors that it keeps
+    loss: float  # the mean over its steps
+    seconds: float  # of training
 
 
 @dataclass(frozen=True)
 class ClientResult:
-    """A client that has received its answer: its next state, the share lam, the held-out loss of each candidate for it
-    where it was chosen by that, and how far R is from orthonormal before and after retraction, where there is one."""
+    """A client after its answer."""
 
-    state: State
-    lam: float
-    losses: dict[float, float] = field(default_factory=dict)
-    errors: tuple[float, ...] = ()
+    state: State  # for the next round
+    lam: float  # the share that it mixed in
+    losses: dict[float, float] = field(default_factory=dict)  # held-out loss of each candidate lam, where it tried any
+    errors: tuple[float, ...] = ()  # how far R was from orthonormal, before and after retraction
 
 
 def common_start(layout: Layout, config: RunConfig) -> State:
-    """The state that the seed alone gives."""
+    """The state that all clients start from: it depends on the seed only."""
     return layout.start(config.init, derive(config.seed, "start"))
 
 
 def sent_names(layout: Layout, config: RunConfig) -> tuple[str, ...]:
-    """What a client sends: what its method says, and the head unless that is private."""
+    """Names of the tensors that a client sends: its method's choice, and the head unless it is private."""
     method = METHODS[config.method]
     if not method.aggregate:
         return ()
@@ -62,7 +57,7 @@ def sent_names(layout: Layout, config: RunConfig) -> tuple[str, ...]:
 
 
 def sent_spec(layout: Layout, config: RunConfig) -> Spec:
-    """The spec of what a client sends."""
+    """Names and shapes of the tensors that a client sends."""
     return layout.spec.part(sent_names(layout, config))
 
 
@@ -77,7 +72,7 @@ def make_update(
     before: State,
     trained: Trained,
 ) -> ClientUpdate:
-    """What client k (from 0) makes of its training in round t; a hostile one sends what its attack says."""
+    """The update of client k (from 0) after training in round t. A hostile client sends its attack instead."""
     state = align(trained.state, common_start(layout, config)) if config.align else trained.state
     names = sent_names(layout, config)
     sent = {tensor: state[tensor] for tensor in state if tensor in names}
@@ -94,9 +89,9 @@ def make_update(
 def take_answer(
     model: SteeredModel, config: RunConfig, client: Client | None, t: int, state: State, answer: State | None
 ) -> ClientResult:
-    """A client's next state, from what it learned (what it had, where its update was refused) and what it receives.
+    """A client's next state, from `state` (what it learned, or had before if its update was refused) and its answer.
 
-    client: whose held-out items choose lam, where mixing="adaptive". answer: None where its method has no server.
+    client: its held-out items choose lam where mixing="adaptive". answer: None where the method has no server.
     """
     layout = model.layout
     if answer is None:
@@ -119,9 +114,9 @@ def take_answer(
 def apply_answer(
     layout: Layout, config: RunConfig, t: int, state: State, answer: State, lam: float, losses: dict | None = None
 ) -> ClientResult:
-    """The next state for a given lam: the head's mean whole, everything else as the method has it.
+    """The next state for a given lam. The method mixes in the answer; an averaged head is taken whole.
 
-    What becomes of the tensors that are sent depends on those alone, so a server that knows them can compute it too.
+    The new values of the sent tensors depend only on sent tensors, so a server can compute them too.
     """
     apart = layout.head_names if config.head == "averaged" else ()
     rest = {name: tensor for name, tensor in answer.items() if name not in apart}

@@ -1,4 +1,4 @@
-"""Who has which items: a config's questions, dealt to its clients, or found where each client keeps its own."""
+"""Which client has which items: a config's questions, dealt to its clients or read from each client's own folder."""
 
 import contextlib
 import functools
@@ -20,7 +20,7 @@ _remembered: dict[tuple[RunConfig, int | None], tuple[dict[Path, str | None], li
 
 @dataclass(frozen=True)
 class Deal:
-    """Who has which items: two are equal where all items are, whatever files they came from."""
+    """The items of all clients. Two deals are equal if all items are equal, from whatever files they came."""
 
     fingerprints: tuple[str, ...]
     clients: tuple[ClientData, ...] = field(repr=False, compare=False)
@@ -31,18 +31,19 @@ class Deal:
 
 
 def data_of(config: RunConfig) -> RunConfig:
-    """Of a config what a federation depends on besides the adapter: two with the same share what is remembered."""
+    """The part of a config that a federation depends on, without the adapter. Configs with equal parts share caches."""
     same = config.parameters_of("data")
-    if config.attack == "label_flip":  # the one attack that changes what is read
+    if config.attack == "label_flip":  # the only attack that changes the data
         same |= {"attack": config.attack, "hostile": config.hostile}
     return RunConfig(method="local", **same)  # local is valid with every number of clients
 
 
 def partition_of(config: RunConfig, only: int | None = None) -> list[ClientData]:
-    """Every client's items, checked to share none; none of the others' where `only` is one client. Loads no model.
+    """The items of every client, or of client `only` (from 0) and no other. Loads no model.
 
-    With setup="own" client 3's are those of the tasks that have files in `data_dir`/client3, up to the sizes. The last
-    few are remembered as long as the files that were looked for hold what they held.
+    With setup="own" client 3 has the items of the tasks with files in `data_dir`/client3, up to the sizes. The last few
+    results are remembered as long as no file changes. Raises DataError where two clients share an item, or where there
+    are too few.
     """
     key = data_of(config), only
     files, clients = _remembered.pop(key, (None, None))
@@ -68,13 +69,13 @@ def _partition(config: RunConfig, only: int | None) -> list[ClientData]:
         questions = partition(pools, config.setup, config.clients, alpha=config.alpha, **sizes)
     check_disjoint(questions)
     questions = with_flipped_labels(questions, config)
-    if only is None or config.union_size:  # the union is of everybody's tests
+    if only is None or config.union_size:  # the union needs the tests of all clients
         return questions
     return [*nothing[:only], questions[only], *nothing[only + 1 :]]
 
 
 def _own_pools(config: RunConfig, k: int) -> dict[str, Pool]:
-    """Those of the config's tasks that client k (from 0) has training files of."""
+    """The items of client k (from 0), for those of the config's tasks that it has training files of."""
     folder = _own_folder(config, k)
     load, train = _loader(config, folder), {}
     for task in config.tasks:

@@ -1,18 +1,23 @@
-"""Which clients train together in one pass: the engine.
+"""The engine: which clients train together in one pass.
 
-    one_by_one    each client alone (core.training.train): the plain loop
-    cohort        several clients' batches as one (cohort.train_together): the same bits, see there for exceptions
+    one_by_one    each client by itself (core.training.train)
+    cohort        the batches of several clients as one (model.fast.cohort): the same bits, except as noted there
 
-The choice follows from the config and the kind of device, never from a clock, so that a run has the same bits whenever
-it is run again or goes on. Measured by `python -m tests.benchmarks cohort`: SmolLM2-135M, layers 20-29, four clients
-with texts of unlike lengths, two CPU threads. Seconds of a cohort over those of one after another:
+The choice depends on the config and the kind of device, never on a clock, so a run that is repeated or continued has
+the same bits. Measured by `python -m tests.benchmarks cohort`: SmolLM2-135M, layers 20-29, four clients with texts of
+different lengths, two CPU threads. Seconds of a cohort, divided by those of one client after another:
 
     batches of    one    two    four   eight
     bfloat16      0.61   0.71   0.87   0.88
     float32       0.55   0.71   0.81   1.00
 
+<<<<<<< HEAD
 Where batches are padded (see model.fast.packed_attention) unlike lengths cost more than one pass saves, and "auto" is
 one_by_one. No GPU has been measured; there the figures below keep a cohort to 32 rows, a batch of the paper's profile.
+=======
+Where batches are padded (see model/fast/packed_attention.py), different lengths cost more than one pass saves, and
+"auto" means one_by_one. No GPU has been measured: there a cohort has at most 32 rows, one batch of the paper's profile.
+>>>>>>> proselib
 """
 
 from dataclasses import dataclass
@@ -23,13 +28,13 @@ from ..config import RunConfig
 from ..model.encoding import AnswerSet, LabelSet
 from ..model.fast.packed_attention import GIVEN
 
-LARGEST_BATCH = {"cpu": 4, "cuda": 16}  # a client's rows, up to which cohorts are faster
-ROWS = {"cpu": 16, "cuda": 32}  # in one pass at most, for its memory
+LARGEST_BATCH = {"cpu": 4, "cuda": 16}  # rows of one client; cohorts are faster up to here
+ROWS = {"cpu": 16, "cuda": 32}  # most rows in one pass, to bound its memory
 
 
 @dataclass(frozen=True)
 class Participant:
-    """Who trains: a client, or the centralised learner with everybody's data."""
+    """One learner: a client, or the centralised learner with the data of all clients."""
 
     name: str
     train: AnswerSet | LabelSet
@@ -37,7 +42,7 @@ class Participant:
 
 
 def engine_of(config: RunConfig, device: torch.device) -> str:
-    """The engine that "auto" stands for. Dropout is drawn client by client, so it has no cohorts."""
+    """The engine that "auto" means here. Dropout is drawn client by client, so "auto" then means one_by_one."""
     if config.engine != "auto":
         return config.engine
     small = config.batch_size <= LARGEST_BATCH.get(device.type, LARGEST_BATCH["cpu"])
@@ -45,14 +50,14 @@ def engine_of(config: RunConfig, device: torch.device) -> str:
 
 
 def rows_in_a_pass(config: RunConfig, device: torch.device) -> int:
-    """At most, in training."""
+    """The most rows that one pass of training has."""
     if engine_of(config, device) == "one_by_one":
         return config.batch_size
     return max(ROWS.get(device.type, ROWS["cpu"]), config.batch_size)
 
 
 def cohorts(clients: dict[int, Participant], config: RunConfig, device: torch.device) -> list[list[int]]:
-    """The clients, by number, in the groups that train together; all of a group take as many steps."""
+    """The groups of clients (numbers) that train together. All clients of a group take the same number of steps."""
     if engine_of(config, device) == "one_by_one":
         return [[k] for k in clients]
     most = rows_in_a_pass(config, device) // config.batch_size
@@ -66,5 +71,5 @@ def cohorts(clients: dict[int, Participant], config: RunConfig, device: torch.de
 
 
 def _kind(client: Participant) -> tuple[int, bool]:
-    """Who go together: learning rates follow the steps, and one without cached states would cost the others theirs."""
+    """What the clients of a group share: learning rates depend on the steps; cached hidden states serve all or none."""
     return client.steps, client.train.hidden is None

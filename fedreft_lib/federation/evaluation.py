@@ -1,4 +1,4 @@
-"""Tests of a federation: every client's scores on its own test, and on the union of all."""
+"""Tests of a federation: every client's scores on its own test, and on the union of all tests."""
 
 import functools
 from collections.abc import Iterable
@@ -32,12 +32,12 @@ def evaluate_all(
     who: Iterable[int] | None = None,
     progress: bool = False,
 ) -> list[dict]:
-    """Every client's scores on its own test, and on the union where `union_size` asks for it; those of `who` alone
-    where it is given. X (N, P), or (1, P) where all have one state.
+    """The scores of every client, or of the clients `who`, on its own test, and on the union where `union_size` > 0.
 
-    Where the server holds one state for all (`memory`), all but those who are gone are tested with the newest of it.
-    X None is the untrained backbone, without any intervention (with the untrained head, where the task needs one).
-    Labelled held-out items are scored too: ReFT picks the epoch, and we the round, by them.
+    X (N, P), or (1, P) where all have one state. None: the untrained backbone without an intervention (with the
+    untrained head, where the task needs one). Where the server holds one state for all (in `memory`), all clients that
+    are not gone are tested with the newest. Labelled held-out items are scored too: ReFT chooses the epoch by them, and
+    we the round.
     """
     report = Report(Listening((), torch.eye(0)), len(federation.clients))
     gone, newest = participation.gone(config, t), held_for_all(memory or {})
@@ -58,7 +58,7 @@ def evaluate_all(
         if isinstance(client.held_out, LabelSet):
             parts.append(("held_out", client.held_out))
         for split, part in parts:
-            # The untrained backbone is asked once for all runs; options that are read together round together.
+            # The untrained backbone is tested once for all runs. The batch size is in the key: it changes rounding.
             key = ("untrained", client.name, split, type(part), config.batch_size, config.max_new_tokens, hash_of(head))
             scores = ask(part) if row is not None else federation.remembered(key, functools.partial(ask, part))
             for task, metric, value in scores:
@@ -75,7 +75,7 @@ def evaluate_all(
 def _scores(
     federation: Federation, config: RunConfig, state: State, client: Client, part: Encoded
 ) -> list[scoring.Score]:
-    """The scores of the model under a state; of the untrained backbone where it has no more than a head."""
+    """The scores of the model with a state; of the untrained backbone where the state has at most a head."""
     untrained = set(state) <= set(federation.model.layout.head_names)
     share = None if untrained else METHODS[config.method].test_share(federation.model, config, state, client, part)
     return scoring.scores(part, federation.model, state or None, config, share)

@@ -1,4 +1,4 @@
-"""Clients that are all in this process."""
+"""Clients that all run in this process."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ from .training import participants, train_clients
 
 
 class LocalClients:
-    """`server.Clients` in this process."""
+    """`server.Clients` for clients in this process."""
 
     def __init__(self, federation: Federation, config: RunConfig):
         self.federation, self.config, self.model = federation, config, federation.model
@@ -66,12 +66,12 @@ class LocalClients:
 
 
 def start(federation: Federation, config: RunConfig) -> Tensor:
-    """X (N, P) before the first round: everybody starts from one state, or averages would mix different gauges."""
+    """X (N, P) before the first round. All clients have one start: an average of different bases R means nothing."""
     return enrolled(federation, config).all
 
 
 def enrolled(federation: Federation, config: RunConfig) -> ClientStates:
-    """`start` for any number of clients."""
+    """`start` as ClientStates, without N copies in memory."""
     method, everybody, layout = METHODS[config.method], participants(federation, config), federation.model.layout
     state = common_start(layout, config)
     if method.client_statistics:

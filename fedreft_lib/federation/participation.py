@@ -1,15 +1,15 @@
-"""Who takes part in a round, and whose state counts among "the others". Our rules: in the paper all take part.
+"""Which clients take part in a round, and whose states are "the others". Our rules: in the paper all take part.
 
-gone      before it joins, or after it left
-away      gone, or not drawn this round: it does nothing, keeps its state, receives nothing, and is nobody's other
-drops out it trained, and nothing arrives: its work of the round is lost, else as if away. One that never reports drops
-          out in every round
-late      it trained on the state of round t, and its update arrives when round t is closed: in t it is as if away; in
-          t + 1, in place of training, it takes part with that update, and receives. After the last round it is lost
-joins     it begins with the state that all began with
+gone      the client has not joined yet, or has left
+away      gone, or not drawn this round: it does nothing, keeps its state, receives nothing, and is nobody's "other"
+drops out it trains, but nothing arrives: its work of the round is lost; all else as if away. A client that never
+          reports drops out in every round
+late      it trains in round t, but its update arrives after round t is closed. In t it counts as away. In t + 1 it
+          takes part with that update instead of training, and receives. After the last round the update is lost
+joins     it begins with the state that all clients began with
 
-Where a method's server holds one state for all (`Method.one_for_all`), who has missed some of it is brought up to
-date before it trains or is tested, as in FedAvg: then nobody but who is gone keeps an old one.
+Where a method's server holds one state for all (`Method.one_for_all`), a client that missed some of it gets the newest
+before it trains or is tested, as in FedAvg. Then only a client that is gone keeps an old state.
 """
 
 import torch
@@ -19,14 +19,14 @@ from ..seeds import derive
 
 
 def gone(config: RunConfig, t: int) -> dict[int, str]:
-    """The clients (from 0) that are no part of the federation in round t, with the reason."""
+    """The clients (from 0) that do not belong to the federation in round t, with the reason."""
     joins = {k - 1: f"joins in round {first}" for k, first in config.joins if t < first}
     leaves = {k - 1: f"left after round {last}" for k, last in config.leaves if t > last}
     return leaves | joins
 
 
 def away(config: RunConfig, t: int) -> dict[int, str]:
-    """The clients that are away in round t, with the reason."""
+    """The clients (from 0) that are away in round t, with the reason."""
     found = gone(config, t)
     there = [k for k in range(config.clients) if k not in found]
     if config.sampled is not None and config.sampled < len(there):

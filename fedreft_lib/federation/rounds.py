@@ -1,8 +1,8 @@
-"""The round and the run.
+"""One round, and a run of many.
 
-A round is a pure function: `federated_round(federation, config, X, t) -> (X', report)`, X (N, P) the clients' states.
-What is random in it depends on (seed, t, client) alone, so a run can be stopped after any round and continued to the
-same bits, and runs that begin alike share the work of their beginning.
+A round is a pure function: `federated_round(federation, config, X, t) -> (X', report)`, where X (N, P) holds the
+clients' states. All randomness depends only on (seed, t, client). A run can therefore stop after any round and continue
+with the same bits, and runs that begin alike share the work of their beginning.
 """
 
 import math
@@ -31,11 +31,11 @@ from .dealing import partition_of
 from .local_clients import LocalClients
 from .server import Clients, Report
 
-States = TypeVar("States", Tensor, ClientStates)  # X (N, P), at hand or not
+States = TypeVar("States", Tensor, ClientStates)  # X (N, P), in memory or partly on disk
 
 
 def trained_names(layout: Layout, config: RunConfig) -> tuple[str, ...]:
-    """The tensors that a client trains in some phase of some round, without the head's."""
+    """Names of the tensors that a client trains in any phase of any round, without the head's."""
     phases = [p for t in (1, 2) for p in METHODS[config.method].phases(layout.adapter_names, layout.kind, config, t)]
     return tuple(name for name in layout.adapter_names if any(name in phase.trains for phase in phases))
 
@@ -51,8 +51,8 @@ def federated_round(
 ) -> tuple[States, Report]:
     """Round t (from 1): local training, admission, aggregation, mixing, retraction. X (N, P) -> X' (N, P).
 
-    memory: what the server kept of the rounds before, for methods whose server has a state; `report.memory` is what it
-    keeps of this one. Of X the rows of those who take part are read, and of X' they are new.
+    memory: the server's tensors from earlier rounds; `report.memory` holds those after this round. The round reads and
+    changes only the rows of the clients that take part. Raises FedReFTError where too few updates are admitted.
     """
     return _next_round(LocalClients(federation, config), config, X, t, memory or {}, on_step)
 
@@ -69,13 +69,13 @@ def _next_round(
 def run(config: RunConfig, folder: str | Path | None = None, resume: bool = True, *, progress: bool = True) -> Run:
     """Run a federation, or continue it.
 
-    folder: where config, history, manifest and checkpoints go; None keeps them in memory only. With resume=True a
-    run in the folder continues after its last whole round and a finished one is returned as it is; a run of another
-    config in the folder is refused (ConfigError), one of other code, data or backbone is started again.
+    folder: for config, history, manifest and checkpoints; None keeps them in memory only. With resume=True a run in the
+    folder continues after its last complete round, and a finished run is returned at once. A run in the folder with
+    other code, data or backbone starts again; one with another config raises ConfigError.
     """
     store = Store(config, folder)
     with store.locked():
-        fixed = config.source == "packaged"  # the code names the packages by their hashes
+        fixed = config.source == "packaged"  # the code contains the hashes of packaged data
         if resume and (finished := store.finished(lambda: _questions(config), same_backbone, fixed=fixed)):
             return finished
         return rest_of(LocalClients(assemble(config), config), config, store, resume, progress)
@@ -86,12 +86,12 @@ def _questions(config: RunConfig) -> str:
 
 
 def same_backbone(config: RunConfig, known: str) -> bool:
-    """Whether a run's backbone, as its manifest knows it, is what its config means here and now."""
+    """Whether the backbone in a run's manifest (`known`) may be the one that its config names here and now."""
     return may_be_same(known, backbone_identity(config.backbone))
 
 
 def federation_of(done: Run) -> Federation:
-    """The federation that a run's states belong to. Raises FedReFTError where data or backbone are others now."""
+    """The federation of a run's states. Raises FedReFTError where the data or the backbone have changed since."""
     federation = assemble(done.config)
     here = {"data": data_fingerprint(federation.questions), "backbone": federation.model.backbone.identity}
     if other := [key for key, found in here.items() if done.manifest[key] != found]:
@@ -103,7 +103,7 @@ def federation_of(done: Run) -> Federation:
 
 
 def rest_of(clients: Clients, config: RunConfig, store: Store, resume: bool, progress: bool) -> Run:
-    """Whatever rounds of the run are missing."""
+    """Computes the missing rounds of a run."""
     store.describe(clients.model.spec, facts_of(clients, config))
     begin = clients.begin()
     saved = store.resume(begin) if resume else store.fresh(begin)
@@ -125,15 +125,15 @@ def rest_of(clients: Clients, config: RunConfig, store: Store, resume: bool, pro
 
 
 def _steps_in(clients: Clients, config: RunConfig, t: int) -> int:
-    """Of all who are there in round t."""
+    """Optimiser steps of all clients that are not away in round t."""
     away = participation.away(config, t)
     return sum(steps for k, steps in enumerate(clients.steps) if k not in away)
 
 
 def facts_of(clients: Clients, config: RunConfig) -> dict:
-    """What a run depends on besides its config, for its manifest."""
+    """For the manifest: what a run depends on apart from its config."""
     model, backbone, layout = clients.model, clients.model.backbone, clients.model.layout
-    ways = model.ways(clients.longest, writes=clients.writes)  # in which the longest text is read
+    ways = model.ways(clients.longest, writes=clients.writes)  # how the model reads the longest text
     sizes = {name: math.prod(shape) for name, shape in layout.spec.shapes}
     return {
         **environment(backbone.device),

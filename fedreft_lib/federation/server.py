@@ -1,8 +1,8 @@
 """The server's side of a round: who takes part, which updates are admitted, what each client receives.
 
-It knows of the clients what `Clients` says, wherever they are. A row of its X (N, P) is what it knows of a client's
-state: all of it where the clients live in its own process, else the tensors that are sent, the others as they began.
-Nothing here reads those others.
+The server sees the clients only through `Clients`, wherever they run. A row of its X (N, P) is what it knows of a
+client's state: everything where the clients run in its own process, else the sent tensors. The other tensors of the row
+then keep their values from the start, and nothing here reads them.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,50 +28,50 @@ from . import participation
 from .admission import Update, refusal, refusals
 from .client import ClientResult, ClientUpdate, sent_names, sent_spec
 
-# What names in the server's memory begin with:
-LATE = "late."  # then the number of a client, whose update arrives in the next round
+# Prefixes of the names in the server's memory:
+LATE = "late."  # then the number of a client whose update arrives in the next round
 FOR_ALL = "for all."  # then the name of a tensor of the newest state that the server holds for all
 
 
 class Clients(Protocol):
-    """The clients, by number from 0, as a run and its server meet them, wherever they are."""
+    """The clients, numbered from 0, as a run and its server use them, wherever they run."""
 
     names: Sequence[str]
     examples: Sequence[int]
-    steps: Sequence[int]  # of each in a round
+    steps: Sequence[int]  # of each client in a round
     model: SteeredModel
     engine: str
-    questions: str  # a hash of who holds which
+    questions: str  # a hash of all clients' items
     longest: int  # tokens of their longest text
-    writes: bool  # whether the model writes, in tests
-    cut: dict[str, Cuts]  # what of their texts does not fit into max_length
+    writes: bool  # whether the model generates text in tests
+    cut: dict[str, Cuts]  # which of their texts exceed max_length
 
     def begin(self) -> ClientStates:
-        """Everybody's state before the first round."""
+        """The states of all clients before the first round."""
 
     def train(
         self, before: dict[int, State], missed: dict[int, State], t: int, on_step: Callable[[], object]
     ) -> dict[int, ClientUpdate | str]:
-        """Each one's update of round t, from the state that it has before it, or why there is none.
+        """For each client its update of round t, trained from its state in `before`, or why there is none.
 
-        missed: what some have not received yet of the one state that the server holds for all; it is in `before`.
+        missed: the tensors of the server's one state for all that a client has not received yet; `before` has them.
         """
 
     def apply_answers(
         self, states: dict[int, State], answers: dict[int, State | None], refused: set[int], t: int
     ) -> dict[int, ClientResult | str]:
-        """Sends each one its answer: its next state, or why that is not known.
+        """Sends each client its answer. Returns its next state, or why that is unknown.
 
-        states: what it learned, or, where that was `refused`, had before.
+        states: what each learned, or had before the round where its update was `refused`.
         """
 
     def evaluate(self, X: ClientStates | None, t: int, memory: State, progress: bool) -> list[dict]:
-        """`evaluation.evaluate_all`"""
+        """See `evaluation.evaluate_all`."""
 
 
 @dataclass
 class Report:
-    """What happened in a round: rows for the history, the mixing matrix, and what the server remembers of it."""
+    """The result of a round: rows for the history, the mixing matrix, and the server's memory."""
 
     listening: Listening
     clients: int
@@ -80,7 +80,7 @@ class Report:
 
     @property
     def M(self) -> Tensor:
-        """(N, N)"""
+        """The mixing matrix (N, N) of all clients."""
         return self.listening.among(self.clients)
 
     def add(self, round: int, client: str, split: str, metric: str, value: float, **more: float | str) -> None:
@@ -88,12 +88,12 @@ class Report:
 
 
 def late_rows(memory: State) -> dict[int, Tensor]:
-    """The rows of the clients that were late in the round before."""
+    """The rows of the clients that were late in the round before, by client."""
     return {int(name.removeprefix(LATE)): row for name, row in memory.items() if name.startswith(LATE)}
 
 
 def held_for_all(memory: State) -> State:
-    """The newest state that the server holds for all clients; empty where the method keeps none, or all were there."""
+    """The newest state that the server holds for all clients; {} where the method has none, or no client misses one."""
     return {name.removeprefix(FOR_ALL): tensor for name, tensor in memory.items() if name.startswith(FOR_ALL)}
 
 
@@ -109,8 +109,8 @@ def round_of(
 ) -> tuple[Tensor, Report]:
     """Round t for the clients `who`: their rows (n, P) before it -> their rows after it, and the report.
 
-    From here on, clients are numbered by their places in `who`. memory: what the server kept of the rounds before;
-    `report.memory` is what it keeps of this one. Raises FedReFTError where too few updates are admitted.
+    From here on, a client's number is its place in `who`. memory: the server's tensors from earlier rounds;
+    `report.memory` holds those after this round. Raises FedReFTError where too few updates are admitted.
     """
     spec, method = layout.spec, METHODS[config.method]
     report = Report(Listening(tuple(who), torch.eye(len(who))), len(clients.names))
@@ -169,9 +169,9 @@ def _check_enough(updates: dict[int, ClientUpdate], reasons: dict[int, str], con
 def _brought_up_to_date(
     clients: Clients, layout: Layout, X: Tensor, who: list[int], t: int, report: Report
 ) -> tuple[Tensor, dict[int, State]]:
-    """Where the server holds one state for all, every client begins with the newest: (n, P) -> (n, P).
+    """Where the server holds one state for all, every client begins with the newest: rows (n, P) -> (n, P).
 
-    Also what the clients that had an older one have missed, by client.
+    Also returns, by client, the newest state for each client that had an older one.
     """
     newest, spec = held_for_all(report.memory), layout.spec
     if not newest:
@@ -197,8 +197,8 @@ def _collect_updates(
 ) -> tuple[dict[int, ClientUpdate], dict[int, str]]:
     """The updates that reach the server in round t, by place, and why some of them are refused.
 
-    late: the rows of the clients that were late in the round before, whose update arrives now. The report says who is
-    gone, drops out or is late now; report.memory keeps the rows of those who are late.
+    late: the rows of the clients that were late in the round before; their updates arrive now. The report notes which
+    clients are gone, drop out or are late now, and report.memory keeps the rows of the late ones.
     """
     for k, reason in participation.gone(config, t).items():
         if k not in who:
@@ -236,7 +236,7 @@ def _collect_updates(
 def _refused(
     updates: dict[int, ClientUpdate], before: list[State], layout: Layout, config: RunConfig, t: int, report: Report
 ) -> dict[int, str]:
-    """Why updates are set aside, by place."""
+    """Why updates are refused, by place."""
     sent = sent_spec(layout, config)
     reasons = {i: each.fault for i, each in updates.items() if each.fault}
     rest = [i for i in updates if i not in reasons]
@@ -253,7 +253,7 @@ def _refused(
 def _aggregated(
     layout: Layout, config: RunConfig, before: Tensor, trained: list[State], weights: Tensor, memory: State
 ) -> tuple[Aggregate, list[State]]:
-    """The aggregate, and the answer to each client. before (n, P): their rows. `memory` is changed in place."""
+    """The aggregate, and the answer to each client. before: the clients' rows (n, P). Changes `memory` in place."""
     method = METHODS[config.method]
     apart = layout.head_names if config.head == "averaged" else ()
     spec = layout.spec.part([name for name in sent_names(layout, config) if name not in apart])
@@ -278,7 +278,7 @@ def _report_answers(
     answers: dict[int, State | None],
     after: dict[int, ClientResult],
 ) -> None:
-    """Rows for the history: what each client received, and what it made of that."""
+    """Adds rows to the history: what each client received, its share lam, and R's errors."""
     for i, name in names.items() if aggregate else ():
         residual = float(aggregate.residual[i])
         report.add(t, name, "server", "residual", residual, downlink_bytes=bytes_of(answers[i]))

@@ -1,4 +1,4 @@
-"""The first part of a round: who trains locally, on what, in which phases, and who with whom in one pass."""
+"""The first part of a round: local training, in phases, of one client or of several clients in one pass."""
 
 import functools
 import math
@@ -21,12 +21,12 @@ from .engine import Participant, cohorts
 
 
 def steps_per_round(examples: int, config: RunConfig) -> int:
-    """local_steps, or as many as local_epochs passes take."""
+    """local_steps, or the steps of local_epochs passes over the examples."""
     return config.local_steps or config.local_epochs * math.ceil(examples / config.batch_size)
 
 
 def participants(federation: Federation, config: RunConfig) -> list[Participant]:
-    """The clients; for a method that pools data, one learner that takes as many steps as they all together."""
+    """The clients; for a method that pools data, one learner with as many steps as all clients together."""
     each = [Participant(c.name, c.train, steps_per_round(len(c.train), config)) for c in federation.clients]
     if not METHODS[config.method].pools_data:
         return each
@@ -41,9 +41,9 @@ def train_clients(
     t: int,
     on_step: Callable[[], object] = lambda: None,
 ) -> dict[int, Trained]:
-    """Local training in round t of some participants, by number, each from its state.
+    """Local training in round t. states: of the participants that train, by number.
 
-    The first round's is remembered, since many methods begin with it.
+    The result of the first round is remembered, since many methods begin with the same training.
     """
     everybody, layout = participants(federation, config), federation.model.layout
     method = METHODS[config.method]
@@ -79,13 +79,13 @@ def _trained(
     t: int,
     on_step: Callable[[], object],
 ) -> list[Trained]:
-    """The clients after all phases of a round; they take as many steps as each other."""
+    """The clients after all phases of a round. All of them take the same number of steps."""
     found = [Trained(state, [], 0.0) for state in states]
     for i, phase in enumerate(phases):
         steps = clients[0].steps * (i + 1) // len(phases) - clients[0].steps * i // len(phases)
         if not steps:
             continue
-        again = (i,) if i else ()  # the first phase's batches are those of a round of one phase
+        again = (i,) if i else ()  # the first phase has the batches of a round with one phase
         seeds = [derive(config.seed, "batches", t, client.name, *again) for client in clients]
         parts = _phase(model, config, [each.state for each in found], clients, phase, steps, seeds, on_step)
         found = [
@@ -128,13 +128,13 @@ def train_client(
     share: float | None = None,
     **how,
 ) -> Trained:
-    """`core.training.train` on one client's data. share: of the local branch, for states that have one."""
+    """`core.training.train` on one client's data. share: the local branch's, for states that have one."""
 
     def losses(indices: Sequence[int], phi: State) -> torch.Tensor:
         return data.losses(model, indices, phi, share=share, dropout=config.dropout)
 
     with torch.random.fork_rng(enabled=config.dropout > 0):
         if config.dropout > 0:
-            torch.manual_seed(seed)  # dropout alone draws from torch's own generator
+            torch.manual_seed(seed)  # only dropout draws from torch's global generator
         rotated, device = model.layout.rotated, model.backbone.device
         return train(state, losses, len(data), config.recipe, seed=seed, rotated=rotated, device=device, **how)

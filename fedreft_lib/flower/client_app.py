@@ -1,18 +1,18 @@
 """Flower's ClientApp: one client, which keeps its state on its own disk.
 
-    query.hello      who it is: client number, name, examples, steps, classes, outputs of its head, its longest text,
-                     what of its texts is cut, a hash of its data, and which backbone it has
-    query.tell       what its method needs of its data before the first round
-    train.begin      it is given the state that all begin with, where that is made of what they told
-    train.learn      a round's local training; it sends its update, the tensors that its method sends and no others
-    train.hidden     the same for a sum: this is what masks are put on, on the way to Flower (see link)
-    train.take_in    what it is told, and how much of that it takes in
+    query.hello      its report: client number, name, examples, steps, classes, outputs of its head, its longest text,
+                     how many texts are cut, whether the model generates, hashes of its data and its backbone
+    query.tell       the statistics of its data that its method needs before the first round
+    train.begin      receives the state that all begin with, where it depends on these statistics
+    train.learn      a round's local training; it sends its update: only the tensors that its method sends
+    train.hidden     the update for a secure sum; Flower's process masks it before it is sent (see relay)
+    train.take_in    receives its answer and mixes it in; it sends its share lam
     evaluate.scores  its scores on its own test
 
-Every message brings the config of the run, so a node has no settings but its client's number, the folder for its states
-and where its data is. All but the first bring what it said of its data and its backbone, and where these have changed
-since, it answers that, and nothing is computed. In a deployment all of this is done by a host's `node`, to which
-Flower's process for a message passes it on.
+Every message contains the run's config. So a node's only settings are its client's number, the folder for its states
+and the place of its data. All messages except the first contain the data and backbone that it reported. If these have
+changed since, it answers with an error and computes nothing. In a deployment the `host` does all this: Flower's process
+for a message passes it on (see relay).
 """
 
 import hashlib
@@ -39,7 +39,8 @@ from .levels import Levels
 class Node:
     """A client of a run, for one message.
 
-    home: where its states are. opened: its federation, by the run's config and the outputs of the run's head.
+    home: the folder of its states. opened(config, outputs): its federation. Raises ConfigError for a client that is not
+    in the federation, FedReFTError where its data or its backbone have changed since the run began.
     """
 
     def __init__(self, home: Path, k: int, told: dict, opened: Callable[[RunConfig, int], Federation]):
@@ -47,7 +48,7 @@ class Node:
             torch.set_num_threads(told["threads"])
         self.config = RunConfig(**told["config"])
         self.k, self.t, self.told = k, told.get("round", 0), told
-        self.levels = Levels(*told["levels"]) if "levels" in told else None  # where only sums are to be known
+        self.levels = Levels(*told["levels"]) if "levels" in told else None  # where the server sees only sums
         if not 0 <= k < self.config.clients:
             raise ConfigError(f"this node is client {k + 1} of a federation of {self.config.clients}")
         self.clients = LocalClients(opened(self.config, told.get("outputs", 0)), self.config)
@@ -55,18 +56,20 @@ class Node:
         self.has = {"data": self.federation.questions[k].fingerprint, "backbone": self.model.backbone.identity}
         if changed := [what for what, said in told.get("has", {}).items() if said != self.has[what]]:
             raise FedReFTError(f"the {' and '.join(changed)} of client {k + 1} changed since the run began")
-        # States that were learned on other data or another backbone are in another folder.
+        # States from other data or another backbone are in another folder.
         run = hashlib.sha256(f"{self.config.model_dump_json()} {sorted(self.has.items())}".encode()).hexdigest()[:16]
         self.files = NodeFiles(home / run / f"client{k + 1}")
 
     def on_grid(self, row: torch.Tensor) -> torch.Tensor:
-        """What it sends of a state (P,), as numbers that can be summed behind masks, float64."""
+        """The sent tensors of a state (P,), as numbers that secure sums can carry, float64."""
         state, sent = self.model.spec.named(row), client.sent_spec(self.model.layout, self.config)
         return self.levels.rounded(sent.row({name: state[name] for name, _ in sent.shapes}))
 
     def row(self, before: int, missed: dict) -> torch.Tensor:
-        """The state (P,) that the server means, from before round `before`: the newest where it knows of none. Raises
-        FedReFTError where there is no such state."""
+        """The state (P,) from before round `before` that the server expects; the newest where it expects none.
+
+        missed: tensors of the newest state for all. Raises FedReFTError where there is no such state.
+        """
         spec, names = self.model.spec, client.sent_names(self.model.layout, self.config)
         for row in self._rows(before):
             state = {**spec.named(row), **missed}
@@ -75,7 +78,7 @@ class Node:
         raise FedReFTError(f"client {self.k + 1} has no state of before round {before} as the server holds it")
 
     def _rows(self, before: int) -> Iterator[torch.Tensor]:
-        """Its states of before a round, the newest first; the last is the seed's."""
+        """Its states from before a round, the newest first; the last one is the seed's start."""
         yield from self.files.rows(before)
         yield self.model.spec.row(client.common_start(self.model.layout, self.config))
 
@@ -120,7 +123,7 @@ def learn(node: Node, records_: RecordDict) -> RecordDict:
 
 
 def hidden(node: Node, records_: RecordDict) -> RecordDict:
-    """What was learned, for the masks: this process hands it to the one that puts them on."""
+    """The update for a secure sum: this process passes it to the one that masks it."""
     return records.packed({}, {"x": node.on_grid(node.files.learned(refused=False))})
 
 
@@ -159,13 +162,13 @@ HANDLERS: dict[str, Callable[[Node, RecordDict], RecordDict]] = {
 def answer(
     kind: str, content: RecordDict, k: int, home: Path, opened: Callable[[RunConfig, int], Federation]
 ) -> RecordDict:
-    """What client k (from 0) answers to a message; the others as for Node."""
+    """The answer of client k (from 0) to a message. home, opened: see Node."""
     return HANDLERS[kind](Node(home, k, records.told(content), opened), content)
 
 
 def in_this_process(home: Path) -> relay.Answers:
-    """Of any process that Flower chooses, as in a simulation: the states of all clients are below `home`, and the
-    process has a backbone and everybody's data."""
+    """Answers for a simulation, in any process that Flower chooses: `home` has the states of all clients, and the
+    process has a backbone and the data of all clients."""
 
     def opened(config: RunConfig, outputs: int) -> Federation:
         return assemble(config)

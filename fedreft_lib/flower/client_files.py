@@ -1,11 +1,11 @@
-"""What a node keeps on its own disk between messages, for Flower may start a process for each of them.
+"""Files that a node keeps on its own disk between messages: Flower may start a new process for each message.
 
-start.safetensors              the state that all begin with, where that is not the seed's alone
-after_round_NNNN.safetensors   its state after a round in which it was answered; the last two of those
-learned.safetensors            what it began the present round with, and what it has learned in it
+start.safetensors              the state that all clients begin with, where the seed does not determine it
+after_round_NNNN.safetensors   its state after a round in which it received an answer; the last two are kept
+learned.safetensors            its state before the current round, and what it learned in it
 
-The server names the state that it means by a hash of the tensors that are sent. So a server that goes back to its last
-checkpoint, or an answer that was lost on its way, finds the node with the state that it had then.
+The server identifies the state that it expects by a hash of its sent tensors. So the node finds the correct state even
+where the server went back to its last checkpoint, or where an answer was lost.
 """
 
 import warnings
@@ -28,8 +28,8 @@ class NodeFiles:
         self.folder = folder
 
     def rows(self, before: int) -> Iterator[Tensor]:
-        """Its states after rounds before `before`, the newest first, and the start; damaged ones are passed over with a
-        warning."""
+        """Its states after rounds before `before`, the newest first, then the start. Skips damaged ones with a
+        DamageWarning."""
         paths = [path for t, path in sorted(self._rounds().items(), reverse=True) if t < before]
         for path in (*paths, self.folder / START):
             if path.exists():
@@ -43,7 +43,7 @@ class NodeFiles:
         save_tensors({"row": row}, self.folder / START)
 
     def keep(self, t: int, row: Tensor) -> None:
-        """Its state after round t; what is known of later rounds is of a run that went back, and goes."""
+        """Stores its state after round t. If there are later states, the run went back, and they are deleted."""
         self.folder.mkdir(parents=True, exist_ok=True)
         save_tensors({"row": row}, self.folder / f"after_round_{t:04d}.safetensors")
         there = self._rounds()
@@ -52,14 +52,16 @@ class NodeFiles:
                 there[other].unlink()
 
     def keep_learned(self, before: Tensor, learned: Tensor | None) -> None:
-        """learned: None where nobody may take it in."""
+        """Stores both rows. learned: None where the update is unusable."""
         self.folder.mkdir(parents=True, exist_ok=True)
         rows = {"before": before} | ({} if learned is None else {"learned": learned})
         save_tensors(rows, self.folder / "learned.safetensors")
 
     def learned(self, refused: bool) -> Tensor:
-        """What it learned in the last round in which it trained, or, where that was refused, what it had before.
-        Raises FedReFTError where it has not trained."""
+        """What it learned in its last round of training, or its state before, if the update was refused.
+
+        Raises FedReFTError where it has not trained.
+        """
         return load_tensors(self.folder / "learned.safetensors")[0]["before" if refused else "learned"]
 
     def _rounds(self) -> dict[int, Path]:

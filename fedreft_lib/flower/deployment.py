@@ -12,9 +12,11 @@ from .server_app import serve
 
 
 def server_app() -> ServerApp:
-    """Its run config names a JSON file of RunConfig's fields, the folder of the run, how long a node is waited for, the
-    threads that processes of a simulation take, and whether the server is to be told sums alone; these then lie in the
-    folder, with the history."""
+    """The ServerApp that runs what its run config asks for.
+
+    config: a JSON file of RunConfig's fields. folder: of the run. patience: seconds to wait for a node. threads: of
+    each process of a simulation. sums: the server receives only sums, which it saves in the folder with the history.
+    """
     app = ServerApp()
 
     @app.main()

@@ -2,8 +2,8 @@
 
     python -m fedreft_lib.flower.host --client 1 --key KEY --superlink HOST:8000 --root-certificates CA --home FOLDER
 
-It runs until it is stopped or the SuperNode ends. The backbone is loaded with the first message that needs it and
-stays; of the questions this process reads its own client's alone. Both are read again where their files have changed.
+It runs until it is stopped or the SuperNode ends. The first message that needs the backbone loads it, and it stays in
+memory. The process reads only its own client's questions. Both are read again if their files change.
 """
 
 import argparse
@@ -25,17 +25,17 @@ from ..federation.assembly import Federation, assemble, loaded
 from . import free_port, program, relay
 from .client_app import answer
 
-PATIENCE = 15.0  # seconds for the SuperNode to take its leave
+PATIENCE = 15.0  # seconds for the SuperNode to end
 
 
 class Host:
-    """Client k (from 0). home: the folder for its states; data: its own files, for a run with source="local"."""
+    """Client k (from 0). home: the folder for its states. data: its own files, for a run with source="local"."""
 
     def __init__(self, k: int, home: Path, data: Path | None):
         self.k, self.home, self.data = k, home, data
 
     def opened(self, config: RunConfig, outputs: int) -> Federation:
-        if config.source == "local":  # where files are is for the host to say, and not for the run
+        if config.source == "local":  # the host, not the run, decides where its files are
             if self.data is None:
                 raise ConfigError("the run asks for the host's own files, and the node was started without --data")
             config = config.but(data_dir=str(self.data))
@@ -78,14 +78,14 @@ def main() -> None:
             supernode.terminate()
             try:
                 code = supernode.wait(PATIENCE)
-            except subprocess.TimeoutExpired:  # it looks for a server that has gone
+            except subprocess.TimeoutExpired:  # it still looks for a server that has ended
                 supernode.kill()
                 code = supernode.wait()
     sys.exit(code)
 
 
 def _end_with(supernode: subprocess.Popen) -> None:
-    """Nobody will ask any more."""
+    """End this process after the SuperNode: no more messages will come."""
     supernode.wait()
     os.kill(os.getpid(), signal.SIGTERM)
 

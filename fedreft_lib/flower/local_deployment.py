@@ -2,11 +2,11 @@
 
     python -m fedreft_lib.flower.local_deployment CONFIG.json FOLDER
 
-The processes are those of a deployment on several hosts, and so is the order in which they are started:
+The processes, and the order in which they start, are those of a deployment on several hosts:
 
-    flower-superlink           one, on the server's host; clients' data never comes here
-    fedreft_lib.flower.host    one a client, on the host that has its data; it starts a flower-supernode
-    flwr run                   from wherever the run is started: it sends the app to the superlink
+    flower-superlink           one, on the server's host; it never receives clients' data
+    fedreft_lib.flower.host    one for each client, on the host that has its data; it starts a flower-supernode
+    flwr run                   on the host that starts the run: it sends the app to the superlink
 """
 
 import argparse
@@ -31,13 +31,15 @@ from ..runs.results import Run, load_run
 from . import certificates, free_port, program
 
 APP = Path(__file__).parent / "app"
-EVERY = 10.0  # seconds between looks at a run's status, each of which starts a python
-SITE = "loopback"  # what flwr's own configuration calls the superlink
+EVERY = 10.0  # seconds between checks of a run's status; each check starts a python
+SITE = "loopback"  # the name of the superlink in flwr's own configuration
 
 
 class Loopback:
-    """A superlink at an address of this machine and the nodes that have been started; `federation` starts and stops
-    one. threads: torch's, of each process; by default what each would take on a machine of its own."""
+    """A superlink at an address of this machine, and its nodes. `federation` starts and stops one.
+
+    threads: torch's, of each process; by default the number that it would use on its own machine.
+    """
 
     def __init__(self, folder: Path, address: str = "127.0.0.1", threads: int | None = None):
         self.folder, self.address, self.port, self.threads = folder.absolute(), address, free_port(), threads
@@ -52,7 +54,7 @@ class Loopback:
         )
 
     def start_superlink(self) -> None:
-        """Its database is a file, so one that is started again knows nodes and runs of before."""
+        """Its database is a file, so a superlink that starts again knows earlier nodes and runs."""
         self.start(
             "superlink", program("flower-superlink"), "--host", self.address, "--port", self.port,
             "--ssl-ca-certfile", self.ca, "--ssl-certfile", self.certificate, "--ssl-keyfile", self.key,
@@ -62,7 +64,7 @@ class Loopback:
         self.await_health("superlink", f"https://{self.address}:{self.port}/health")
 
     def register(self, client: int) -> Path:
-        """Make a key for the client and tell the superlink of it; the private key's path."""
+        """Make a key for the client and register it with the superlink. Returns the private key's path."""
         private, public = certificates.node_key(self.folder / "secrets" / f"client{client}")
         found = self.flwr("supernode", "register", public, SITE, "--name", f"client{client}")
         if not found.get("success"):
@@ -79,8 +81,8 @@ class Loopback:
         ca: Path | None = None,
         within: Sequence[str] = (),
     ) -> None:
-        """The node of a client (from 1). data: its own files. name, ca: for one that shall be refused. within: a
-        command that starts it somewhere, such as in a network namespace."""
+        """Start the node of a client (from 1). data: the folder of its own files. name, ca: for a node that must be
+        refused. within: a command that starts it elsewhere, for instance in a network namespace."""
         self.start(
             name or f"client{client}", *within, sys.executable, "-m", "fedreft_lib.flower.host", "--client", client,
             "--home", self.folder / "nodes", "--superlink", f"{self.address}:{self.port}",
@@ -88,21 +90,21 @@ class Loopback:
         )  # fmt: skip
 
     def start_again(self, client: int, seconds: float = 180.0) -> None:
-        """A client's node that was killed: the superlink refuses it until it has noticed that, a minute later."""
+        """Restart a client's node that was killed. The superlink refuses it until it notices that, a minute later."""
         name, deadline = f"client{client}", time.monotonic() + seconds
         while time.monotonic() < deadline:
             self.start_node(client, self.folder / "secrets" / name)
             try:
                 self.processes[name].wait(10)
             except subprocess.TimeoutExpired:
-                return  # it has stayed
+                return  # it was admitted
             self.kill(name)
         raise FedReFTError(f"client {client} was not taken back: {self.folder / 'logs' / name}.log says why")
 
     def submit(
         self, config: RunConfig, run_folder: Path, patience: float = 600.0, *, sums: bool = False, app: Path = APP
     ) -> str:
-        """Start a run; its number. sums: the server is told sums alone."""
+        """Start a run and return its number. sums: the server receives only sums."""
         path = self.folder / "config.json"
         path.write_text(config.model_dump_json(indent=1), encoding="utf-8")
         given = f'config="{path}" folder="{run_folder.absolute()}" patience={float(patience)} sums={str(sums).lower()}'
@@ -112,13 +114,15 @@ class Loopback:
         return str(found["run-id"])
 
     def status(self, run_id: str) -> tuple[str, str]:
-        """ "running", "finished:completed", ... and what is to be said of it."""
+        """ "running", "finished:completed", ... and the details."""
         (found,) = self.flwr("ls", SITE, "--run-id", run_id)["runs"]
         return found["status"], found.get("status-details", "")
 
     def wait(self, run_id: str, seconds: float, look: Callable[[], str] = lambda: "") -> None:
-        """Raises FedReFTError where the run fails or takes longer. Prints the status, and what a look at the run says,
-        whenever either changes."""
+        """Wait for a run. Prints its status and the text of `look()`, whenever either changes.
+
+        Raises FedReFTError where the run fails or takes longer than `seconds`.
+        """
         deadline, asked, seen, said = time.monotonic() + seconds, float("-inf"), None, ""
         while time.monotonic() < deadline:
             time.sleep(1)
@@ -136,7 +140,7 @@ class Loopback:
         raise FedReFTError(f"the run has not ended after {seconds:g} seconds; {self.folder / 'logs'} says more")
 
     def flwr(self, *arguments: object) -> dict:
-        """What a command of flwr answers."""
+        """The answer of a flwr command. Raises FedReFTError where there is none."""
         command = [program("flwr"), *map(str, arguments), "--format", "json"]
         done = subprocess.run(command, env=self._environment("cli"), capture_output=True, text=True, timeout=120)
         try:
@@ -146,7 +150,7 @@ class Loopback:
             raise FedReFTError(f"{' '.join(command)} answered: {said}") from None
 
     def start(self, name: str, *command: object) -> None:
-        """A process of the deployment, by a name of its own."""
+        """Start a process of the deployment under its own name."""
         log = self.folder / "logs" / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
@@ -156,7 +160,7 @@ class Loopback:
             )  # fmt: skip
 
     def kill(self, name: str, how: int = signal.SIGKILL) -> None:
-        """End a process and all that it has started."""
+        """End a process and all processes that it has started."""
         process = self.processes.pop(name)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, how)
@@ -167,18 +171,18 @@ class Loopback:
             process.wait()
 
     def stop(self) -> None:
-        """Nodes first, or they would look for the superlink."""
+        """End all processes; nodes first, or they would look for the superlink."""
         for name in reversed(list(self.processes)):
             self.kill(name, signal.SIGTERM)
 
     def _environment(self, name: str) -> dict[str, str]:
-        """Each process has a folder of Flower's own to itself."""
+        """Each process has its own Flower folder."""
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         own = {"PATH": path, "NO_PROXY": self.address, "FLWR_HOME": str(self.folder / "flwr" / name)}
         return {**os.environ, **own, **({"OMP_NUM_THREADS": str(self.threads)} if self.threads else {})}
 
     def await_health(self, name: str, url: str, seconds: float = 60.0) -> None:
-        """Until the process of that name answers there. Raises FedReFTError where it does not."""
+        """Wait until the process of that name answers at `url`. Raises FedReFTError where it does not."""
         trusted = ssl.create_default_context(cafile=str(self.ca))
         opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusted)
@@ -197,7 +201,7 @@ class Loopback:
 
 @contextlib.contextmanager
 def federation(folder: Path, clients: int, data: Path | None = None, threads: int | None = None) -> Iterator[Loopback]:
-    """A superlink and a node for each client, with `data` for its own files; at the end every process has ended."""
+    """A superlink and a node for each client, with its own files in `data`. At the end all processes have ended."""
     here = Loopback(folder, threads=threads)
     try:
         here.start_superlink()
@@ -209,8 +213,8 @@ def federation(folder: Path, clients: int, data: Path | None = None, threads: in
 
 
 def run(config: RunConfig, folder: Path, seconds: float = 3600.0) -> Run:
-    """`federation.run` as a deployment on this machine; says how far it is. Its bits are those of `run` with as many
-    threads as it says that each host has."""
+    """`federation.rounds.run` as a deployment on this machine; prints its progress. The bits equal those of `run` with
+    the printed number of threads of each host."""
 
     def look() -> str:
         return f"round {rounds_done(folder)} of {config.rounds} is done"
@@ -226,7 +230,7 @@ def run(config: RunConfig, folder: Path, seconds: float = 3600.0) -> Run:
 
 
 def rounds_done(folder: Path) -> int:
-    """Of the run in a folder; 0 before there is one."""
+    """The complete rounds of the run in a folder; 0 where there is no run yet."""
     try:
         return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["round"]
     except (OSError, ValueError):

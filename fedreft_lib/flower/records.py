@@ -1,4 +1,4 @@
-"""What is sent, as Flower's records: tensors in an array record, all else as one JSON text. No pickle."""
+"""Messages as Flower's records: tensors in an array record, all other values as one JSON text. No pickle."""
 
 import json
 from collections.abc import Mapping
@@ -21,5 +21,5 @@ def told(records: RecordDict) -> dict[str, Any]:
 
 
 def tensors(records: RecordDict) -> State:
-    # A copy: what comes off the wire is read-only memory.
+    # Copies: the received memory is read-only.
     return {name: torch.from_numpy(array.numpy().copy()) for name, array in records[ARRAYS].items()}

@@ -1,9 +1,9 @@
-"""Between the process that Flower starts for a message and the one that keeps the model.
+"""Connects the process that Flower starts for a message with the process that keeps the model.
 
-Flower 1.41 starts a process for every message to a node of a deployment. So that this need not load torch and a
-backbone each time, it hands the message to `node`, which runs as long as its host takes part, and passes on what that
-answers. It needs no more than this file and flwr. Both are processes of one host and of one user: a socket in a folder
-that is closed to others. Nothing pickled goes through it: JSON, and arrays in the bytes that Flower has them in.
+Flower 1.41 starts a process for every message to a node of a deployment. That process does not load torch and a
+backbone each time. It passes the message to the `host`, which runs as long as it takes part, and returns the answer; it
+needs only this file and flwr. Both processes belong to one user of one machine. They share a socket in a folder that
+others cannot open. Nothing is pickled: messages are JSON, and arrays as Flower's own bytes.
 """
 
 import contextlib
@@ -18,22 +18,22 @@ from flwr.clientapp import ClientApp
 
 from . import ARRAYS, HIDDEN, MESSAGES, TOLD
 
-Answers = Callable[[str, RecordDict, Context], RecordDict]  # to a message of a kind
+Answers = Callable[[str, RecordDict, Context], RecordDict]  # (kind, content, context) of a message -> the answer
 
 
 def app_of(answers: Answers) -> ClientApp:
-    """A ClientApp that gives these answers; what is to be summed behind masks is masked here."""
+    """A ClientApp that gives these answers. It masks the updates of secure sums."""
     app = ClientApp()
 
     def plainly(message: Message, context: Context) -> Message:
         return Message(answers(message.metadata.message_type, message.content, context), reply_to=message)
 
     def masked(message: Message, context: Context) -> Message:
-        if message.metadata.message_type != "train":  # "train.default" comes here as well, and would not be masked
+        if message.metadata.message_type != "train":  # "train.default" comes here too, but would not be masked
             raise ValueError("an update is sent behind masks or not at all")
         asked = RecordDict({ARRAYS: ArrayRecord(), TOLD: message.content["fitins.config"]})
         found = answers(HIDDEN, asked, context)
-        # What the masks are put on, in the records of Flower's older interface, which SecAgg+ reads.
+        # The update to be masked, in the records of Flower's older interface, which SecAgg+ reads.
         content = RecordDict(
             {
                 "fitres.parameters": ArrayRecord([array.numpy() for array in found[ARRAYS].values()]),
@@ -52,8 +52,11 @@ def app_of(answers: Answers) -> ClientApp:
 
 
 def client_app(otherwise: Callable[[Path], Answers]) -> ClientApp:
-    """What the app that is sent to the hosts consists of. "link" in the config of a node is where its host listens; a
-    simulation by `flwr run` has no hosts, and `otherwise` answers there, given the folder for states."""
+    """The ClientApp that is sent to the hosts.
+
+    "link" in a node's config is the address of its host. A simulation by `flwr run` has no hosts: there `otherwise`,
+    which takes the folder for states, gives the answers.
+    """
 
     def answers(kind: str, content: RecordDict, context: Context) -> RecordDict:
         if address := context.node_config.get("link"):
@@ -64,7 +67,7 @@ def client_app(otherwise: Callable[[Path], Answers]) -> ClientApp:
 
 
 def asked(address: str, kind: str, content: RecordDict) -> RecordDict:
-    """What the host that listens at an address answers. Raises RuntimeError with what it says where it fails."""
+    """The answer of the host at an address. Raises RuntimeError with the host's error where it fails."""
     with Client(address) as connection:
         _send(connection, kind, content)
         kind, answer = _received(connection)
@@ -74,18 +77,18 @@ def asked(address: str, kind: str, content: RecordDict) -> RecordDict:
 
 
 def answer_one(listener: Listener, answer: Callable[[str, RecordDict], RecordDict]) -> None:
-    """Wait for a message, and answer it; what `answer` raises is the answer, too."""
+    """Wait for a message and answer it. An error of `answer` is sent as the answer."""
     with listener.accept() as connection:
         try:
             asked = _received(connection)
         except (EOFError, OSError, LookupError, TypeError, ValueError):
-            return  # it was nobody of ours, or has gone
+            return  # the sender is not one of our processes, or has ended
         try:
             kind, content = "answer", answer(*asked)
-        except Exception as error:  # of whatever kind: the host goes on
+        except Exception as error:  # of any kind: the host continues
             said = f"{type(error).__name__}: {error}"
             kind, content = "error", RecordDict({ARRAYS: ArrayRecord(), TOLD: ConfigRecord({"json": said})})
-        with contextlib.suppress(OSError):  # who asked may have gone
+        with contextlib.suppress(OSError):  # the sender may have ended
             _send(connection, kind, content)
 
 

@@ -1,16 +1,16 @@
-"""Mean-ABM by a server that is told sums alone, under Flower's secure aggregation (SecAgg+).
+"""Mean-ABM by a server that receives only sums, under Flower's secure aggregation (SecAgg+).
 
-The mean of the others is (S - x_k) / (N - 1), which client k can compute itself from the sum S of all. So in a round
+The mean of the others is (S - x_k) / (N - 1). Client k can compute it from the sum S of all updates. So in a round
 
-    train.learn     every client trains, and sends nothing of what it learned
-    SecAgg+         the clients' updates, rounded to a grid and masked; what comes out is the sum of those that came
-    train.take_in   all in the sum are told it; each takes in its share of the mean of the others
+    train.learn     every client trains, but does not send its update
+    SecAgg+         the clients send their updates, rounded to a grid and masked; the result is the sum of all received
+    train.take_in   every client in the sum receives it, and mixes in its share of the mean of the others
 
-As nobody's update is known, there is no admission, no checkpoint and no state at the server: clients keep theirs.
+Individual updates are unknown, so the server has no admission, no checkpoints and no states: clients keep theirs.
 
-What it protects is less than the name says. Flower 1.41 makes masks from a 32-bit number (`pseudo_rand_gen`; Flower's
-issue 7522), which one core goes through in minutes; keys are not vouched for; and a server that cheats may ask for what
-opens a mask. A server that runs this code and looks no further learns the sums, and what clients say of themselves.
+The protection is weaker than the name suggests. Flower 1.41 makes masks from a 32-bit number (`pseudo_rand_gen`;
+Flower's issue 7522), which one core can search in minutes. Nothing confirms whose a key is. A server that cheats may
+ask for the secrets that open a mask. A server that runs this code honestly learns the sums, and what clients report.
 """
 
 import math
@@ -37,12 +37,12 @@ from . import records
 from .levels import Levels
 from .server_app import FlowerClients
 
-LEAST = 3  # updates in a sum: of two, each client could tell the other's
+LEAST = 3  # updates in a sum: with two, each client could compute the other's
 
 
 @dataclass(frozen=True)
 class Sums:
-    """What the server has after a run: rows as in the history of a run, and S of each round, (rounds, Q) float64."""
+    """The server's result of a run: rows as in a run's history, and the sum S of each round, (rounds, Q) float64."""
 
     history: pd.DataFrame
     sums: Tensor
@@ -54,9 +54,9 @@ class Sums:
 
 
 def serve_sums(grid: Grid, context: Context, config: RunConfig, *, seconds: float = 120.0, **how) -> Sums:
-    """A run whose server sees sums. seconds: for each of the protocol's four stages; how: see OverFlower.
+    """A run whose server sees only sums. seconds: for each of the protocol's four stages. how: see FlowerClients.
 
-    Raises FedReFTError where too few clients answer: they keep what they have.
+    Raises FedReFTError where too few clients answer; all clients then keep their states.
     """
     check_sums(config)
     nodes, levels = FlowerClients(grid, config, **how), Levels.of(config.clients)
@@ -87,7 +87,7 @@ def serve_sums(grid: Grid, context: Context, config: RunConfig, *, seconds: floa
 
 
 def check_sums(config: RunConfig) -> None:
-    """Raises ConfigError for what takes more than a sum."""
+    """Raises ConfigError for a config that needs more than sums."""
     if config.method != "fedreft" or config.aggregation != "mean":
         raise ConfigError(
             'of a sum only the mean of the others can be made: use method="fedreft" with aggregation="mean", '
@@ -106,7 +106,7 @@ def check_sums(config: RunConfig) -> None:
 def _answered(
     nodes: FlowerClients, kind: str, told: dict, who: Sequence[int], tensors: dict[str, Tensor] | None = None
 ) -> tuple[dict[int, dict], dict[int, str]]:
-    """What clients answer, and why others do not."""
+    """By client: the answers, and why there is none."""
     found = nodes.asked(kind, {k: nodes.told(k, told, tensors) for k in who})
     return (
         {k: records.told(reply) for k, reply in sorted(found.items()) if not isinstance(reply, str)},
@@ -128,7 +128,7 @@ def _row(t: int, client: str, split: str, metric: str, value: float, **more: str
 
 
 class _Everyone(Strategy):
-    """What the protocol asks a strategy for: whom to ask, and what becomes of the mean."""
+    """The strategy that the protocol needs: it names the clients to ask, and receives the mean."""
 
     def __init__(self, asked: dict[int, RecordDict]):
         self.asked = asked
@@ -146,13 +146,13 @@ class _Everyone(Strategy):
         self.summed = {node.node_id for node, _ in results}
         return None, {}
 
-    initialize_parameters = configure_evaluate = aggregate_evaluate = evaluate = None  # of no use here
+    initialize_parameters = configure_evaluate = aggregate_evaluate = evaluate = None  # not used here
 
 
 def _sum(
     grid: Grid, context: Context, asked: dict[int, RecordDict], t: int, levels: Levels, seconds: float
 ) -> tuple[Tensor | None, set[int]]:
-    """S (Q,) float64 and the nodes whose updates are in it; None where too few answered. asked: what each node is."""
+    """S (Q,) float64 and the nodes whose updates are in it; None where too few answered. asked: messages, by node."""
     if len(asked) < LEAST:
         return None, set()
     strategy = _Everyone(asked)
@@ -160,9 +160,9 @@ def _sum(
     legacy.state["config"] = ConfigRecord({"current_round": t})
     legacy.state["parameters"] = ArrayRecord()
     workflow = SecAggPlusWorkflow(
-        num_shares=1.0,  # of each secret, one for every other client
+        num_shares=1.0,  # one share of each secret for every other client
         reconstruction_threshold=max(LEAST, math.ceil(2 * len(asked) / 3)),
-        max_weight=1.0,  # everybody's: All-But-Me counts clients, not examples
+        max_weight=1.0,  # for all clients: All-But-Me counts clients, not examples
         clipping_range=levels.clip,
         quantization_range=levels.count,
         timeout=seconds,

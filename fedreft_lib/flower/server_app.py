@@ -1,8 +1,7 @@
-"""The server: the round of `server`, whose clients are Flower's nodes.
+"""The server: the rounds of `federation.server`, with Flower's nodes as clients.
 
-ABM tells every client something else, so each node is sent a message of its own. Of a client's state the server knows
-the tensors that are sent; it computes for itself what becomes of those, and names the state that it means by their
-hash.
+All-But-Me answers each client differently, so each node gets its own message. The server knows only the sent tensors of
+a client's state. It computes their new values itself, and identifies a state by their hash.
 """
 
 import threading
@@ -35,14 +34,15 @@ from ..runs.results import Run
 from ..runs.store import Store
 from . import records
 
-POLL = 0.1  # seconds between looks for replies
+POLL = 0.1  # seconds between checks for replies
 
 
 class FlowerClients:
-    """A federation whose clients are nodes of a grid; see `server.Clients`.
+    """Clients that are nodes of a grid; see `federation.server.Clients`.
 
-    patience: seconds after which a node that has not answered a message is taken to be away. For simulations: threads,
-    torch's, that nodes are told to use; ended is set when there will be no more answers.
+    patience: seconds after which a node without an answer counts as away. For simulations: threads, the number of torch
+    threads that nodes use; ended, which is set when no more answers will come. Raises ConfigError, DataError or
+    FedReFTError where the config, the clients' data or their backbones do not fit, or clients are missing.
     """
 
     engine = "flower"
@@ -61,7 +61,7 @@ class FlowerClients:
         self.common: dict[str, Any] = {"config": config.model_dump(mode="json")}
         if threads:
             self.common["threads"] = threads
-        self.nodes: dict[int, int] = {}  # each client's
+        self.nodes: dict[int, int] = {}  # client -> node
         self.greeted: set[int] = set()
         known = self._all_greeted()
         self.names, self.examples, self.steps = ([each[n] for each in known] for n in ("name", "examples", "steps"))
@@ -84,7 +84,7 @@ class FlowerClients:
         check_classes({each["name"]: each["classes"] for each in known}, config)
 
     def begin(self) -> ClientStates:
-        """Where the start is made of what all tell, all have to answer. Raises FedReFTError where one does not."""
+        """The common start. Raises FedReFTError where it needs every client's statistics and one does not answer."""
         method, start = METHODS[self.config.method], client.common_start(self.model.layout, self.config)
         if method.client_statistics:
             known = self._all("query.tell", None)
@@ -94,7 +94,7 @@ class FlowerClients:
         return ClientStates(self.model.spec.row(start), self.config.clients)
 
     def _all(self, kind: str, tensors: State | None) -> list[State]:
-        """What every client sends in reply."""
+        """The tensors that all clients send in reply. Raises FedReFTError where one does not answer."""
         found = self.asked(kind, {k: self.told(k, {}, tensors) for k in range(self.config.clients)})
         for k, reply in sorted(found.items()):
             if isinstance(reply, str):
@@ -121,7 +121,7 @@ class FlowerClients:
         try:
             told, sent = records.told(reply), records.tensors(reply)
             update = Update(self.names[k], sent, told["examples"] + 0)
-            # Nothing is known of what is not sent, and what is not right is refused before anybody uses it.
+            # Tensors that are not sent stay unknown here. Admission refuses a bad update before anything uses it.
             fault = told["fault"] and str(told["fault"])
             return ClientUpdate({**before, **sent}, update, fault, float(told["loss"]), float(told["seconds"]))
         except (KeyError, TypeError, ValueError) as error:
@@ -164,7 +164,7 @@ class FlowerClients:
         return [row for k in sorted(found) for row in self._rows(k, t, found[k])]
 
     def _rows(self, k: int, t: int, reply: RecordDict | str) -> list[dict]:
-        """A client's rows for the history; none, with a warning, where it has not sent any that can be read."""
+        """A client's rows for the history; none, with a warning, where its reply has no readable rows."""
         try:
             if isinstance(reply, str):
                 raise ValueError(reply)
@@ -178,17 +178,17 @@ class FlowerClients:
             return []
 
     def _name(self, state: State) -> str:
-        """What a node looks for among its states."""
+        """The hash by which a node finds this state among its own."""
         return hash_of({name: state[name] for name in self.sent})
 
     def told(self, k: int, more: dict[str, Any], tensors: State | None = None) -> RecordDict:
-        """A message to client k, with what it said that it has; the client checks that it still has it."""
+        """A message to client k, with the data and backbone that it reported; the client checks that they match."""
         return records.packed({**self.common, "has": self.has[k], **more}, tensors)
 
     # ---- messages ---------------------------------------------------------------------------------------------------
 
     def _all_greeted(self) -> list[dict]:
-        """What every client says of itself, once all are there. Raises FedReFTError where they do not come."""
+        """The reports of all clients, once all are online. Raises FedReFTError where some do not come."""
         known: dict[int, dict] = {}
         deadline = time.monotonic() + self.patience
         while True:
@@ -201,7 +201,7 @@ class FlowerClients:
             self._wait()
 
     def _greet_newcomers(self, online: set[int]) -> dict[int, dict]:
-        """What the nodes that have come since say of themselves, by client: one that was away may have a new number."""
+        """The reports of new nodes, by client. A node that was away may have a new number."""
         new, found = online - self.greeted, {}
         self.greeted |= new
         for node, reply in self._sent("query.hello", {node: records.packed(self.common) for node in new}).items():
@@ -236,7 +236,7 @@ class FlowerClients:
         """By node: its reply, or why there is none."""
         ttl = min(2 * self.patience, DEFAULT_TTL)
         messages = [Message(content, node, kind, ttl=ttl) for node, content in what.items()]
-        self.grid.push_messages(messages)  # which gives them their numbers
+        self.grid.push_messages(messages)  # it gives the messages their ids
         waiting = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
         found: dict[int, RecordDict | str] = {}
         deadline = time.monotonic() + self.patience
@@ -255,7 +255,7 @@ class FlowerClients:
 
 
 def check(config: RunConfig) -> None:
-    """Raises ConfigError for what only clients in one process can do."""
+    """Raises ConfigError for a config that only works with all clients in one process."""
     if METHODS[config.method].pools_data:
         raise ConfigError(f"method={config.method!r} pools everybody's data, and over Flower no data leaves its client")
     if config.setup == "own" and config.union_size:
@@ -265,7 +265,7 @@ def check(config: RunConfig) -> None:
 def serve(
     grid: Grid, config: RunConfig, folder: str | Path | None, *, resume: bool = True, progress: bool = False, **how
 ) -> Run:
-    """`rounds.run` with Flower's nodes for clients. how: see FlowerClients."""
+    """`federation.rounds.run` with Flower's nodes as clients. how: see FlowerClients."""
     store = Store(config, folder)
     with store.locked():
         clients = FlowerClients(grid, config, **how)

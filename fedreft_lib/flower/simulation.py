@@ -1,4 +1,4 @@
-"""A Flower federation on this machine: Ray keeps a few processes, and each message finds a free one."""
+"""A Flower federation on this machine: Ray runs a few processes, and a free one answers each message."""
 
 import logging
 import tempfile
@@ -22,16 +22,16 @@ from .secure_sums import Sums, check_sums, serve_sums
 from .server_app import check, serve
 
 Outcome = TypeVar("Outcome")
-GRACE = 30.0  # seconds for a server to end when its clients have
+GRACE = 30.0  # seconds for a server to end after its clients
 
 
 def simulate(
     config: RunConfig, folder: str | Path | None = None, resume: bool = True, *, at_once: int = 1, progress: bool = True
 ) -> Run:
-    """`federation.run` over Flower: the same rounds, history and states, to the bit on a CPU in float32.
+    """`federation.rounds.run` over Flower: the same rounds, history and states, to the bit on a CPU in float32.
 
-    at_once: processes that serve the clients, which share this process's threads among them. Each has its own copy of
-    the backbone. The bits are those of `run` with as many threads as each of them has.
+    at_once: the number of processes that serve the clients. They share this process's threads, and each has its own
+    copy of the backbone. The bits equal those of `run` with the threads of one such process.
     """
     check(config)
 
@@ -43,7 +43,7 @@ def simulate(
 
 
 def simulate_sums(config: RunConfig, folder: str | Path, *, at_once: int = 1) -> Sums:
-    """`sums.serve_sums` on this machine; the clients' states are below folder/nodes, and only they know them."""
+    """`secure_sums.serve_sums` on this machine. The clients' states are in folder/nodes; only clients know them."""
     check_sums(config)
 
     def served(grid: Grid, context: Context, **how) -> Sums:
@@ -53,12 +53,12 @@ def simulate_sums(config: RunConfig, folder: str | Path, *, at_once: int = 1) ->
 
 
 class _BrokenDown(Exception):
-    """Flower's simulation has, not the run."""
+    """Flower's simulation failed, not the run."""
 
 
 def _simulated(served: Callable[..., Outcome], config: RunConfig, home: str, at_once: int) -> Outcome:
-    """What a server says at the end of a simulation. Ray gives up where a busy machine does not start it within half a
-    minute, so one that breaks down is tried once more."""
+    """The server's result of a simulation. On a busy machine Ray may not start within half a minute and then fails, so
+    a failed simulation is tried once more."""
     try:
         return _tried(served, config, home, at_once)
     except _BrokenDown:
@@ -71,7 +71,7 @@ def _simulated(served: Callable[..., Outcome], config: RunConfig, home: str, at_
 
 def _tried(served: Callable[..., Outcome], config: RunConfig, home: str, at_once: int) -> Outcome:
     ended, over = threading.Event(), threading.Event()
-    # No node gets lost here.
+    # In a simulation no node gets lost.
     how = {"threads": max(1, torch.get_num_threads() // at_once), "patience": float("inf"), "ended": ended}
     outcome: list[Outcome | BaseException] = []
     server_app = ServerApp()
@@ -80,7 +80,7 @@ def _tried(served: Callable[..., Outcome], config: RunConfig, home: str, at_once
     def main(grid: Grid, context: Context) -> None:
         try:
             outcome.append(served(grid, context, **how))
-        except Exception as error:  # else Flower ends the thread with a traceback of its own
+        except Exception as error:  # otherwise Flower ends the thread with its own traceback
             outcome.append(error)
         finally:
             over.set()
@@ -91,12 +91,12 @@ def _tried(served: Callable[..., Outcome], config: RunConfig, home: str, at_once
     }
     log = logging.getLogger("flwr")
     level = log.level
-    log.setLevel(logging.ERROR)  # it tells of each step, and that `flwr run` is the newer way
+    log.setLevel(logging.ERROR)  # it logs each step, and recommends `flwr run`
     try:
         run_simulation(server_app, app_of(in_this_process(Path(home))), config.clients, backend_config=resources)
     except RuntimeError as error:
         ended.set()
-        over.wait(GRACE)  # the server lets go of the run's folder
+        over.wait(GRACE)  # until the server has released the run's folder
         raise _BrokenDown from error
     finally:
         ended.set()

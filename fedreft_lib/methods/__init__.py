@@ -1,18 +1,18 @@
-"""One file per federated method; a method is a value of its hooks (see `method`, and `fedreft` for the paper's own).
+"""One file per federated method. A method is a set of hooks: see `method`, and `fedreft` for the paper's own.
 
 method       trains                  sends        the server answers            the client takes in
 local        all                     nothing
-centralised  all, on everybody's data  nothing
+centralised  all, on all data        nothing
 fedavg       all                     `sharing`    mean by example counts        whole
 fedreft      all                     `sharing`    All-But-Me, one each          a share lam, by `mixing`
-fedit        A, B                    A, B         mean                          whole
-fedprox      all, held near the start  `sharing`  mean                          whole
+fedit        A, B                    A, B         mean by example counts        whole
+fedprox      all, near the start     `sharing`    mean by example counts        whole
 fedadam      all                     `sharing`    Adam's step along the mean    whole
 ffa          B | W, b                the same     mean, exact                   whole
-fedsa        all                     A | R        mean                          whole; B | W, b stay
+fedsa        all                     A | R        mean by example counts        whole; B | W, b stay
 fedalt       own branch, router      own branch   mean of the others            as its "rest" branch
 feddpa       local, then global      global       mean, unweighted              whole; local stays
-flora        fresh branch            fresh        all of them, stacked          frozen, under a fresh branch
+flora        fresh branch            fresh        all branches, stacked         frozen, under a new fresh branch
 fedsb        S | S, b                the same     mean, exact                   whole
 """
 

@@ -1,10 +1,10 @@
-"""States of several branches at one place, as some federated methods need them: each is a kind made of a kind.
+"""States with several branches at one place, which some federated methods need. Each wraps a kind of state:
 
     Gated(kind)     g_rest(x) delta(x; rest) + g_own(x) delta(x; own)      FedALT: a router weighs others against own
     Blend(kind)     a delta(x; local) + (1 - a) delta(x; global)           FedDPA: a is a number, or one for each row
-    Stacked(kind)   everybody's earlier edits, frozen, then delta(x)       FLoRA: stacked round after round
+    Stacked(kind)   the frozen edits of earlier rounds, then delta(x)      FLoRA: one more slot each round
 
-A branch's tensors carry its name: "own.R", "rest.W". All start at the kind's own start.
+A branch's tensors carry its name: "own.R", "rest.W". All branches have the same start, the kind's own.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ def named(name: str, phi: dict) -> dict:
 
 @dataclass(frozen=True)
 class Branches:
-    """What the three have in common."""
+    """The common part of the three."""
 
     kind: Kind
     branches = ()
@@ -49,14 +49,14 @@ class Branches:
         return {full: tensor.clone() for name in self.branches for full, tensor in named(name, phi).items()}
 
     def edit(self, h: Tensor, phi: State) -> Tensor:
-        """h plus what the branches add to it."""
+        """h plus the edits of the branches. Computes in float32, returns h's precision."""
         x = h.to(torch.float32)
         return (x + self.delta(x, phi)).to(h.dtype)
 
 
 @dataclass(frozen=True)
 class Gated(Branches):
-    """Two branches weighed at each token by a router (2, d_in), softmax without offset; it starts undecided, at 0.5."""
+    """Two branches. A router (2, d_in) weighs them at each token by a softmax without offset; both start at 0.5."""
 
     branches = ("rest", "own")
 
@@ -75,7 +75,7 @@ class Gated(Branches):
 
 @dataclass(frozen=True)
 class Blend(Branches):
-    """Two branches in fixed shares: `share` of the local one, unless phi["share"] gives each row its own."""
+    """Two branches in fixed shares: the local one has `share`, unless phi["share"] gives each row its own."""
 
     share: float = 0.5
     branches = ("global", "local")
@@ -88,11 +88,11 @@ class Blend(Branches):
 
 @dataclass(frozen=True)
 class Stacked(Branches):
-    """A fresh branch on top of `rounds` frozen ones, each of which holds the edits of all clients side by side.
+    """A fresh branch on top of one frozen slot per round, which holds the edits of all clients side by side.
 
-    Slot t: stack.A (rounds, clients r, d_in), stack.B (rounds, d_out, clients r) and, for edits of the residual
-    stream, stack.c (rounds, d_out). Empty slots are zero. On the residual stream a slot edits what the slots before
-    it have left, as it was trained; in a linear module all read the same input.
+    stack.A (rounds, clients r, d_in), stack.B (rounds, d_out, clients r) and, for edits of the residual stream,
+    stack.c (rounds, d_out). Empty slots are zero. On the residual stream a slot edits the output of the slots before
+    it, as in training; in a linear module all slots read the same input.
     """
 
     rounds: int = 1

@@ -1,7 +1,6 @@
-"""Centralised: one state trained on everybody's data, with as many steps as all clients take together.
+"""Centralised: one state, trained on the data of all clients with as many steps as all clients take together.
 
-It sends no updates because it has moved the data instead; a federation cannot do this, and its line shows what
-keeping the data apart costs.
+It sends data instead of updates, which a federation cannot do. The comparison shows the cost of keeping data apart.
 """
 
 from .method import Method

@@ -1,8 +1,8 @@
-"""FedAdam (Reddi et al. 2021, algorithm 2): the mean change is a gradient, and the server takes Adam's step along it.
+"""FedAdam (Reddi et al. 2021, algorithm 2): the server treats the mean change as a gradient and takes an Adam step.
 
     D = mean_k (x_k - x)      m <- b1 m + (1 - b1) D      v <- b2 v + (1 - b2) D^2      x <- x + eta m / (sqrt(v) + tau)
 
-m starts at 0 and v at tau^2. No bias correction, as in the paper (Flower has added one). The mean is unweighted.
+m starts at 0 and v at tau^2. There is no bias correction, as in the paper (Flower has one). The mean is unweighted.
 With b1 = b2 = 0 and eta = tau far above |D|, the step is D itself: FedAvg. Over LoReFT, R is retracted afterwards.
 """
 
@@ -14,8 +14,8 @@ from .method import Method, Sent, plain_mean
 
 
 def server_adam(sent: Sent, aggregate: Aggregate) -> list[State]:
-    """One Adam step from the state that the clients started from; m and v stay in the server's memory."""
-    config, x = sent.config, sent.before[0]  # all begin with the same
+    """One Adam step from the state of the round's start. The server's memory keeps m and v."""
+    config, x = sent.config, sent.before[0]  # all clients start from the same state
     D = aggregate.aggregate[0] - x
     m = sent.memory.get("m", torch.zeros_like(x))
     v = sent.memory.get("v", torch.full_like(x, config.server_tau**2))

@@ -1,8 +1,8 @@
-"""FedALT (Bian et al. 2026): beside its own state each client keeps a frozen one, the mean of all others'.
+"""FedALT (Bian et al. 2026): each client has its own branch and a frozen "rest" branch, the mean of the others.
 
-A router weighs the two at every token. The client trains its own branch and the router and sends its own branch; it
-gets the exclude-self mean back and puts it in the place of "the rest of the world", whole. It is the nearest published
-relative of All-But-Me: the others are mixed in as functions, not as parameters. Over LoReFT: reconstruction.
+A router weighs the two at every token. The client trains its own branch and the router, and sends its own branch. It
+receives the exclude-self mean, which replaces its "rest" branch. FedALT is the nearest published relative of
+All-But-Me: it mixes the others in as functions, not as parameters. Over LoReFT: reconstruction.
 """
 
 import torch
@@ -14,8 +14,8 @@ from .method import Method, Phase, ending, of_branch
 
 
 def put_aside(layout, state: State, answer: State, lam: float, config, t: int) -> State:
-    """What was received as everybody's "own" becomes this client's "rest"."""
-    parts = {name: name.rpartition("own.") for name in answer}  # a module's path may have the letters, too
+    """The "own" tensors of the answer become this client's "rest"."""
+    parts = {name: name.rpartition("own.") for name in answer}  # a module's path may contain "own." too
     return {**state, **{f"{before}rest.{tensor}": answer[name] for name, (before, _, tensor) in parts.items()}}
 
 

@@ -1,7 +1,7 @@
 """FedAvg over interventions ("FedAvg + LoReFT" in the paper's ablation; McMahan et al. 2017).
 
-Everyone gets the mean of all states, weighted by example counts, and goes on from it. R itself is averaged, never
-the raw weights of an orthogonal parametrisation.
+Every client gets the mean of all states, weighted by example counts, and continues from it. The mean is over R itself,
+never over the raw weights of an orthogonal parametrisation.
 """
 
 from .method import Method, weighted_mean

@@ -1,12 +1,12 @@
-"""FedDPA (Yang et al. 2024): a global state, averaged, and a local one that never leaves; their edits are blended.
+"""FedDPA (Yang et al. 2024): blends a global branch, which is averaged, with a local branch, which is never sent.
 
-FedDPA-T: from the second round on, each round first trains the local branch with the global one frozen beside it, in
-the shares a and 1 - a, then the global branch alone, which is sent and averaged with equal weights. The round's steps
-are divided evenly, so that it does as much work as the other methods.
+FedDPA-T: each round first trains the local branch together with the frozen global one, in the shares a and 1 - a. Then
+it trains the global branch by itself, which is sent and averaged with equal weights. Round 1 trains only the global
+branch. The two phases share the round's steps evenly, so the method does as much work as the others.
 
-At test time each item has its own share w = w_max times its mean cosine to five of the client's training items
-(last token of the prompt, last layer, local branch): weighting="instance" gives w to the local branch, as the
-paper's words intend, "instance_reversed" to the global one, as its published script does; "fixed" is a. Over LoReFT:
+In tests each item has its own share w: w_max times its mean cosine to five of the client's training items (last token
+of the prompt, last layer, local branch). dpa_weighting="instance" gives w to the local branch, as the paper's text
+intends; "instance_reversed" gives it to the global one, as the published script does; "fixed" uses a. Over LoReFT:
 reconstruction.
 """
 
@@ -22,17 +22,17 @@ from ..seeds import derive
 from .branches import Blend
 from .method import Method, Phase, of_branch, plain_mean
 
-NEIGHBOURS = 5  # training items that a test item is compared with
+NEIGHBOURS = 5  # training items to compare a test item with
 
 
 def two_phases(names, kind, config: RunConfig, t: int) -> list[Phase]:
-    """The local branch beside the global one, then the global one alone; the first round has only the latter."""
+    """The local branch with the frozen global one, then the global one by itself. Round 1 has only the second phase."""
     alone = Phase(of_branch(names, "global"), share=0.0)
     return [alone] if t == 1 else [Phase(of_branch(names, "local")), alone]
 
 
 def similarity(model: SteeredModel, config: RunConfig, state: State, client: Client, part: Encoded) -> Tensor | None:
-    """The local branch's share (items,) in each test item; None where all have the same."""
+    """The local branch's share (items,) in each test item; None where all items have the same share."""
     if config.dpa_weighting == "fixed":
         return None
     generator = torch.Generator().manual_seed(derive(config.seed, "neighbours", client.name))
@@ -45,7 +45,7 @@ def similarity(model: SteeredModel, config: RunConfig, state: State, client: Cli
 
 @torch.no_grad()
 def embeddings(model: SteeredModel, config: RunConfig, state: State, data: Encoded) -> Tensor:
-    """Last hidden state (items, d) of each prompt's last token (an encoder's first), under the local branch alone."""
+    """Last hidden state (items, d) of each prompt's last token (an encoder's first), with the local branch only."""
     found = torch.empty(len(data), model.backbone.hidden_size)
     for indices in by_length(data.sequences, 2 * config.batch_size):
         batch = data.batch(model, indices, share=1.0)

@@ -1,6 +1,6 @@
-"""FedIT (Zhang et al. 2023, "Shepherd"): FedAvg over LoRA, A and B averaged apart.
+"""FedIT (Zhang et al. 2023, "Shepherd"): FedAvg over LoRA, which averages A and B separately.
 
-The mean of the products B A is not the product of the means, which is what most of the other LoRA methods are about.
+The mean of the products B A is not the product of the means. Most of the other LoRA methods address this.
 """
 
 from .method import Method, weighted_mean

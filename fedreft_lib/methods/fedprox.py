@@ -1,6 +1,6 @@
-"""FedProx (Li et al. 2020): FedAvg whose clients are held near where they started the round.
+"""FedProx (Li et al. 2020): FedAvg whose clients stay near their state at the round's start.
 
-mu / 2 times the squared distance is added to the local loss, over R, W, b themselves (A, B for LoRA). mu = 0 is FedAvg.
+The local loss adds mu / 2 times the squared distance to it, over R, W, b themselves (A, B for LoRA). mu = 0 is FedAvg.
 """
 
 from .method import Method, weighted_mean

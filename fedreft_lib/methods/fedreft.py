@@ -1,8 +1,8 @@
 """FedReFT: All-But-Me aggregation (arXiv 2508.20295).
 
-Client k receives the geometric median (or the mean, "Mean-ABM" in the paper's ablation) of what the *others* learned,
-and takes in a share lam. Others count equally: a median by example counts would let the largest client stand for
-all. How lam is set is a reconstruction; see RunConfig.mixing.
+Client k receives the geometric median of the *others'* states (or their mean, "Mean-ABM" in the paper's ablation) and
+mixes in a share lam. The others count equally: weights by example counts would let the largest client stand for all.
+How lam is set is a reconstruction; see RunConfig.mixing.
 """
 
 from ..core import aggregation

@@ -1,7 +1,7 @@
-"""FedSA-LoRA (Guo et al. 2025): A and B are trained, A alone is sent and averaged, B stays with the client.
+"""FedSA-LoRA (Guo et al. 2025): clients train A and B, and send only A, which is averaged. B stays with the client.
 
-Over LoReFT (reconstruction) the subspace R is shared and W, b stay. The mirror image, sharing what FedSA keeps, is
-FedAvg with sharing="Wb" (or "B"); sharing="full" there is FedAvg itself.
+Over LoReFT (reconstruction) the subspace R is shared, and W, b stay. The opposite, sharing what FedSA keeps, is FedAvg
+with sharing="Wb" (or "B"); with sharing="full" it is FedAvg itself.
 """
 
 from .method import Method, ending, weighted_mean

@@ -1,11 +1,11 @@
-"""Fed-SB (Singhal et al. 2025): between two frozen factors only a small r x r matrix is trained, sent and averaged.
+"""Fed-SB (Singhal et al. 2025): only a small r x r matrix between two frozen factors is trained, sent and averaged.
 
     y = W x + s B S A x,    S <- mean_k S_k,  exact, since the addition is linear in S; r^2 numbers a module
 
-B and A come from the first step that full fine-tuning would take (LoRA-SB): G = -sign(gradient) of the frozen weight,
-U Sigma V^T its best rank r, B = U, A = V^T, S = Sigma eta / s. The published script takes the gradient of the pooled
-training set; here each client's is averaged, which a federation can do. The gradient's sign is that of AdamW's first
-step, and eta its learning rate at that step. Over LoReFT see lora.SmallLoReFT.
+B and A come from the first step of full fine-tuning (LoRA-SB): G = -sign(gradient) of the frozen weight, U Sigma V^T is
+G's best approximation of rank r, B = U, A = V^T, S = Sigma eta / s. The published script uses the gradient of the
+pooled training set. Here the mean of the clients' gradients replaces it, which a federation can compute. AdamW's first
+step has this sign, and eta is its learning rate there. Over LoReFT see lora.SmallLoReFT.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from ..model.steered import SteeredModel
 from .lora import LoRA, SmallLoRA, SmallLoReFT
 from .method import Method, Phase, ending, weighted_mean
 
-SAMPLE = 64  # training items of each client that the gradient is taken of; the paper: some 50 to 550
+SAMPLE = 64  # training items of each client for the gradient; the paper: some 50 to 550
 
 
 def small(kind, config: RunConfig):
@@ -29,8 +29,10 @@ def small(kind, config: RunConfig):
 
 
 def weight_gradients(model: SteeredModel, config: RunConfig, state: State, client: Client) -> State:
-    """The gradient (L, d_out, d_in) of each linear module, of the loss of some of a client's items, in float32; nothing
-    for LoReFT, whose start needs no data."""
+    """The gradient (L, d_out, d_in) of each linear module, in float32: of the loss of a client's first SAMPLE items.
+
+    {} for LoReFT and for a random start, which need no data.
+    """
     if config.intervention != "lora" or config.init == "random":
         return {}
     data = client.train.subset(range(min(SAMPLE, len(client.train))))
@@ -43,7 +45,7 @@ def weight_gradients(model: SteeredModel, config: RunConfig, state: State, clien
         for first in range(0, len(data), config.batch_size):
             indices = range(first, min(first + config.batch_size, len(data)))
             loss = data.losses(model, indices, state).sum()  # S is zero: the untrained backbone
-            # An expert of a mixture that no token came to has a gradient of zero.
+            # In a mixture of experts, an expert without tokens has a gradient of zero.
             gradients = iter(torch.autograd.grad(loss, frozen, allow_unused=True, materialize_grads=True))
             for name, modules in linears.items():
                 stacked = torch.stack([as_linear(module, next(gradients)).float().cpu() for module in modules])
@@ -55,7 +57,7 @@ def weight_gradients(model: SteeredModel, config: RunConfig, state: State, clien
 
 
 def from_first_step(layout: Layout, config: RunConfig, state: State, statistics: Sequence[State], steps: int) -> State:
-    """B, A and S from the clients' mean gradient of the frozen weights. steps: the most that a client takes a round."""
+    """B, A and S from the clients' mean gradient of the frozen weights. steps: the most that one takes in a round."""
     eta = config.lr * learning_rate(0, steps, config.warmup, config.schedule)
     after = dict(state)
     for name in statistics[0]:

@@ -1,7 +1,7 @@
-"""FFA-LoRA (Sun et al. 2024): A is drawn once, the same for all, and frozen; B alone is trained and averaged.
+"""FFA-LoRA (Sun et al. 2024): all clients have the same random A, which is frozen. Only B is trained and averaged.
 
-mean(B_k) A is then exactly the mean of the clients' additions, and half as much is sent. Over LoReFT
-(reconstruction) R is frozen and W, b are trained: exact as well, since R^T (W h + b - R h) is linear in W and b.
+mean(B_k) A is then exactly the mean of the clients' additions, and a client sends half as much. Over LoReFT
+(reconstruction) R is frozen and W, b are trained: also exact, since R^T (W h + b - R h) is linear in W and b.
 """
 
 from .method import Method, Phase, ending, weighted_mean

@@ -1,10 +1,10 @@
-"""FLoRA (Wang et al. 2024): nothing is averaged; the clients' additions are stacked side by side, exactly.
+"""FLoRA (Wang et al. 2024): the server averages nothing. It stacks the clients' additions side by side, exactly:
 
     [A_1; ...; A_K] and [p_1 B_1, ..., p_K B_K], whose product is sum_k p_k B_k A_k
 
-The stack becomes a frozen part of everybody's model and training starts afresh on top of it, round after round. What is
-sent down is K times what is sent up. Over LoReFT (reconstruction) B is R^T, A is W - R, and the offsets R^T b are added
-up; the mean of the clients' edits is exact as well.
+The stack becomes a frozen part of every client's model, and a new branch is trained on top of it in each round. A
+client receives K times what it sends. Over LoReFT (reconstruction) B is R^T and A is W - R, and the offsets R^T b are
+summed with the weights p_k; the mean of the clients' edits is then exact, too.
 """
 
 import torch
@@ -19,12 +19,12 @@ SLOT = "stack."
 
 
 def groups(names) -> list[str]:
-    """What stands before the branch's name: "" for interventions, "q_proj." and the like for linear modules."""
+    """The parts of the names before the branch: "" for interventions, "q_proj." and the like for linear modules."""
     return list(dict.fromkeys(name.rpartition("fresh.")[0] for name in of_branch(names, "fresh")))
 
 
 def stacked(sent: Sent, aggregate: Aggregate) -> list[State]:
-    """One answer for all: the stack of this round; a client that was not admitted has columns of zero in it."""
+    """One answer for all: the stack of this round. A client that was not admitted has zeros in B and c."""
     shares = sent.weights / sent.weights.sum()
     states = [sent.spec.named(row) for row in sent.X]
     answer = {}
@@ -39,21 +39,21 @@ def stacked(sent: Sent, aggregate: Aggregate) -> list[State]:
 
 
 def start_afresh(layout, state: State, answer: State, lam: float, config, t: int) -> State:
-    """The answer goes into round t's slot, and the fresh branch starts again, the same for all clients."""
+    """Puts the answer into round t's slot. The fresh branch starts again, with the same numbers for all clients."""
     fresh = layout.start(config.init, derive(config.seed, "start", t))
     after = {**state, **{name: fresh[name] for name in of_branch(state, "fresh")}}
     for name, received in answer.items():
         if SLOT in name:
             slots = state[name].clone()
             room = slots[:, t - 1]
-            room[tuple(map(slice, received.shape))] = received  # fewer may have taken part than there is room for
+            room[tuple(map(slice, received.shape))] = received  # the slot has room for more clients than may take part
             after[name] = slots
     return after
 
 
 FLORA = Method(
     "flora",
-    aggregate=weighted_mean,  # in function space: the row that the picture of who listens to whom shows
+    aggregate=weighted_mean,  # its A is the mixing matrix of the edits; `stacked` does not use the mean itself
     mixing=lambda config: 1.0,
     one_for_all=True,
     state_kind=lambda kind, config: Stacked(kind, config.rounds, config.most_at_once),

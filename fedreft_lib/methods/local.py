@@ -1,4 +1,4 @@
-"""Local: every client trains alone; the lower line that a federation has to beat."""
+"""Local: every client trains alone. A federation has to score higher than this."""
 
 from .method import Method
 

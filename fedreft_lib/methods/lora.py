@@ -1,10 +1,10 @@
-"""LoRA: low-rank additions to frozen linear modules (Hu et al. 2021), the federated baselines' own kind of state.
+"""LoRA: low-rank additions to frozen linear modules (Hu et al. 2021). The federated baselines train it.
 
     y = W x + s B A x,    A (r, d_in), B (d_out, r), s = alpha / r
 
-for every token, in the modules that `targets` names. Kept here and not in a library of adapters because states are
-passed in with each call, per client, and must stack like those of the interventions: A (L, r, d_in), B (L, d_out, r)
-for the L layers of one target. Tests compare it with huggingface's peft.
+for every token, in the modules that `targets` names. We do not use an adapter library: each call passes a client's
+state, and states must stack like those of interventions: A (L, r, d_in), B (L, d_out, r) for the L layers of one
+target. Tests compare it with huggingface's peft.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from ..core.state import State
 
 @dataclass(frozen=True)
 class LoRA:
-    """y = W x + s B A x. A is drawn as peft does, B is zero: training starts at the untrained backbone."""
+    """y = W x + s B A x. A is drawn as in peft, and B is zero: training starts at the untrained backbone."""
 
     scale: float
     name = "lora"
@@ -30,7 +30,7 @@ class LoRA:
         return {"A": (places, rank, d_in), "B": (places, d_out, rank)}
 
     def init(self, places: int, rank: int, d_in: int, d_out: int, *, start: str, generator: torch.Generator) -> State:
-        """start="identity": B = 0. start="random": B drawn like A, so that the start is not the backbone."""
+        """start="identity": B = 0. start="random": B is drawn like A, so the start is not the backbone."""
         A = torch.empty(places, rank, d_in).uniform_(-(d_in**-0.5), d_in**-0.5, generator=generator)
         B = torch.zeros(places, d_out, rank)
         if start == "random":
@@ -42,16 +42,16 @@ class LoRA:
         return self.scale * ((x @ phi["A"].mT) @ phi["B"].mT)
 
     def as_map(self, phi: State) -> State:
-        """As x -> B A x: A (..., r, d_in) and B (..., d_out, r) with the scale in it."""
+        """`delta` as B A x: A (..., r, d_in), and B (..., d_out, r) times the scale."""
         return {"A": phi["A"], "B": self.scale * phi["B"]}
 
 
 @dataclass(frozen=True)
 class SmallLoRA(LoRA):
-    """LoRA-SB (arXiv 2411.19557): y = W x + s B S A x with A and B frozen and only S (r, r) trained.
+    """LoRA-SB (arXiv 2411.19557): y = W x + s B S A x, where A and B are frozen and only S (r, r) is trained.
 
-    Fed-SB calls S "R"; the name is left to the rotation of LoReFT. A and B come from the start (see
-    methods/fedsb.py); drawn at random, with S = 0, where nothing better is known.
+    Fed-SB calls S "R"; here R is LoReFT's. methods/fedsb.py computes A, B and S for the start; `init` draws A and B
+    at random, with S = 0.
     """
 
     name = "small_lora"
@@ -74,17 +74,16 @@ class SmallLoRA(LoRA):
 
 @dataclass(frozen=True)
 class SmallLoReFT:
-    """ReFT-SB, a reconstruction: Fed-SB's idea over LoReFT. h + R^T (S V h + b - R h) with R and V frozen.
+    """ReFT-SB, a reconstruction: Fed-SB's idea over LoReFT. h + R^T (S V h + b - R h), where R and V are frozen.
 
-    The rows of V (r, d) are those of R at the start and S = I, b = 0, which is the identity. Only S (r, r) and b (r,)
-    are trained and sent.
+    V (r, d) equals R. The identity start has S = I and b = 0. Only S (r, r) and b (r,) are trained and sent.
     """
 
     name = "small_loreft"
     residual = True
     subspace = ("R", "V")
     map = ("S", "b")
-    rotated = ()  # R is orthonormal and stays so, since it is frozen
+    rotated = ()  # R stays orthonormal, since it is frozen
 
     def shapes(self, places: int, rank: int, d: int) -> dict[str, tuple[int, ...]]:
         return {"R": (places, rank, d), "V": (places, rank, d), "S": (places, rank, rank), "b": (places, rank)}
@@ -104,6 +103,6 @@ class SmallLoReFT:
         return {"A": phi["S"] @ phi["V"] - phi["R"], "B": phi["R"].mT, "c": c}
 
     def edit(self, h: Tensor, phi: State) -> Tensor:
-        """Phi(h), computed in the state's precision and returned in that of h."""
+        """Phi(h). Computes in the state's precision, returns h's."""
         x = h.to(phi["R"].dtype)
         return (x + self.delta(x, phi)).to(h.dtype)

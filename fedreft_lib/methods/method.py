@@ -1,8 +1,8 @@
-"""What a federated method has to say.
+"""The hooks that define a federated method.
 
-A round is: every client trains locally, in one phase or several; sends some of its tensors; the server forms an
-`Aggregate` of them and answers each client; every client takes its answer in. A method is a value whose hooks say what
-is particular about it; the defaults are FedAvg's and FedReFT's common ground.
+In a round, every client trains locally, in one or more phases, and sends some of its tensors. The server forms an
+`Aggregate` of them and answers each client. Every client takes its answer in. A method's hooks define how it differs;
+the defaults are what FedAvg and FedReFT have in common.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,9 +23,9 @@ Names = Sequence[str]
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of local training: which tensors move, in which share of the round's steps.
+    """A part of local training: the tensors that it trains. A round's steps are divided evenly among its phases.
 
-    share: of the local branch, for states that have one (None: as the state's kind has it).
+    share: the local branch's, for states that have one (None: the share of the state's kind).
     """
 
     trains: tuple[str, ...]
@@ -34,9 +34,9 @@ class Phase:
 
 @dataclass(frozen=True)
 class Sent:
-    """What reached the server: X (N, Q) with its spec, what the clients started the round from, their weights (N,).
+    """What reached the server: X (N, Q) with its spec, the same tensors before the round (N, Q), and weights (N,).
 
-    memory: tensors that the server keeps between rounds; the one thing that a hook may change.
+    memory: tensors that the server keeps between rounds. A hook may change nothing else.
     """
 
     X: Tensor
@@ -49,12 +49,12 @@ class Sent:
 
 
 def ending(names: Names, *tensors: str) -> tuple[str, ...]:
-    """Those of the names whose last part is one of `tensors`: "own.R" and "R" end in "R"."""
+    """The names whose last part is one of `tensors`: "own.R" and "R" end in "R"."""
     return tuple(name for name in names if name.rsplit(".", 1)[-1] in tensors)
 
 
 def of_branch(names: Names, *branches: str) -> tuple[str, ...]:
-    """Those of the names whose last part but one is one of `branches`; the parts before may be a module's path."""
+    """The names whose last part but one is one of `branches`. The parts before it may be a module's path."""
     return tuple(name for name in names if set(branches) & set(name.split(".")[-2:-1]))
 
 
@@ -67,7 +67,7 @@ def everything(names: Names, kind: Kind | Branches, config: RunConfig, t: int) -
 
 
 def by_sharing(names: Names, kind: Kind | Branches, config: RunConfig) -> tuple[str, ...]:
-    """What `sharing` names: all tensors, or those of the subspace (R, A), or those of the map (W and b, B)."""
+    """The tensors of `sharing`: all, or the subspace's (R, A), or the map's (W and b, B)."""
     return tuple(names) if config.sharing == "full" else ending(names, *config.sharing)
 
 
@@ -76,7 +76,7 @@ def rows(sent: Sent, aggregate: Aggregate) -> list[State]:
 
 
 def mix_in(layout: Layout, state: State, answer: State, lam: float, config: RunConfig, t: int) -> State:
-    """(1 - lam) own + lam received, in the tensors that were received."""
+    """(1 - lam) own + lam received, for the tensors that were received."""
     mixed = {
         name: mix_with(state[name].reshape(1, -1), received.reshape(1, -1), lam).view_as(state[name])
         for name, received in answer.items()
@@ -85,7 +85,7 @@ def mix_in(layout: Layout, state: State, answer: State, lam: float, config: RunC
 
 
 def alike(model: SteeredModel, config: RunConfig, state: State, client: Client, part: Encoded) -> None:
-    """Every test item has the share that the state's kind has."""
+    """All test items have the share of the state's kind."""
     return None
 
 
@@ -93,15 +93,15 @@ def alike(model: SteeredModel, config: RunConfig, state: State, client: Client, 
 class Method:
     """A federated method.
 
-    aggregate(X, weights, config): X (N, Q) is what the clients sent, weights (N,) their example counts, 0 for a client
-    that was not admitted this round (its row of X is then what it started from). None: nothing is sent.
+    aggregate(X, weights, config): X (N, Q) holds what the clients sent, weights (N,) their example counts. A client
+    that was not admitted has weight 0, and its row of X is its state before the round. None: clients send nothing.
     mixing(config): the share that a client takes in: a number, "scheduled" or "adaptive".
-    state_kind(kind, config): what a client's state is made of. phases(names, kind, config, t): what it trains in round
-    t. sends(names, kind, config): which of its tensors it sends. proximal(config): FedProx's mu.
-    client_statistics(model, config, state, client): what a client sends of its data before the first round; mostly {}.
-    initial_state(layout, config, state, statistics, steps): the state that all start from, given everybody's
-    statistics. steps: the most that a client takes in a round.
-    one_for_all: the server answers all alike, and every client has that whole: what it says is the federation's state.
+    state_kind(kind, config): the kind of a client's state. phases(names, kind, config, t): what it trains in round t.
+    sends(names, kind, config): the tensors that it sends. proximal(config): FedProx's mu.
+    client_statistics(model, config, state, client): tensors about its data that a client sends before the first round;
+    None or {} for most methods. initial_state(layout, config, state, statistics, steps): the state that all start from,
+    given these statistics. steps: the most that one client takes in a round.
+    one_for_all: the server sends one answer to all, and every client takes it whole. It is the federation's state.
     answer(sent, aggregate): what each client receives. apply_answer(layout, state, answer, lam, config, t): its next
     state. test_share(model, config, state, client, part): for states with a local branch, its share in each test item.
     """
@@ -109,7 +109,7 @@ class Method:
     name: str
     aggregate: Callable[[Tensor, Tensor, RunConfig], Aggregate] | None
     mixing: Callable[[RunConfig], float | str] = lambda config: 0.0
-    pools_data: bool = False  # one client holds everybody's training data
+    pools_data: bool = False  # one learner holds the training data of all clients
     one_for_all: bool = False
     state_kind: Callable[[Kind, RunConfig], Kind | Branches] = as_it_is
     phases: Callable[[Names, Kind | Branches, RunConfig, int], list[Phase]] = everything
@@ -123,7 +123,7 @@ class Method:
 
 
 def weighted_mean(X: Tensor, weights: Tensor, config: RunConfig) -> Aggregate:
-    """FedAvg's: by example counts."""
+    """FedAvg's mean, weighted by example counts."""
     return mean(X, weights)
 
 

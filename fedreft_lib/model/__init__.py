@@ -1,13 +1,13 @@
 """A frozen language model, steered by a client's state.
 
-    backbone, tiny, weights, gguf, identity     load a model, by name; which files that name stands for
+    backbone, tiny, weights, gguf, identity     load a model by name; which files the name means
     architectures                               sizes, parameters and memory, before anything is loaded
-    adapters, linears, heads                    what a state is made of, and where it acts
-    steered                                     the model under a state: log-probabilities, generation; read this first
+    adapters, linears, heads                    the parts of a state, and where they act
+    steered                                     the model with a state: log-probabilities, generation; read this first
     tokens, reader, encoding                    items as the model reads them, one by one and in batches
-    ways, agreement                             how batches may be read, and the trials that find out which way is right
-    scoring                                     how good a state is
-    pyreft_format                               states to pyreft's files, and back
+    ways, agreement                             the ways to read batches, and the trials that find a correct one
+    scoring                                     the scores of a state
+    pyreft_format                               states to and from pyreft's files
 
-`fast` holds what is there for speed alone. Nothing here knows of clients that learn from each other.
+`fast` holds code for speed only. This room does not know the federation.
 """

@@ -1,10 +1,10 @@
-"""Adapters: what a client's state is made of, and how it acts on the frozen model.
+"""Adapters: the tensors of a client's state, and how they act on the frozen model.
 
     AtSites      interventions on the residual stream, at prompt positions after some blocks (ReFT)
     InLinears    low-rank additions inside linear modules, for every token (LoRA)
 
-Both stack the tensors of all their places, so that a state is a handful of tensors whatever the depth of the model.
-Neither changes the model: `attached` puts forward hooks on it for one pass and takes them away again.
+Both stack the tensors of all their places, so a state has few tensors even in a deep model. Neither changes the model:
+`attached` adds forward hooks for one pass and removes them afterwards.
 """
 
 import functools
@@ -28,30 +28,30 @@ Blocks = Sequence[nn.Module] | Mapping[int, nn.Module]
 
 
 class Kind(Protocol):
-    """A form that a state's tensors may have: an intervention of the ReFT family, LoRA, or several of one together."""
+    """A kind of state: an intervention of the ReFT family, LoRA, or several branches of one."""
 
     @property
     def rotated(self) -> tuple[str, ...]:
-        """The tensors whose rows are kept orthonormal."""
+        """The tensors whose rows stay orthonormal."""
 
     def shapes(self, places: int, rank: int, *dims: int) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the tensors, stacked over the places. dims: d, or d_in and d_out."""
 
     def init(self, places: int, rank: int, *dims: int, start: str, generator: torch.Generator) -> State:
-        """A fresh state."""
+        """A new state."""
 
     def edit(self, h: Tensor, phi: State) -> Tensor:
-        """A hidden state after the intervention, at sites."""
+        """At sites: a hidden state after the intervention."""
 
     def delta(self, x: Tensor, phi: State) -> Tensor:
-        """What is added, in linear modules."""
+        """In linear modules: the addition to the output."""
 
 
 @dataclass(frozen=True)
 class AtSites:
     """Interventions of one kind and rank at sites of a residual stream of width d."""
 
-    every_token = False  # of a text that is generated: the prompt alone is steered
+    every_token = False  # in generation it steers only the prompt
 
     kind: Kind
     sites: Sites
@@ -64,17 +64,17 @@ class AtSites:
 
     @property
     def rotated(self) -> tuple[str, ...]:
-        """Names of the tensors whose rows are kept orthonormal."""
+        """Names of the tensors whose rows stay orthonormal."""
         return self.kind.rotated
 
     @property
     def adapted(self) -> list[str]:
-        """What of a block is adapted, for the manifest."""
+        """The adapted part of a block, for the manifest."""
         return ["block_output"]
 
     @property
     def below(self) -> int:
-        """The last block whose output, before it is steered, does not depend on the state."""
+        """The last block whose output, before the intervention, does not depend on the state."""
         return self.sites.layers[0]
 
     def start(self, init: str, generator: torch.Generator) -> State:
@@ -82,9 +82,9 @@ class AtSites:
 
     @contextmanager
     def attached(self, blocks: Blocks, state: State, batch: Batch, dropout: float = 0.0) -> Iterator[None]:
-        """Within this context the next forward pass over `batch` is steered; generation goes on unsteered."""
+        """In this context `state` steers the next forward pass over `batch`, and no later pass of a generation."""
         positions = self.sites.positions(batch.prompt_lengths, batch.starts, tuple(batch.ids.shape))
-        if batch.packed:  # the same places, counted in one row of all tokens
+        if batch.packed:  # the same positions, as indices into the one row of all tokens
             places = {group: batch.numbers[index] for group, index in positions.indices.items()}
             positions = Positions((1, len(batch.index)), places, positions.rows)
         edit = edit_by_owner(self.kind, state, positions, share=batch.share, owners=batch.owners)
@@ -94,7 +94,7 @@ class AtSites:
 
 @dataclass(frozen=True)
 class InLinears:
-    """Additions of one kind and rank in linear modules, each under its name in a state, as in "q_proj.A".
+    """Additions of one kind and rank in linear modules. A state's tensors carry the module's name, as in "q_proj.A".
 
     The tensors of a name are stacked over the blocks that have its module.
     """
@@ -110,7 +110,7 @@ class InLinears:
     def of(
         cls, backbone: Backbone, kind: Kind, layers: tuple[int, ...], rank: int, targets: Sequence[str]
     ) -> "InLinears":
-        """Looks the modules up in the backbone's blocks, see `linears`. Raises ConfigError for what is not there."""
+        """Finds the modules in the backbone's blocks, see `linears`. Raises ConfigError for an unknown target."""
         blocks = {layer: backbone.layers[layer] for layer in layers}
         return cls(kind, layers, rank, places(blocks, targets, backbone.model.config.model_type))
 
@@ -124,7 +124,7 @@ class InLinears:
 
     @property
     def adapted(self) -> list[str]:
-        """The modules' paths within a block, with the blocks where not all of `layers` have one; for the manifest."""
+        """The modules' paths within a block, for the manifest; with block numbers if not all of `layers` have one."""
         return [
             p.path if p.layers == self.layers else f"{p.path} in blocks {', '.join(map(str, p.layers))}"
             for p in self.linears.values()
@@ -148,14 +148,14 @@ class InLinears:
         }
 
     def of_linear(self, state: State, linear: str) -> State:
-        """The tensors of one name, by the kind's own names."""
+        """The tensors of one module name, with the kind's own names."""
         return {name: state[f"{linear}.{name}"] for name in self.kind.shapes(1, self.rank, *self.linears[linear].dims)}
 
     @contextmanager
     def attached(self, blocks: Blocks, state: State, batch: Batch, dropout: float = 0.0) -> Iterator[None]:
-        """Within this context a forward pass has the additions; dropout is on their input, as in peft.
+        """In this context every forward pass has the additions. Dropout acts on their input, as in peft.
 
-        Raises FedReFTError where the model does not read a module in the usual way: by calling it, on rows of tokens.
+        Raises FedReFTError where the model does not use a module in the usual way: by calling it, on rows of tokens.
         """
         of_row = batch.rows if batch.packed else slice(None)
         share = None if batch.share is None else batch.share[of_row][:, None, None]
@@ -190,7 +190,7 @@ class InLinears:
         rows: tuple[int, int] | None,
         called: set[str],
     ):
-        """rows: (B, T) that a batch's tokens are laid out in, where it matters which row one is of."""
+        """rows: the (B, T) of a batch's tokens, where the row of a token matters."""
 
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             called.add(path)
@@ -198,19 +198,19 @@ class InLinears:
                 raise FedReFTError(f"targets: {path!r} hands on several tensors, so nothing can be added to its output")
             x = args[0].to(torch.float32)
             if rows and x.dim() != 3:
-                if x.shape[:-1].numel() != rows[0] * rows[1]:  # the experts of a mixture read some tokens of all rows
+                if x.shape[:-1].numel() != rows[0] * rows[1]:  # an expert of a mixture reads some tokens of all rows
                     raise FedReFTError(
                         f"targets: {path!r} reads tokens without their rows, so clients cannot share a pass and no row "
                         'can have a share of its own: use engine="one_by_one", and with feddpa other targets'
                     )
-                x = x.reshape(*rows, -1)  # (B T, d_in), or with an empty dimension between
+                x = x.reshape(*rows, -1)  # from (B T, d_in), or with an extra dimension of size 1
             x = nn.functional.dropout(x, dropout, training=dropout > 0)
             return output + of_each(x, phi).to(output.dtype).reshape(output.shape)
 
         return hook
 
     def _of_each(self, batch: Batch, states: int) -> Callable[[Tensor, State], Tensor]:
-        """(x, phi) -> what is added to x (B, T, d_in), or (1, N, d_in) of a packed batch, each row under its state."""
+        """(x, phi) -> the addition for x (B, T, d_in), or (1, N, d_in) of a packed batch, each row with its state."""
         if batch.owners is None:
             return self.kind.delta
         if not batch.packed:
@@ -222,7 +222,7 @@ class InLinears:
         return functools.partial(self._split, sizes)
 
     def _split(self, sizes: list[int], x: Tensor, phi: State) -> Tensor:
-        """A product for each owner, of its tokens alone: the one that it has when it is alone."""
+        """One product for each owner, of its tokens only: the same product as in a batch of its own."""
         parts = {name: tensor.unbind() for name, tensor in phi.items() if name != "share"}
         if "share" in phi:
             parts["share"] = phi["share"].split(sizes, 1)

@@ -1,12 +1,14 @@
-"""Which ways of reading a batch (ways.py) compute what the model itself computes: found out by trying, for any model.
+"""Trials that find out which ways to read a batch (ways.py) compute the same as the model itself, for any model.
 
-The fast ways lean on how most models are built, and are wrong without a word where one is built otherwise: masks that
-keep options apart and take the place of a sliding window, where a block is recurrent or a convolution or the text is
-longer than the window; the output embeddings alone, where a model scales or caps its logits or has layers in between;
-padding, where it is not masked everywhere. So before a backbone is used each way is tried, from fast to slow.
+The fast ways fit how most models are built, and are silently wrong for others:
 
-The right values are the model's own forward pass over one text, with neither padding nor mask. Texts are random tokens,
-at least as long as the longest text that is to be read, so every window is met that such texts meet.
+    masks that separate options   wrong for recurrent or convolutional blocks, and for a text longer than a window
+    only the output embeddings    wrong where a model scales or caps its logits, or has layers in between
+    padding                       wrong where a model does not mask it everywhere
+
+So each way is tried, from fast to slow, before a backbone is used. The correct values come from the model's own forward
+pass over one text, without padding or mask. Texts are random tokens, the longest at least as long as any text that will
+be read, so they reach the same windows.
 """
 
 import re
@@ -25,37 +27,37 @@ from .fast.packed_attention import packs
 from .tokens import Tokens
 from .ways import Layout, Readable, Ways, known_to, setting, unchanged
 
-# How far two computations of the same may be apart: root mean squares, the difference's over the values'. On random
-# tokens SmolLM2-135M has 3e-6 in float32 and up to 0.08 in bfloat16, and 0.5 or more where a window or an option leaks.
+# Largest difference between two correct computations: its root mean square over that of the values. On random tokens
+# SmolLM2-135M has 3e-6 in float32 and up to 0.08 in bfloat16, and 0.5 or more where a window or an option leaks.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 0.2, torch.float16: 0.05}
 OF_THE_HEAD = 1e-5  # the same products of the same numbers
-OF_ANOTHER_OPTION = 1e-3  # where attention is masked, nothing at all comes through
-NEW = 4  # tokens that are generated in a trial
-SHORTEST = 9  # tokens of the shortest text of a trial: odd, and shorter than any limit behind which positions change
+OF_ANOTHER_OPTION = 1e-3  # where attention is masked, nothing passes between options
+NEW = 4  # tokens that a trial generates
+SHORTEST = 9  # tokens of a trial's shortest text: odd, and below any length at which positions change
 
 
 class UnreadableError(FedReFTError):
-    """A text that the model's own forward pass does not take, for its length or otherwise."""
+    """A text that the model's own forward pass cannot read, because of its length or for another reason."""
 
 
 def size_of(longest: int, config: PretrainedConfig, most: int | None = None) -> int:
     """The length of a trial for texts of up to `longest` tokens: 64, 256, 1024, ..., or a window's, or the positions'.
 
-    All texts up to there are read in the same ways, so a few trials serve all. most: tokens that there are positions
-    for, where a table ends them.
+    All texts up to this length are read in the same ways, so a few trials serve all. most: the length of the model's
+    table of positions, where it has one.
     """
     size = 64
     while size < longest:
         size *= 4
-    # Rotary positions may change behind the length that a model was trained for.
+    # Rotary positions may change beyond the length that a model was trained for.
     ends = (most, setting(config, "max_position_embeddings"), *windows(config))
     return min([size, *(end for end in ends if end and max(longest, 8) <= end < size)])
 
 
 def found(model: Readable, size: int, writes: bool) -> Ways:
-    """The fastest right ways for texts of up to `size` tokens; `cached` is tried where the model is to write some.
+    """The fastest correct ways for texts of up to `size` tokens. writes: also try `cached`, for generation.
 
-    Raises FedReFTError where there are none.
+    Raises FedReFTError where no way is correct.
     """
     return _of_decoder(model, size, writes) if model.backbone.kind == "causal" else _of_encoder(model, size)
 
@@ -65,9 +67,9 @@ def found(model: Readable, size: int, writes: bool) -> Ways:
 
 @dataclass(frozen=True)
 class _Texts:
-    """What a decoder is tried on, and what is right: a long prompt with two options, a shorter text, a very short one.
+    """A trial's texts for a decoder: a long prompt with two options, a shorter text and a very short one.
 
-    logits (T, V) are those of prompt + a, prompt + b, and the others.
+    logits: the correct ones (T, V) of prompt + a, prompt + b, and the others.
     """
 
     prompt: list[int]
@@ -89,14 +91,14 @@ class _Texts:
         return Tokens((*self.prompt, *a, *self.b), len(self.prompt), (len(self.a), len(self.b)))
 
     def logprobs(self, which: int, n: int) -> Tensor:
-        """Of the last n tokens of a text, (n,)."""
+        """The correct log-probabilities (n,) of the last n tokens of a text."""
         ids = [[*self.prompt, *self.a], [*self.prompt, *self.b], *self.others][which]
         answer = torch.tensor(ids[-n:], device=self.logits[which].device)
         return self.logits[which][-n - 1 : -1].log_softmax(-1).gather(1, answer[:, None])[:, 0]
 
 
 def _texts(backbone: Backbone, size: int) -> _Texts:
-    """Raises FedReFTError where the model is no decoder, cannot be steered, or is another one for what it has read."""
+    """Raises FedReFTError where the model is no decoder, cannot be steered, or depends on texts that it read before."""
     n_a, n_b, n_other = min(12, size // 3), min(9, size // 4), max(size // 4, 4)
     drawn = _tokens(backbone, size + n_b + n_other + SHORTEST)
     prompt, a, b = drawn[: size - n_a], drawn[size - n_a : size], drawn[size : size + n_b]
@@ -132,12 +134,12 @@ def _of_decoder(model: Readable, size: int, writes: bool) -> Ways:
         ways = first_right([Ways(layout, bare) for layout in _layouts(backbone, size)])
         if not writes or _tried(lambda: _goes_on(model.read_by(ways), texts, size)):
             return ways
-        # Some models keep what they generated in their modules, where the next batch meets it.
+        # Some models keep generated values in their modules, which the next batch would use: try without a cache.
         return first_right([replace(ways, cached=False)])
 
 
 def _scores(trial: Readable, texts: _Texts) -> bool:
-    """Whether the answers of a batch of unlike texts, and two options of one, have their log-probabilities."""
+    """Whether the answers of a batch of texts of different lengths, and two options of one, have the correct values."""
     backbone = trial.backbone
     single = torch.cat([texts.logprobs(which, n) for which, n in zip((0, 2, 3), texts.n, strict=True)])
     if not _agree(trial.answer_logprobs(trial.batch(texts.singles()), None)[0], single, backbone):
@@ -148,13 +150,13 @@ def _scores(trial: Readable, texts: _Texts) -> bool:
         return False
     if backbone.dtype == torch.float32:
         return True
-    # A convolution shows an option a few tokens of the one before it, which less precision could hide.
+    # With a convolution, an option sees a few tokens of the option before it. Lower precision could hide that.
     again = trial.answer_logprobs(trial.batch([texts.forked(texts.a[::-1])]), None)[0]
     return _agree(again[len(texts.a) :], found[len(texts.a) :], backbone, OF_ANOTHER_OPTION)
 
 
 def _goes_on(trial: Readable, texts: _Texts, size: int) -> bool:
-    """Whether the tokens after two prompts, of which the second's text ends early, have their logits."""
+    """Whether the tokens after two prompts have the correct logits; the second text ends early."""
     whole = texts.singles()[:2]
     n = min(NEW, *(text.answer_lengths[0] for text in whole))
     device = trial.backbone.device
@@ -175,7 +177,7 @@ def _own(backbone: Backbone, ids: Sequence[int]) -> Tensor:
 
 
 def _bare(backbone: Backbone, ids: Sequence[int]) -> Tensor:
-    """Logits (T, V) of a text by the output embeddings on last hidden states."""
+    """Logits (T, V) of a text from the output embeddings applied to last hidden states."""
     last = backbone.model.base_model(input_ids=torch.tensor([list(ids)], device=backbone.device)).last_hidden_state[0]
     return backbone.model.get_output_embeddings()(last).float()
 
@@ -216,10 +218,10 @@ def _own_hidden(model: Readable, text: Tokens) -> Tensor:
 
 
 def _read(backbone: Backbone, ids: Sequence[int], more: dict) -> Any:
-    """What the model's own forward pass gives for one text. Raises UnreadableError where that raises anything."""
+    """The output of the model's own forward pass for one text. Raises UnreadableError where the pass raises."""
     try:
         return backbone.model(input_ids=torch.tensor([list(ids)], device=backbone.device), **more)
-    except Exception as error:  # of a model that nobody here has met
+    except Exception as error:  # of an unknown model
         reason = (str(error).strip().splitlines() or [""])[0]
         raise UnreadableError(
             f"{backbone.name} cannot read a text of {len(ids)} tokens ({type(error).__name__}: {reason}): give a "
@@ -228,19 +230,19 @@ def _read(backbone: Backbone, ids: Sequence[int], more: dict) -> Any:
 
 
 def _layouts(backbone: Backbone, size: int) -> list[Layout]:
-    """From fast to slow."""
+    """The layouts to try, from fast to slow."""
     packed: list[Layout] = ["packed"] if packs(backbone.model, size) else []
     if backbone.kind == "encoder":
         return [*packed, "together", "alone"]
-    # float32 shows by far what a mask leaves out; with less precision, a window that is known is not left to a trial.
+    # In float32 a trial clearly shows a wrong mask. With lower precision, a known window is not left to a trial.
     known = backbone.dtype != torch.float32 and min(windows(backbone.model.config), default=size) < size
     return ["apart", "alone"] if known else [*packed, "together", "apart", "alone"]
 
 
 def windows(config: PretrainedConfig) -> list[int]:
-    """The numbers that the configuration, or a part of it, calls a window or a chunk of attention."""
+    """The numbers that the configuration, or a part of it, calls a window or an attention chunk."""
 
-    def names_one(name: str) -> bool:  # and not which blocks have one
+    def names_one(name: str) -> bool:  # "layers" and "pattern" say which blocks have a window
         return re.search("window|attention_chunk", name) is not None and not re.search("layers|pattern", name)
 
     def walk(part: Any, name: str = "") -> Iterator[int]:
@@ -267,7 +269,7 @@ def _first_right(backbone: Backbone, candidates: list[Ways], is_right: Callable[
 
 
 def _tried(trial: Callable[[], bool]) -> bool:
-    """Whether it was right; a model that cannot be read in some way raises what it likes."""
+    """Whether the trial succeeded. A model that cannot be read in some way may raise any error."""
     try:
         return trial()
     except torch.OutOfMemoryError:
@@ -277,15 +279,15 @@ def _tried(trial: Callable[[], bool]) -> bool:
 
 
 def _agree(tried: Tensor, right: Tensor, backbone: Backbone, tolerance: float | None = None) -> bool:
-    """Whether they are the same but for rounding; of tables (..., n), each row."""
+    """Whether both are equal up to rounding; in tables (..., n), each row is compared."""
     tried, right = tried.float(), right.float()
     spread = (right - right.mean()).square().mean().sqrt()
     apart = (tried - right).square().mean(-1).sqrt().max()
-    return bool(apart <= (TOLERANCE[backbone.dtype] if tolerance is None else tolerance) * spread)  # no NaN is
+    return bool(apart <= (TOLERANCE[backbone.dtype] if tolerance is None else tolerance) * spread)  # False for NaN
 
 
 def _tokens(backbone: Backbone, n: int) -> list[int]:
-    """n random tokens, the same for the same vocabulary; none that means something to the model."""
+    """n random tokens, the same for the same vocabulary; no special or added ones."""
     tokenizer = backbone.tokenizer
     known = min(len(tokenizer), backbone.vocabulary)
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
@@ -296,7 +298,7 @@ def _tokens(backbone: Backbone, n: int) -> list[int]:
 
 @contextmanager
 def _watched(backbone: Backbone, tokens: int) -> Iterator[None]:
-    """Raises FedReFTError unless within this context each block is called once, in order, and hands on (1, T, d)."""
+    """Raises FedReFTError unless in this context each block is called once, in order, and returns (1, T, d)."""
     shape = (1, tokens, backbone.hidden_size)
     calls: list[tuple[int, bool]] = []
 

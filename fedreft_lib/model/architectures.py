@@ -1,8 +1,8 @@
-"""How large a backbone is, before any of it is downloaded: parameters, linear modules, trainable numbers, memory.
+"""The size of a backbone before any download: parameters, linear modules, trainable numbers, memory.
 
-`ARCHITECTURES` holds the shapes of the hub models that the paper and ReFT use, as their config.json files give them;
-what has no parameters (rotary frequencies, limits on length, dropout) is left out. From a table entry or from any
-configuration a model is built on torch's meta device, where tensors have shapes and no values, so counts are exact.
+`ARCHITECTURES` holds the shapes of the hub models that the paper and ReFT use, from their config.json files. Settings
+without parameters (rotary frequencies, limits on length, dropout) are left out. A table entry or any configuration
+gives a model on torch's meta device, where tensors have shapes but no values, so counts are exact.
 
     LoReFT   2 r d + r   for each site (a layer and a group of positions): R, W (r x d), b (r)
     LoRA     r d_in + r d_out   for each linear module: A (r x d_in), B (d_out x r)
@@ -26,7 +26,7 @@ from .linears import places
 from .ways import setting
 
 Sizes = tuple[type[PretrainedConfig], dict]
-BLOCKS = ("layers", "layer", "h", "blocks", "block")  # what models call the list of their transformer blocks
+BLOCKS = ("layers", "layer", "h", "blocks", "block")  # models' names for the list of their transformer blocks
 
 
 def _llama(vocabulary: int, d: int, inner: int, layers: int, heads: int, groups: int, tied: bool = False) -> Sizes:
@@ -53,7 +53,7 @@ def _roberta(d: int, inner: int, layers: int, heads: int) -> Sizes:
     }
 
 
-# LLaMA-1 has no official name on the hub: pyreft's scripts use yahma's, whose tokenizer has the right end token.
+# LLaMA-1 has no official name on the hub: pyreft's scripts use yahma's, whose tokenizer has the correct end token.
 ARCHITECTURES: dict[str, Sizes] = {
     "meta-llama/Llama-3.2-3B": _llama(128_256, 3072, 8192, 28, 24, 8, tied=True),
     "meta-llama/Meta-Llama-3-8B": _llama(128_256, 4096, 14_336, 32, 32, 8),
@@ -67,9 +67,9 @@ ARCHITECTURES: dict[str, Sizes] = {
 
 
 def find_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The transformer blocks: a list by one of the names in `BLOCKS`, with one entry for each hidden layer.
+    """The transformer blocks: a list with a name in `BLOCKS` and one entry for each hidden layer.
 
-    Raises FedReFTError where there is none, as in models that share one block, or that are several models in one.
+    Raises FedReFTError where there is none: some models use one block several times, or are several models in one.
     """
     config = model.config
     depth = setting(config, "num_hidden_layers")
@@ -88,7 +88,7 @@ def find_layers(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def skeleton(name: str) -> PreTrainedModel:
-    """The hub model `name` without values or memory. Raises ConfigError for a name that the table does not hold.
+    """The hub model `name` without values or memory. Raises ConfigError for a name that is not in the table.
 
     >>> count_parameters(skeleton("meta-llama/Llama-3.2-3B"))
     3212749824
@@ -107,7 +107,7 @@ def empty_model(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def kind_of(config: PretrainedConfig) -> Literal["causal", "encoder"]:
-    """What the family of BERT is (all that can fill masks) is an encoder, unless the weights are a causal model's."""
+    """Models of BERT's family (all that can fill masks) are encoders, unless the weights are a causal model's."""
     if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in config.architectures or []):
         return "causal"
     return "encoder" if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "causal"
@@ -122,7 +122,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def linear_shapes(model: PreTrainedModel, targets: Sequence[str]) -> dict[str, tuple[int, int, int]]:
-    """For each linear module that `targets` stand for (see `linears`) how many blocks have it, and its (d_in, d_out).
+    """For each linear module that `targets` name (see `linears`): how many blocks have it, d_in and d_out.
 
     Raises ConfigError for a target that no linear module of the blocks has.
     """
@@ -131,13 +131,13 @@ def linear_shapes(model: PreTrainedModel, targets: Sequence[str]) -> dict[str, t
 
 
 def loreft_params(model: PreTrainedModel, rank: int, groups: int, layers: int | None = None) -> int:
-    """Trainable numbers of LoReFT with `groups` of positions (2: prefix and suffix, untied) in all layers, or some."""
+    """Trainable numbers of LoReFT with `groups` position groups (2: prefix and suffix, untied) in `layers` layers."""
     d = model.config.hidden_size
     return (model.config.num_hidden_layers if layers is None else layers) * groups * (2 * rank * d + rank)
 
 
 def lora_params(model: PreTrainedModel, rank: int, targets: Sequence[str]) -> tuple[int, int]:
-    """Numbers in all A, and in all B. LoRA trains both, FFA-LoRA B alone, and FedSA-LoRA sends A alone."""
+    """Numbers in all A, and in all B. LoRA trains both, FFA-LoRA only B, and FedSA-LoRA sends only A."""
     shapes = linear_shapes(model, targets).values()
     return sum(n * rank * d_in for n, d_in, _ in shapes), sum(n * rank * d_out for n, _, d_out in shapes)
 
@@ -152,7 +152,7 @@ def fedsb_params(model: PreTrainedModel, rank: int, targets: Sequence[str]) -> i
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a run asks for. The weights are certain; `batch` is what the largest batch could need."""
+    """Bytes that a run needs. The weights are exact; `batch` is an upper bound for the largest batch."""
 
     weights: int
     states: int
@@ -170,7 +170,7 @@ class Memory:
 def memory_estimate(
     model: PreTrainedModel, dtype: torch.dtype, *, trainable: int = 0, clients: int = 0, tokens: int = 0
 ) -> Memory:
-    """What a run of `model` (a skeleton will do) needs in `dtype`, as an upper bound.
+    """An upper bound for a run of `model` (a skeleton is enough) in `dtype`.
 
     trainable: numbers in one client's state. tokens: of one batch, batch_size * max_length, all of them read.
 
@@ -180,10 +180,10 @@ def memory_estimate(
         batch     tokens * (layers * (s (6 d + 4 f) + 8 d) + V (2 s + 12))
 
     d, f, V: hidden size, inner size, vocabulary. A block keeps the queries, keys, values and output of attention (4 d),
-    three tensors in the MLP (3 f), a float32 input of each norm (8 d) and, with LoRA, what its modules read (2 d + f).
-    Logits are kept in `dtype` and, with their gradient, in float32. Attention scores are taken to be recomputed.
+    three tensors in the MLP (3 f), a float32 input of each norm (8 d) and, with LoRA, its modules' inputs (2 d + f).
+    Logits are kept in `dtype` and, with their gradient, in float32. Attention scores count as recomputed.
     A step over 8 x 128 tokens of SmolLM2-135M, all of them answers, took 1.2 of 1.4 GiB in bfloat16, 1.8 of 2.2 in
-    float32; a batch that is shorter than max_length, or has few answer tokens, takes a good deal less.
+    float32. A batch that is shorter than max_length, or has few answer tokens, takes much less.
     """
     config, size = model.config, dtype.itemsize
     d, inner = config.hidden_size, config.intermediate_size
@@ -197,16 +197,16 @@ def memory_estimate(
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be taken on `device`; of the machine's memory, a container may be given a part only."""
+    """Free bytes on `device`. A container may have only a part of the machine's memory."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return min(psutil.virtual_memory().available, _left_to_the_container())
 
 
 def fit(name: str, model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> str:
-    """One line: the weights of `model` in `dtype`, and what is free on `device`.
+    """One line: the size of the weights of `model` in `dtype`, and the free memory on `device`.
 
-    Raises FedReFTError where they do not fit, there or into the machine's memory, through which they come to a GPU.
+    Raises FedReFTError where they do not fit there, or into the machine's memory, which they pass on the way to a GPU.
     """
     weights = count_parameters(model) * dtype.itemsize
     needs = f"about {_gib(weights)} in {str(dtype).removeprefix('torch.')}"
@@ -220,11 +220,11 @@ def fit(name: str, model: PreTrainedModel, dtype: torch.dtype, device: torch.dev
 
 
 def _left_to_the_container(group: Path = Path("/sys/fs/cgroup")) -> int:
-    """What the control group's limit leaves (Linux, version 2); pages of files that can be dropped count as free."""
+    """Free bytes under the control group's limit (Linux, version 2). File pages that can be dropped count as free."""
     try:
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
         fields = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):  # no such group, or no limit: then it says "max"
+    except (OSError, ValueError):  # no such group, or no limit (the file then says "max")
         return psutil.virtual_memory().total
     return limit - used + int(fields.get("inactive_file", 0))
 

@@ -4,7 +4,7 @@
 
     "tiny-llama", "tiny-roberta"               random weights from a fixed seed, no download (tests, profile smoke)
     "smollm2-135m-instruct", "minilm-l6-v2"    packaged weights, see data.downloads
-    a folder                                   what `save_pretrained` wrote
+    a folder                                   written by `save_pretrained`
     anything else                              a name on the Hugging Face hub
 """
 
@@ -46,11 +46,11 @@ from .tiny import build_tiny
 from .ways import Ways, setting
 from .weights import backbone_folder
 
-# transformers 4.56 renamed the argument; the old name warns there, the new one is unknown before.
+# transformers 4.56 renamed the argument: the old name warns there, and earlier versions do not know the new one.
 DTYPE_ARGUMENT = "dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
-HUB_TIMEOUT = 10  # seconds for the hub's first answer; left alone, transformers tries for 23 s and more
+HUB_TIMEOUT = 10  # seconds for the hub's first answer; transformers itself tries for 23 s and more
 
-REFUSALS = (  # the hub client's error, the status if that matters, what it means; the first that fits is said
+REFUSALS = (  # the hub client's error, the status if that matters, its meaning; the first that fits is used
     (HFValidationError, None, "{name!r} can be neither a folder nor a model on the hub; check the spelling."),
     (
         GatedRepoError,
@@ -65,7 +65,7 @@ REFUSALS = (  # the hub client's error, the status if that matters, what it mean
 
 @dataclass(frozen=True, eq=False)
 class Backbone:
-    """A model in evaluation mode, none of whose parameters needs a gradient, and its tokenizer, which has a pad token.
+    """A model in evaluation mode, without gradients for its parameters, and its tokenizer, which has a pad token.
 
     >>> backbone = load_backbone("tiny-llama")
     >>> backbone.kind, backbone.n_layers, backbone.hidden_size
@@ -79,7 +79,7 @@ class Backbone:
     layers: nn.ModuleList  # the transformer blocks, lowest first
     fingerprint: str  # of the weights, the same in every dtype and on every device
     identity: str = ""  # of the files that it was loaded from, see `identity`
-    # What SteeredModel.ways has found, and the trials that it rests on.
+    # Results of SteeredModel.ways, and of its trials.
     ways: dict[tuple, Ways] = field(default_factory=dict, init=False, repr=False)
     tried: dict[tuple, Ways | FedReFTError] = field(default_factory=dict, init=False, repr=False)
 
@@ -101,22 +101,22 @@ class Backbone:
 
     @cached_property
     def end_ids(self) -> tuple[int, ...]:
-        """Each token that ends a generated text; () where only max_new_tokens does."""
+        """The tokens that end a generated text; () where only max_new_tokens ends it."""
         return special_tokens.end_ids(self.model, self.tokenizer)
 
     @property
     def vocabulary(self) -> int:
-        """How many tokens the model has embeddings of; its tokenizer may have more or fewer."""
+        """How many token embeddings the model has; its tokenizer may have more or fewer tokens."""
         return special_tokens.vocabulary(self.model)
 
     @property
     def segments(self) -> int:
-        """How many texts of one input the model can tell apart."""
+        """How many texts of one input the model can distinguish."""
         return setting(self.model.config, "type_vocab_size") or 1
 
     @cached_property
     def most_tokens(self) -> int | None:
-        """Of a text that the model has positions for; None where no table ends them."""
+        """The most tokens of a text, where a table of positions limits them; else None."""
         return position_tables.most_tokens(self.model)
 
     @property
@@ -131,13 +131,13 @@ def load_backbone(name: str, dtype: str | torch.dtype = "auto", device: str | to
     device "auto": the GPU where there is one. dtype "auto": bfloat16 where the device multiplies it natively (there
     it is about 3 times as fast as float32), else float32; float32 always for the tiny models.
 
-    Before the weights of a hub model are fetched, one line says how large they are and how much memory is free.
+    Before it downloads the weights of a hub model, it prints their size and the free memory.
 
     Raises ConfigError for a dtype or device that does not exist here, AssetError for a packaged model that cannot be
-    had, FedReFTError for a folder or a hub name that cannot be loaded, or whose weights do not fit into memory.
+    fetched, FedReFTError for a folder or a hub name that cannot be loaded, or whose weights do not fit into memory.
     """
     device = choose_device(device)
-    if device.type == "cuda":  # a repetition shall give the same bits as far as torch can; it warns of the rest
+    if device.type == "cuda":  # a repetition then gives the same bits as far as torch can; torch warns of the rest
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
     if name in TINY:
@@ -148,7 +148,7 @@ def load_backbone(name: str, dtype: str | torch.dtype = "auto", device: str | to
         model, tokenizer = _load(name, source, local, choose_dtype(dtype, device), device)
     model.eval().requires_grad_(False)
     if getattr(model, "pooler", None) is not None:
-        model.pooler = None  # hidden states are all that is read, and many checkpoints (RoBERTa) have none
+        model.pooler = None  # only hidden states are read, and many checkpoints (RoBERTa) have no pooler
     install(model)
     special_tokens.settle(name, model, tokenizer)
     return Backbone(
@@ -162,7 +162,7 @@ def load_backbone(name: str, dtype: str | torch.dtype = "auto", device: str | to
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """16 hex digits that tell weights apart: names, shapes and up to 4096 evenly spaced values of each parameter.
+    """16 hex digits that identify the weights: names, shapes and up to 4096 evenly spaced values of each parameter.
 
     Values are rounded to bfloat16 first, so loading the same file as float32 or as bfloat16 gives the same digits.
     """
@@ -176,7 +176,7 @@ def fingerprint(model: PreTrainedModel) -> str:
 
 
 def _locate(name: str) -> tuple[str, bool]:
-    """What to give to `from_pretrained`, and whether to read local files only."""
+    """The argument for `from_pretrained`, and whether to read local files only."""
     if name in ASSETS:
         return str(backbone_folder(name)), True
     if folder := folder_of(name):
@@ -191,7 +191,7 @@ def _hub_answers(name: str) -> bool:
     try:
         if HfApi().model_info(name, timeout=HUB_TIMEOUT).gated:
             HfApi().auth_check(name)
-    except Exception as error:  # every version of the hub client and its transports has classes of its own
+    except Exception as error:  # every version of the hub client and its transports has its own classes
         if refusal := _refusal(name, error):
             raise FedReFTError(refusal) from error
         return False
@@ -199,9 +199,9 @@ def _hub_answers(name: str) -> bool:
 
 
 def _refusal(name: str, error: BaseException | None) -> str | None:
-    """What the hub's answer means to the user; None where neither `error` nor what it came from is one.
+    """The meaning of the hub's answer, for the user; None where neither `error` nor its cause is such an answer.
 
-    What it came from counts because transformers wraps the hub client's errors in OSErrors.
+    Causes count because transformers wraps the hub client's errors in OSErrors.
     """
     while error is not None:
         status = getattr(getattr(error, "response", None), "status_code", None)
@@ -216,7 +216,7 @@ def _refusal(name: str, error: BaseException | None) -> str | None:
 def _load(
     name: str, source: str, local: bool, dtype: torch.dtype, device: torch.device
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Configuration, tokenizer and weights, all of the weights; what goes wrong becomes one sentence."""
+    """Configuration, tokenizer and all weights. An error becomes one sentence."""
     where = {"local_files_only": local, "trust_remote_code": False}
     from_hub = not Path(source).is_dir()
     try:
@@ -233,14 +233,14 @@ def _load(
             if from_hub:
                 tqdm.write(size)
             auto = AutoModelForCausalLM if kind_of(config) == "causal" else AutoModel
-            # Said because 4.45 warns where it is left unsaid; False is what transformers 5 does.
+            # transformers 4.45 warns without this argument; False is the default of transformers 5.
             tokenizer = AutoTokenizer.from_pretrained(source, clean_up_tokenization_spaces=False, **where)
             model, report = auto.from_pretrained(
                 source, config=config, output_loading_info=True, **{DTYPE_ARGUMENT: dtype}, **where
             )
     except FedReFTError:
         raise
-    except Exception as error:  # the loaders below raise a dozen classes, most of them for a missing or damaged file
+    except Exception as error:  # the loaders raise a dozen classes, most of them for a missing or damaged file
         if from_hub and (refusal := _refusal(name, error)):
             raise FedReFTError(refusal) from error
         if from_hub and local:
@@ -266,9 +266,9 @@ def _load(
 
 
 def _belongs(key: str, model: PreTrainedModel) -> bool:
-    """Whether a weight that the model has no place for is one of a block, or of a module that the model has.
+    """Whether a weight without a place in the model belongs to a block, or to a module that the model has.
 
-    What does not matter are heads for other tasks, and what a model computes for itself: rotary frequencies, masks.
+    Others do not matter: heads for other tasks, and what a model computes itself (rotary frequencies, masks).
     """
     if key.endswith(("inv_freq", ".masked_bias")):
         return False
@@ -293,7 +293,7 @@ def _own_models() -> str:
 
 @contextmanager
 def _quiet(bars: bool) -> Iterator[None]:
-    """transformers reports unused weights at length, and draws a bar for a second's loading; errors stay."""
+    """Silences transformers' long reports of unused weights, and its bars unless `bars`. Errors stay."""
     level, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     if not bars:

@@ -1,4 +1,4 @@
-"""Where a model runs, and in which precision."""
+"""The device and the precision of a model."""
 
 import torch
 
@@ -8,12 +8,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def choose_device(device: str | torch.device) -> torch.device:
-    """For "auto" the GPU where there is one. Raises ConfigError for a device that this machine has not."""
+    """For "auto" the GPU where there is one. Raises ConfigError for a device that this machine does not have."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:  # torch uses each of them
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch raises each of them
         raise ConfigError(f"device {str(device)!r} cannot be used here; use 'auto', 'cpu' or 'cuda'.") from error
     return torch.device(device)
 
@@ -29,7 +29,7 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        # Older torch versions cannot tell; float32 is always right. Emulated bfloat16 is slower than float32.
+        # Older torch versions do not know; float32 is always correct. Emulated bfloat16 is slower than float32.
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()
         native = device.type == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return torch.bfloat16 if native else torch.float32

@@ -1,8 +1,8 @@
-"""Items as the model reads them: what each kind of item is trained on and tested by.
+"""Items as the model reads them: what each kind of item trains, and how it is tested.
 
-Question    its right choice, on top of the prompt     ChoiceSet   which choice is most likely, or is generated
-Exchange    its response                               TextSet     what the model writes
-Labelled    its class or score, by a head              LabelSet    what the head says
+Question    its correct choice, after the prompt       ChoiceSet   the most likely or the generated choice
+Exchange    its response                               TextSet     the text that the model generates
+Labelled    its class or score, by a head              LabelSet    the output of the head
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from .tokens import Batch, Tokens
 
 @dataclass(frozen=True)
 class Encoded:
-    """Items as the model reads them. Each field has an entry an item."""
+    """Items as the model reads them. Each field has one entry per item."""
 
     sequences: list[Tokens]
     hidden: list[Tensor] | None
@@ -31,7 +31,7 @@ class Encoded:
 
     @property
     def cut(self) -> dict[str, int]:
-        """How many of the prompts lost their beginning, and how many of the answers or options their end."""
+        """How many prompts lost their beginning, and how many answers or options lost their end."""
         answers = [lost for sequence in self.sequences for lost in sequence.cut[1:]]
         return {"prompts": sum(any(s.cut[:1]) for s in self.sequences), "answers": sum(map(bool, answers))}
 
@@ -42,16 +42,17 @@ class Encoded:
         share: float | Tensor | None = None,
         owners: Tensor | None = None,
     ) -> Batch:
-        """share: of the local branch, one for all rows or one for each item of the whole (see methods.branches.Blend).
+        """The items at `indices` as a batch.
 
-        owners: of each row, where rows have states of their own.
+        share: the local branch's (see methods.branches.Blend), one number, or one for each item of the whole set.
+        owners: the number of each row's state, where rows have their own.
         """
         hidden = None if self.hidden is None else [self.hidden[i] for i in indices]
         share = rows_share(share, indices, model.backbone.device)
         return model.batch([self.sequences[i] for i in indices], hidden=hidden, owners=owners, share=share)
 
     def subset(self, indices: Sequence[int]) -> Self:
-        """The items at `indices`, with what is cached of them."""
+        """The items at `indices`, with their cached hidden states."""
         lists = {each.name: getattr(self, each.name) for each in fields(self)}
         return type(self)(**{name: None if of is None else [of[i] for i in indices] for name, of in lists.items()})
 
@@ -63,7 +64,7 @@ class Encoded:
 
 
 def rows_share(share: float | Tensor | None, indices: Sequence[int], device: torch.device) -> Tensor | None:
-    """The shares (B,) of a batch's rows: `share` for all of them, or their own out of share (items,)."""
+    """The shares (B,) of a batch's rows: one `share` for all, or each row's own from share (items,)."""
     if share is None:
         return None
     every = share[list(indices)] if isinstance(share, Tensor) else torch.full((len(indices),), float(share))
@@ -72,41 +73,40 @@ def rows_share(share: float | Tensor | None, indices: Sequence[int], device: tor
 
 @dataclass(frozen=True)
 class AnswerSet(Encoded):
-    """Prompts with their right answers, to train on or to take a loss of."""
+    """Prompts with their correct answers, for training or for a loss."""
 
     def losses(
         self, model: SteeredModel, indices: Sequence[int], state: State | None, *, share=None, owners=None, dropout=0.0
     ):
-        """Negative log-likelihood (M,) of each answer token of these items (nats)."""
+        """Negative log-likelihood (M,) of each answer token of these items, in nats."""
         return -model.answer_logprobs(self.batch(model, indices, share, owners), state, dropout)[0]
 
     def losses_in(self, i: int) -> int:
-        """How many of `losses` are item i's."""
+        """How many entries of `losses` belong to item i."""
         return len(self.sequences[i].ids) - self.sequences[i].prompt_length
 
 
 @dataclass(frozen=True)
 class ChoiceSet(Encoded):
-    """Questions to test: a sequence each, with all options on top of the prompt, or with none for generation."""
+    """Test questions: one sequence each, with all options after the prompt, or with none for generation."""
 
-    characters: list[Tensor]  # of each option, as far as it is read
+    characters: list[Tensor]  # the number in each option, without what was cut
     gold: list[int]
     tasks: list[str]
-    labels: list[tuple[str, ...]]  # the words a generation may answer with
+    labels: list[tuple[str, ...]]  # the answer words of a generation
 
     @property
     def prompts(self) -> list[Tokens]:
-        """What a generation starts from."""
+        """The prompts for generation."""
         return [sequence.bare for sequence in self.sequences]
 
 
 @dataclass(frozen=True)
 class TextSet(AnswerSet):
-    """Exchanges to test: prompt and response, for the loss; a generation starts from the prompt alone, which has not
-    made room for a response."""
+    """Test exchanges: prompt and response, for the loss."""
 
     items: list[Exchange]
-    prompts: list[Tokens]
+    prompts: list[Tokens]  # for generation: not cut to make room for a response
 
     @property
     def tasks(self) -> list[str]:
@@ -115,7 +115,7 @@ class TextSet(AnswerSet):
 
 @dataclass(frozen=True)
 class LabelSet(Encoded):
-    """Labelled texts, to train on or to test."""
+    """Labelled texts, for training or testing."""
 
     labels: list[int | float]
     classes: list[int]  # 0: a regression
@@ -123,24 +123,24 @@ class LabelSet(Encoded):
 
     @property
     def cut(self) -> dict[str, int]:
-        """How many of the texts lost their end."""
+        """How many texts lost their end."""
         return {"texts": sum(map(any, (sequence.cut for sequence in self.sequences)))}
 
     def losses(
         self, model: SteeredModel, indices: Sequence[int], state: State, *, share=None, owners=None, dropout=0.0
     ):
-        """Cross-entropy, or squared error, (B,) of each of these items."""
+        """Cross-entropy (B,) of each of these items, or squared error for a regression."""
         outputs = model.class_logits(self.batch(model, indices, share, owners), state, dropout)
         classes = torch.tensor([self.classes[i] for i in indices], device=outputs.device)
         labels = torch.tensor([float(self.labels[i]) for i in indices], device=outputs.device)
-        # A task of fewer classes than the head has outputs (MNLI beside RTE) knows only its own.
+        # A task with fewer classes than the head has outputs (RTE next to MNLI) uses only its own.
         own = torch.arange(outputs.shape[1], device=outputs.device) < classes[:, None].clamp_min(1)
         masked = outputs.masked_fill(~own, float("-inf"))
         entropy = nn.functional.cross_entropy(masked, torch.where(classes > 0, labels, 0).long(), reduction="none")
         return torch.where(classes > 0, entropy, (outputs[:, 0] - labels).square())
 
     def losses_in(self, i: int) -> int:
-        """How many of `losses` are item i's."""
+        """How many entries of `losses` belong to item i."""
         return 1
 
 
@@ -151,11 +151,11 @@ class Client:
     name: str
     train: AnswerSet | LabelSet
     held_out: AnswerSet | LabelSet
-    test: tuple[ChoiceSet | TextSet | LabelSet, ...]  # one for each kind of item that is in the test
+    test: tuple[ChoiceSet | TextSet | LabelSet, ...]  # one for each kind of item in the test
 
     @property
     def cut(self) -> Cuts:
-        """How many texts of each split did not fit into max_length; nothing where all did."""
+        """How many texts of each split did not fit into max_length; empty where all did."""
         return counted(
             {"train": [self.train.cut], "held_out": [self.held_out.cut], "test": [part.cut for part in self.test]}
         )

@@ -1,9 +1,9 @@
-"""Texts that a model writes, a token at a time: the logits of what comes next, for several prompts at once.
+"""Generation, token by token: the logits of the next token, for several prompts at once.
 
-    Cached   read with a key-value cache, so each token is read once; prompts are padded on the left
-    Anew     the whole text is read for each token, for models whose cache or padding is not what they compute (ways.py)
+    Cached   with a key-value cache, so each token is read once; prompts are padded on the left
+    Anew     reads the whole text again for each token, for models whose cache or padding changes values (ways.py)
 
-Interventions steer the prompt alone; additions in linear modules act on every token.
+Interventions steer only the prompt; additions in linear modules act on every token.
 """
 
 import inspect
@@ -19,7 +19,7 @@ from ..core.state import State
 from .tokens import Tokens
 from .ways import Readable, known_to
 
-# What transformers' own `generate` would do to greedy texts besides, where a generation config asks for it.
+# Settings of a generation config that transformers' own `generate` would also apply to greedy texts, with defaults.
 PROCESSORS = {
     "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "bad_words_ids": None,
     "suppress_tokens": None, "begin_suppress_tokens": None, "sequence_bias": None, "guidance_scale": None,
@@ -29,9 +29,9 @@ PROCESSORS = {
 
 
 def left_out(model: PreTrainedModel) -> str:
-    """What the model's generation config asks for and plain greedy texts leave out; "" where that is nothing.
+    """The settings of the model's generation config that our plain greedy texts ignore; "" where there are none.
 
-    Its end tokens count, see `Backbone.end_ids`; sampling does not, since texts are greedy.
+    Its end tokens are used, see `Backbone.end_ids`. Sampling settings do not count, since texts are greedy.
     """
     config = getattr(model, "generation_config", None)
     asked = {name: getattr(config, name, None) for name in PROCESSORS}
@@ -39,13 +39,13 @@ def left_out(model: PreTrainedModel) -> str:
 
 
 class Continuation:
-    """What comes after prompts that a state steers; share (B,) and owners (B,) of the prompts, see `Batch`."""
+    """The continuation of prompts that a state steers. share, owners (B,): of the prompts, see `Batch`."""
 
     def __init__(self, model: Readable, state: State | None, share: Tensor | None, owners: Tensor | None):
         self.model, self.state, self.share, self.owners = model, state, share, owners
 
     def keep(self, rows: Tensor) -> None:
-        """Only these go on."""
+        """Continue with these rows only."""
         self.share, self.owners = (None if of is None else of[rows] for of in (self.share, self.owners))
 
 
@@ -68,7 +68,7 @@ class Cached(Continuation):
             return model.logits_of(inputs, last, tuple(self.tokens.shape), self.batch.ways.bare)
 
     def go_on(self, chosen: Tensor, rows: Tensor | None = None) -> None:
-        """The texts end in chosen (B,) now; of them `rows` alone go on, where not all do."""
+        """Append the tokens chosen (B,) to the texts. rows: the texts that continue, where not all do."""
         if rows is not None:
             self.keep(rows)
             chosen, self.mask = chosen[rows], self.mask[rows]
@@ -79,13 +79,13 @@ class Cached(Continuation):
 
 
 def empty_cache(config: PretrainedConfig) -> DynamicCache:
-    """A cache of what each of the model's blocks keeps, where the library can tell that from its configuration."""
+    """A cache that fits each of the model's blocks, where the library can read that from the configuration."""
     told = "config" in inspect.signature(DynamicCache.__init__).parameters
     return DynamicCache(config=config) if told else DynamicCache()
 
 
 class Anew(Continuation):
-    """`logits` and `go_on` as of `Cached`."""
+    """`logits` and `go_on` as in `Cached`."""
 
     def __init__(self, prompts: Sequence[Tokens], *steered):
         super().__init__(*steered)

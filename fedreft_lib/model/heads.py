@@ -1,7 +1,7 @@
 """The classification head of ReFT's GLUE runs: tanh(D h + e) to C tanh(...) + f, on the first token's hidden state.
 
-It is RoBERTa's own head. ReFT trains it jointly and leaves it out of its parameter percentages; here it is counted
-apart (`head_params`). Its tensors are part of a client's state, named "head. ...".
+It is RoBERTa's own head. ReFT trains it jointly but does not count it in its parameter percentages; here `head_params`
+counts it separately. Its tensors are part of a client's state, with names like "head.D".
 """
 
 from collections.abc import Mapping
@@ -33,25 +33,24 @@ class Head:
         }
 
     def start(self, generator: torch.Generator) -> State:
-        """RoBERTa's initialisation: normal of standard deviation 0.02, offsets zero."""
+        """RoBERTa's initialisation: normal with standard deviation 0.02; offsets are zero."""
         return {
             name: torch.zeros(shape) if len(shape) == 1 else torch.empty(shape).normal_(0, 0.02, generator=generator)
             for name, shape in self.shapes.items()
         }
 
     def logits(self, h: Tensor, phi: State, dropout: float = 0.0) -> Tensor:
-        """(B, outputs) from the first token's hidden state h (B, d); of K heads, (K, m, outputs) from h (K, m, d)."""
+        """(B, outputs) from the first token's hidden state h (B, d); for K heads, (K, m, outputs) from h (K, m, d)."""
         drop = nn.Dropout(dropout).train(dropout > 0)
         dense = torch.tanh(_linear(drop(h.to(phi["head.D"].dtype)), phi["head.D"], phi["head.e"]))
         return _linear(drop(dense), phi["head.C"], phi["head.f"])
 
 
 def check_classes(named: Mapping[str, Mapping[str, list[str]]], config: RunConfig) -> None:
-    """Raises DataError where clients that share a head number a task's classes differently, or where one question may
-    be answered otherwise with one client than with another.
+    """Raises DataError where two clients differ in the classes or answers of a task, unless GLUE's head is not shared.
 
-    named: by client, what `partition.classes_of` gives. Else they would teach one output that it means two things, or
-    be graded by different measures under one name.
+    named: `data.partition.classes_of` for each client. Otherwise one output would learn two meanings, or one task would
+    be graded in two ways.
     """
     first: dict[str, tuple[str, list[str]]] = {}
     apart = config.benchmark == "glue" and (config.head == "private" or config.method == "local")
@@ -67,7 +66,7 @@ def check_classes(named: Mapping[str, Mapping[str, list[str]]], config: RunConfi
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """torch's, which knows no batch of weights, and its like for one."""
+    """torch's `linear`, also for a batch of weights, which torch does not support."""
     if weight.dim() == 2:
         return nn.functional.linear(x, weight, bias)
     return torch.baddbmm(bias.unsqueeze(-2), x, weight.mT)

@@ -1,11 +1,11 @@
-"""Which linear modules the `targets` of LoRA stand for: the rule of huggingface's peft, within a model's blocks.
+"""The linear modules that the `targets` of LoRA name: the rule of huggingface's peft, within a model's blocks.
 
-A target is the end of a module's path within its block ("output.dense", or "dense" alone) and stands for every module
-whose path ends so, in every block that has one: for all experts of a mixture that are modules, and in a hybrid model
-for the blocks with attention. What several targets stand for is adapted once. Modules outside the blocks are nobody's.
-Where some of what a target stands for is one tensor for all experts, which LoRA cannot adapt, the target is refused.
+A target is the end of a module's path within its block ("output.dense", or just "dense"). It names every module with
+such a path, in every block that has one: all experts of a mixture that are modules, or the attention blocks of a hybrid
+model. A module that several targets name is adapted once. Modules outside the blocks are never adapted. A target is
+refused where it also names one tensor for all experts, which LoRA cannot adapt.
 
-The tensors of a state go by the target where it stands for one module of a block, else by the modules' paths.
+A state's tensors carry the target's name where it names one module of a block, else the modules' paths.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import ConfigError, did_you_mean
 
-# One name for a module in every architecture.
+# The same names of modules for every architecture.
 ALIASES = {
     "bert": {"q_proj": "query", "k_proj": "key", "v_proj": "value"},
     "roberta": {"q_proj": "query", "k_proj": "key", "v_proj": "value"},
@@ -36,7 +36,7 @@ class Place:
 
 
 def places(blocks: Mapping[int, nn.Module], targets: Sequence[str], architecture: str) -> dict[str, Place]:
-    """What `targets` stand for in these blocks, by the name that each has in a state. architecture: the model's type.
+    """The modules that `targets` name in these blocks, by their names in a state. architecture: the model's type.
 
     Raises ConfigError for a target that no linear module has, and for a module that two blocks share or that has
     several shapes.
@@ -58,7 +58,7 @@ def places(blocks: Mapping[int, nn.Module], targets: Sequence[str], architecture
 
 
 def ending(paths: Mapping[str, object], target: str, architecture: str) -> list[str]:
-    """Those of the paths that a target stands for."""
+    """The paths that a target names."""
     end = ALIASES.get(architecture, {}).get(target, target)
     return [path for path in paths if f".{path}".endswith(f".{end}")]
 
@@ -69,7 +69,7 @@ def dims_of(module: nn.Module) -> tuple[int, int]:
 
 
 def as_linear(module: nn.Module, weight: Tensor) -> Tensor:
-    """Its weight, or what has the shape of that, as (d_out, d_in)."""
+    """`weight`, the module's or a tensor of that shape, as (d_out, d_in)."""
     return weight.mT if isinstance(module, Conv1D) else weight
 
 
@@ -85,7 +85,7 @@ def _place(path: str, modules: Mapping[int, nn.Module]) -> Place:
 
 
 def _stacked(blocks: Mapping[int, nn.Module], target: str, architecture: str) -> list[str]:
-    """Tensors of that name that hold all experts of a mixture at once, some of them two modules in one."""
+    """Paths of tensors of that name that hold all experts of a mixture at once; gate_up_proj holds two modules."""
     several = [path for block in blocks.values() for path, tensor in block.named_parameters() if tensor.dim() > 2]
     fused = ["gate_up_proj"] if target in ("gate_proj", "up_proj") else []
     return [path for name in (target, *fused) for path in ending(dict.fromkeys(several), name, architecture)]

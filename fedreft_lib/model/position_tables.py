@@ -1,8 +1,8 @@
-"""How many tokens a model can read at once, where that has an end: it looks positions up in a table.
+"""The most tokens that a model can read at once, where it looks positions up in a table.
 
-BERT, RoBERTa, GPT-2 and OPT have learned tables, GPT-J and CTRL computed ones, and each begins to count at a row of its
-own; rotary and relative positions have no end. What a model does is found by watching it read two short texts of one
-token only: a table that is asked for one row after another, and has as many rows for either text, is one of positions.
+BERT, RoBERTa, GPT-2 and OPT have learned tables, GPT-J and CTRL computed ones. Each starts at its own row. Rotary and
+relative positions have no limit. To find the table, the model reads two short texts that repeat one token: a table of
+positions is asked for consecutive rows, and its limit is the same for both texts.
 """
 
 import torch
@@ -17,26 +17,26 @@ LENGTHS = (5, 7)  # tokens
 
 
 def most_tokens(model: PreTrainedModel) -> int | None:
-    """The length of the longest text that `model` has positions for; None where no table ends them.
+    """The length of the longest text that `model` has positions for; None where no table limits it.
 
-    Raises FedReFTError for a model that such a text turns into another one.
+    Raises FedReFTError for a model whose settings change when it reads such a text.
     """
     token = vocabulary(model) // 2
-    token += token == getattr(model.config, "pad_token_id", None)  # RoBERTa's positions pass over padding
+    token += token == getattr(model.config, "pad_token_id", None)  # RoBERTa's positions skip padding
     found = []
     for length in LENGTHS:
         with torch.no_grad(), unchanged(model), _Lookups(length) as lookups:
             try:
                 ids = torch.full((1, length), token, device=model.device)
                 model(input_ids=ids, **known_to(model, {"use_cache": False}))
-            except Exception:  # what cannot be read at all is refused where the ways of reading are tried
+            except Exception:  # the trials of `agreement` refuse a model that cannot read at all
                 return None
         found.append(lookups.limits)
     return min(set.intersection(*found), default=None)
 
 
 class _Lookups(TorchDispatchMode):
-    """Notes of each table that is asked for `length` rows in order how many tokens it has rows for."""
+    """Records, for each table that is asked for `length` consecutive rows, how many tokens it has rows for."""
 
     def __init__(self, length: int):
         super().__init__()
@@ -46,7 +46,7 @@ class _Lookups(TorchDispatchMode):
         name = operation.name().partition(".")[0]
         if name == "aten::embedding":
             self._note(args[0].shape[0], args[1])
-        elif name == "aten::gather":  # an index for each number of a row
+        elif name == "aten::gather":  # one index for each number of a row
             self._note(args[0].shape[args[1]], args[2][..., 0])
         elif name == "aten::index_select":
             self._note(args[0].shape[args[1]], args[2])

@@ -1,14 +1,14 @@
 """States to and from the folders that pyreft writes (`ReftModel.save`, `ReftModel.load`, version 0.1.0).
 
-    config.json                            which sites there are, as pyvene's `representations`
-    intkey_layer_L_comp_block_output_unit_pos_nunit_1#G.bin   one file a site; G counts a layer's groups
+    config.json                                               the sites, as pyvene's `representations`
+    intkey_layer_L_comp_block_output_unit_pos_nunit_1#G.bin   one file per site; G counts a layer's groups
 
-pyreft keeps R as `rotate_layer` (d, r), our R^T, and does not check that it is orthonormal when it loads. LoReFT goes
-both ways. DiReFT's files do too, but pyreft 0.1.0 itself cannot rebuild a DiReFT model from a folder (its class wants
-an argument that the folder does not hold), so those are loaded onto a model that has been made first.
+pyreft stores R as `rotate_layer` (d, r), our R^T, and does not check that it is orthonormal. LoReFT converts both ways.
+So do DiReFT's files, but pyreft 0.1.0 itself cannot rebuild a DiReFT model from a folder (its class needs an argument
+that the folder does not hold). Make such a model first, then load the files onto it.
 
-What a folder does not say: which positions its groups are for ("f7+l7" and "f1+l1" look alike, and so do tied groups
-and a prefix alone), the activation function and the dropout. These are for whoever loads it to know.
+A folder does not contain the positions of its groups ("f7+l7" and "f1+l1" look alike, and so do tied groups and a
+prefix only), the activation function or the dropout. Whoever loads it has to know them.
 """
 
 import json
@@ -34,18 +34,18 @@ FILES = {
         "b": ("learned_source.bias", False),
     },
 }
-UNUSED = {"loreft": set(), "direft": {"embed_dim", "interchange_dim", "proj_layer.bias"}}  # which may be there, too
+UNUSED = {"loreft": set(), "direft": {"embed_dim", "interchange_dim", "proj_layer.bias"}}  # tensors that may be there
 WHERE = ["block_output", "pos", 1]  # component, unit and number of units of every site
 REST = [None] * 9  # the fields of pyvene's RepresentationConfig that ReFT does not use
-OF_THE_MODEL = "pytorch_model.bin"  # trained tensors that are no intervention's, a head's for instance
+OF_THE_MODEL = "pytorch_model.bin"  # trained tensors outside the interventions, for instance a head's
 
 
 def save_pyreft(folder: str | Path, state: State, sites: Sites, intervention: Intervention) -> None:
     """Write a state so that `pyreft.ReftModel.load(folder, model)` reads it.
 
-    What pyreft or this function left in the folder before is taken away first; nothing else is touched. config.json
-    comes last, so a folder that was not written to the end is none. Raises FedReFTError for other members, for a state
-    that is not of these sites, and for a folder that holds another model.
+    It first removes earlier files of pyreft or of this function, and nothing else. config.json is written last, so a
+    partly written folder cannot be loaded. Raises FedReFTError for other interventions, for a state that does not fit
+    the sites, for a folder that holds another model, and where the folder cannot be written to.
     """
     names, folder = _names(intervention), Path(folder)
     _check_state(state, sites, intervention)
@@ -70,15 +70,15 @@ def save_pyreft(folder: str | Path, state: State, sites: Sites, intervention: In
             "sorted_keys": list(_keys(sites)),
         }
         write_text(folder / "config.json", json.dumps(config, indent=1))
-    except (OSError, RuntimeError) as error:  # torch has the second for a full disk
-        raise FedReFTError(f"{folder} cannot be written to ({_one_line(error)}): mend that or choose another") from None
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
+        raise FedReFTError(f"{folder} cannot be written to ({_one_line(error)}): fix that or choose another") from None
 
 
 def load_pyreft(folder: str | Path, sites: Sites, intervention: Intervention) -> State:
     """Read a folder that pyreft (or `save_pyreft`) wrote, for the same sites. Never runs pickled code.
 
-    Raises FedReFTError where config.json or the files are of other sites, members, ranks or widths than those asked for
-    or each other's, or where something is missing, damaged or left over.
+    Raises FedReFTError where config.json or the files have other sites or another intervention than asked for, do not
+    fit each other, or where a file is missing, damaged or left over.
     """
     folder, names = Path(folder), _names(intervention)
     config = _config(folder)
@@ -103,7 +103,7 @@ def load_pyreft(folder: str | Path, sites: Sites, intervention: Intervention) ->
 
 
 def _site(path: Path, intervention: Intervention) -> State:
-    """The tensors of one site under our names, not looked at together."""
+    """The tensors of one site with our names; nothing checks yet that they fit each other."""
     names = _names(intervention)
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
@@ -122,7 +122,7 @@ def _site(path: Path, intervention: Intervention) -> State:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """What config.json says, with representations that can be read. Raises FedReFTError."""
+    """The content of config.json. Raises FedReFTError where it or its representations cannot be read."""
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -181,7 +181,7 @@ def _check_state(state: State, sites: Sites, intervention: Intervention) -> None
 
 
 def _cleared(folder: Path) -> None:
-    """Without what a save before has left there."""
+    """Removes the files of an earlier save. Raises FedReFTError for a folder that holds another model."""
     config = folder / "config.json"
     if config.exists():
         try:
@@ -220,7 +220,7 @@ def _names(intervention: Intervention) -> dict[str, tuple[str, bool]]:
 
 
 def _keys(sites: Sites) -> dict[str, int]:
-    """pyvene's key of each site, in pyreft's order, and the site's place in the stacked tensors."""
+    """pyvene's key of each site, in pyreft's order, and the site's index in the stacked tensors."""
     return {
         f"layer_{layer}_comp_block_output_unit_pos_nunit_1#{g}": sites.index(layer, group)
         for g, group in enumerate(sites.groups)

@@ -1,4 +1,4 @@
-"""Items to what the model reads of them: prompts, answers and labels as tokens, checked against the model's limits."""
+"""Items as the model reads them: prompts, answers and labels as tokens, checked against the model's limits."""
 
 from collections.abc import Callable, Sequence
 
@@ -16,14 +16,14 @@ from .tokens import Tokens, encode, encode_pair
 
 
 class Reader:
-    """Items to encoded sequences, with their hidden states below the first site as long as there is room."""
+    """Turns items into encoded sequences, with their hidden states below the first site while there is room."""
 
     def __init__(self, model: SteeredModel, config: RunConfig, *, caches: bool):
         self.model, self.config, self.vocabulary = model, config, model.backbone.vocabulary
         self.cache = HiddenCache(model) if caches else None
 
     def training(self, items: Sequence[Item]) -> AnswerSet | LabelSet:
-        """What a client trains on, or takes a loss of."""
+        """Items for training or for a loss."""
         if items and isinstance(items[0], Labelled):
             return self._labels(items)
         sequences = []
@@ -36,14 +36,14 @@ class Reader:
         return AnswerSet(sequences, self._hidden(sequences))
 
     def tests(self, items: Sequence[Item]) -> tuple[ChoiceSet | TextSet | LabelSet, ...]:
-        """The test's parts, one for each kind of item in it."""
+        """The parts of a test, one for each kind of item in it."""
         readers = {Question: self._options, Exchange: self._texts, Labelled: self._labels}
         of_kind = {kind: [item for item in items if isinstance(item, kind)] for kind in readers}
         return tuple(readers[kind](own) for kind, own in of_kind.items() if own)
 
     def _options(self, questions: Sequence[Question]) -> ChoiceSet:
         examples = [render(question, self.config.prompt_format) for question in questions]
-        if self.config.scoring == "generation":  # the model reads the prompts alone, from their first token on
+        if self.config.scoring == "generation":  # the model reads only the prompts, from their first token on
             sequences, hidden = [self._encode(example, []) for example in examples], None
             # "the correct answer is answer2" is graded by its last word; a plain option is the answer's own words
             named = self.config.prompt_format == "llm_adapters"
@@ -63,7 +63,7 @@ class Reader:
         )
 
     def _as_written(self, labels: tuple[str, ...]) -> tuple[str, ...]:
-        """The labels as the tokenizer's own texts have them: some tokenizers write all in small letters."""
+        """The labels as the tokenizer decodes them: some tokenizers use small letters only. Raises DataError."""
         tokenizer = self.model.backbone.tokenizer
         each = special_tokens.own_tokens(tokenizer, [f" {label}" for label in labels])
         found = tuple(tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in each)
@@ -72,7 +72,7 @@ class Reader:
         return found
 
     def _characters(self, example: Example, sequence: Tokens) -> Tensor:
-        """How many characters of each option are read."""
+        """How many characters of each option the model reads."""
         texts = list(example.options)
         for i, lost in enumerate(sequence.cut[1:]):
             if lost:
@@ -96,11 +96,11 @@ class Reader:
 
     def _exchange(self, item: Exchange, responses: Sequence[str]) -> Tokens:
         prompt = FAMILIES[self.config.benchmark].prompt(item, self.config.prompt_format)
-        # A model that is to generate has to learn where a response ends.
+        # A model that generates has to learn where a response ends.
         return self._read(item.task, encode, prompt, responses, end=True)
 
     def _encode(self, example: Example, answers: Sequence[str]) -> Tokens:
-        # Options that are only compared need no end.
+        # Options that are only compared need no end token.
         end = self.config.prompt_format == "llm_adapters"
         found = self._read(example.task, encode, example.prompt, answers, end=end)
         read = zip(map(str.strip, answers), found.answers, found.cut[1:], strict=True)
@@ -110,7 +110,7 @@ class Reader:
         return found
 
     def _read(self, task: str, encoder: Callable[..., Tokens], *texts, **how) -> Tokens:
-        """What the encoder makes of an item's texts. Raises DataError for tokens that the model does not know."""
+        """The encoder's tokens for an item's texts. Raises DataError for tokens that the model does not know."""
         backbone = self.model.backbone
         try:
             found = encoder(backbone.tokenizer, *texts, max_length=self.config.max_length, **how)

@@ -1,4 +1,4 @@
-"""How good a state is: by the likelihood of each choice, by what the model writes, or by what a head says."""
+"""The scores of a state: from the likelihood of each choice, from generated text, or from a head's outputs."""
 
 import re
 from functools import singledispatch
@@ -17,7 +17,7 @@ from .encoding import AnswerSet, ChoiceSet, LabelSet, TextSet, rows_share
 from .steered import SteeredModel
 from .tokens import by_length
 
-Share = float | Tensor | None  # of the local branch, for states that have one: see methods.branches.Blend
+Share = float | Tensor | None  # the local branch's, for states that have one: see methods.branches.Blend
 Score = tuple[str, str, float]  # task, metric, value; accuracies, correlations and ROUGE in percent
 
 
@@ -25,7 +25,7 @@ Score = tuple[str, str, float]  # task, metric, value; accuracies, correlations 
 def loss(
     model: SteeredModel, state: State | None, data: AnswerSet | LabelSet, batch_size: int, share: Share = None
 ) -> float:
-    """Mean loss of an answer token (nats) or of a labelled text, forward passes only."""
+    """Mean loss of an answer token (nats) or of a labelled text; forward passes only."""
     total, count = 0.0, 0
     for indices in by_length(data.sequences, batch_size):
         losses = data.losses(model, indices, state, share=share)
@@ -35,7 +35,7 @@ def loss(
 
 @singledispatch
 def scores(data, model: SteeredModel, state: State | None, config: RunConfig, share: Share = None) -> list[Score]:
-    """Every score of one part of a test. Exactly one of them is of a metric in `metrics.PRIMARY` for each task."""
+    """All scores of one part of a test. For each task exactly one has a metric in `metrics.PRIMARY`."""
     raise TypeError(f"{type(data).__name__} is no part of a test")
 
 
@@ -93,7 +93,7 @@ def class_outputs(model: SteeredModel, state: State, data: LabelSet, batch_size:
 def correct(
     model: SteeredModel, state: State | None, data: ChoiceSet, config: RunConfig, share: Share = None
 ) -> Tensor:
-    """For each test question, whether it is answered rightly: bool (questions,)."""
+    """For each test question, whether the answer is correct: bool (questions,)."""
     if config.scoring == "generation":
         texts = generated(model, state, data, config, share)
         answers = zip(texts, data.labels, data.gold, strict=True)
@@ -103,7 +103,7 @@ def correct(
 
 @torch.no_grad()
 def chosen(model: SteeredModel, state: State | None, data: ChoiceSet, config: RunConfig, share: Share = None) -> Tensor:
-    """The option with the highest log-likelihood, or log-likelihood per character, of each question: (questions,)."""
+    """For each question the option with the highest log-likelihood, or log-likelihood per character: (questions,)."""
     found = torch.empty(len(data), dtype=torch.long)
     for indices in by_length(data.sequences, 2 * config.batch_size):
         logprobs, answer = model.answer_logprobs(data.batch(model, indices, share), state)
@@ -118,7 +118,7 @@ def chosen(model: SteeredModel, state: State | None, data: ChoiceSet, config: Ru
 def generated(
     model: SteeredModel, state: State | None, data: ChoiceSet | TextSet, config: RunConfig, share: Share = None
 ) -> list[str]:
-    """What the model writes after each item's prompt: greedily, at most `max_new_tokens` tokens."""
+    """The model's greedy continuation of each item's prompt, at most `max_new_tokens` tokens."""
     prompts = data.prompts
     texts: dict[int, str] = {}
     for indices in by_length(prompts, 2 * config.batch_size):
@@ -129,13 +129,13 @@ def generated(
 
 
 def extract_label(text: str, labels: tuple[str, ...]) -> str | None:
-    """The first of the answer words that a generation says, as LLM-Adapters' evaluation reads it, but whole.
+    """The first answer word in a generated text; None where there is none. As in LLM-Adapters, but only whole words.
 
-    Theirs is the first match of answer1|answer2|..., which finds answer1 in "answer10", and true in "untrue". Here a
-    label is no piece of a longer number or word: no digit touches a digit at its edge, no sign or fraction a label that
-    begins as a number ("5" is not in "-5" or "2.5"), no letter a label without digits, save one of another label
-    ("truetrue"). Of labels that begin alike the longest that is whole counts. Everything else is as there: the case
-    counts, and letters around "isanswer2The" do not.
+    LLM-Adapters takes the first match of answer1|answer2|..., which finds answer1 in "answer10" and true in "untrue".
+    Here a label must not be part of a longer number or word. A digit must not touch a digit at its edge. A sign or a
+    fraction must not touch a label that begins like a number ("5" is not in "-5" or "2.5"). A letter must not touch a
+    label without digits, except a letter of another label ("truetrue"). If several labels begin alike, the longest
+    whole one counts. All else is as there: upper and lower case differ, and "isanswer2The" has answer2.
     """
     longest_first = sorted(filter(None, labels), key=len, reverse=True)
     for start in range(len(text)):
@@ -148,7 +148,7 @@ def extract_label(text: str, labels: tuple[str, ...]) -> str | None:
 def _is_whole(text: str, start: int, end: int, labels: list[str]) -> bool:
     label = text[start:end]
     if re.match(r"[-+]?\d", label):
-        # 1,000 and 2.5 are one number each; a hyphen after a word or a number is no sign
+        # 1,000 and 2.5 are one number each; a hyphen after a word or a number is not a sign
         longer = re.search(r"(?:\d[.,]|(?:^|[^\w.)])[-+\u2212])$", text[:start]) or re.match(r"[.,]\d", text[end:])
         if longer:
             return False

@@ -1,10 +1,9 @@
-"""Tokens that are no words: those before a text, those that end it, and the one that fills a batch up.
+"""Tokens that are not words: those before a text, those that end it, and the padding of a batch.
 
-What a tokenizer puts in front of a text (bos, cls) is read with every prompt; what it puts after one (eos, sep) says
-that the text ends, which a prompt does not.
-Whatever a text is ended with is what a tokenizer calls eos; a generated text is ended by that, and by each token that
-the model's generation config calls so (chat models have several). Padding is masked wherever a model reads, so any
-token that the model has an embedding of will do; a special one leaves no trace where a generation becomes a text.
+The tokens that a tokenizer puts before a text (bos, cls) come before every prompt. Those after a text (eos, sep) say
+that the text ends, but a prompt continues, so they are left out. A training text ends with the tokenizer's eos. A
+generated text ends with it, or with any end token in the model's generation config (chat models have several). Padding
+is always masked, so any token that has an embedding will do. A special one disappears where generated ids become text.
 """
 
 from contextlib import suppress
@@ -20,7 +19,7 @@ IDS_ALONE = {"return_attention_mask": False, "return_token_type_ids": False, "ve
 
 
 def vocabulary(model: PreTrainedModel) -> int:
-    """How many tokens the model has embeddings of. Raises FedReFTError for a model that has no such table."""
+    """How many token embeddings the model has. Raises FedReFTError for a model without such a table."""
     try:
         return len(model.get_input_embeddings().weight)
     except (NotImplementedError, AttributeError) as error:
@@ -30,13 +29,13 @@ def vocabulary(model: PreTrainedModel) -> int:
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Each token that ends a generated text, in ascending order; () where nothing does."""
+    """The tokens that end a generated text, in ascending order; () where there are none."""
     named = {tokenizer.eos_token_id, *_named_ends(model)} - {None}
     return tuple(sorted(i for i in named if 0 <= i < vocabulary(model)))
 
 
 def _named_ends(model: PreTrainedModel) -> list[int]:
-    """The end tokens that the model names: those of its generation config, as transformers reads them."""
+    """The end tokens of the model's generation config, as transformers reads them. Raises FedReFTError."""
     named = getattr(getattr(model, "generation_config", None) or model.config, "eos_token_id", None)
     named = list(named) if isinstance(named, list | tuple) else [] if named is None else [named]
     if any(type(token) is not int for token in named):
@@ -45,8 +44,10 @@ def _named_ends(model: PreTrainedModel) -> list[int]:
 
 
 def settle(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give the tokenizer of the backbone `name` an end token, where it has none and the model names one, and a pad
-    token that the model has an embedding of. Raises FedReFTError where there is none for padding."""
+    """Give the tokenizer a pad token with an embedding and, where it has no end token, the model's. name: the backbone.
+
+    Raises FedReFTError where no token is suitable for padding, or where the tokenizer is random.
+    """
     if getattr(getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None), "dropout", None):
         raise FedReFTError(
             f"The tokenizer of {name} drops merges at random (dropout in tokenizer.json), so a text has other tokens "
@@ -56,7 +57,7 @@ def settle(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
         known = list(filter(None, tokenizer.convert_ids_to_tokens(end_ids(model, tokenizer))))
         if len(known) == 1:
             tokenizer.eos_token = known[0]
-    # LLaMA-2 is padded with unk, as pyreft does it, and LLaMA-3 with eos.
+    # LLaMA-2 is padded with unk, as in pyreft, and LLaMA-3 with eos.
     special = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id, *tokenizer.all_special_ids)
     usable = [i for i in special if i is not None and 0 <= i < vocabulary(model)]
     if not usable:
@@ -69,7 +70,7 @@ def settle(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
 
 def end_of(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that a text is ended with. Raises FedReFTError where the tokenizer has none."""
+    """The token that ends a text. Raises FedReFTError where the tokenizer has none."""
     if tokenizer.eos_token_id is None:
         raise FedReFTError(
             "The tokenizer has no end token (eos), and the model does not name one: a model that is to write has to "
@@ -79,24 +80,24 @@ def end_of(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def own_tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Each text's tokens without those that the tokenizer adds. Raises DataError for a text that it cannot read."""
+    """Each text's tokens without added special tokens. Raises DataError for a text that the tokenizer cannot read."""
     try:
         return tokenizer(texts, add_special_tokens=False, **IDS_ALONE).input_ids
-    except Exception as error:  # tokenizers raise plain Exceptions, for a word that they have no token for
+    except Exception as error:  # tokenizers raise a plain Exception for a word without a token
         raise DataError(f"the tokenizer cannot read {texts[0][:60]!r} or what follows it ({error})") from None
 
 
 def in_front(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The tokens that the tokenizer puts in front of a text. Raises FedReFTError where that cannot be told."""
+    """The tokens that the tokenizer puts before a text. Raises FedReFTError where they cannot be found."""
     return _in_front(tokenizer, *(getattr(tokenizer, f"add_{name}_token", None) for name in ("bos", "eos")))
 
 
-@lru_cache(maxsize=1)  # of a tokenizer with these settings: it would take as long as to read a short prompt
+@lru_cache(maxsize=1)  # per tokenizer and settings: the call takes as long as reading a short prompt
 def _in_front(tokenizer: PreTrainedTokenizerBase, *settings: bool | None) -> tuple[int, ...]:
-    """By comparison, since not every tokenizer says which tokens it has added."""
+    """Compares a text with and without special tokens, since not every tokenizer says which it has added."""
     text, ids = "", []
     for text in PROBES:
-        with suppress(DataError):  # a word that it has no token for
+        with suppress(DataError):  # a word without a token
             if ids := own_tokens(tokenizer, [text])[0]:
                 break
     whole = tokenizer(text, **IDS_ALONE).input_ids

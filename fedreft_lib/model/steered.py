@@ -1,6 +1,6 @@
 """A frozen backbone that a state steers: log-probabilities of answers, and generation.
 
-The backbone is shared by all clients; a client is nothing but the state that is passed in with each call.
+All clients share the backbone. Each call passes the state of a client.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,15 +24,15 @@ from .heads import Head
 from .tokens import Batch, Tokens, added_to_scores, by_length, collate
 from .ways import Ways, known_to
 
-AT_A_TIME = 16  # answer tokens whose probabilities over the vocabulary are in memory in float32
+AT_A_TIME = 16  # answer tokens whose float32 probabilities over the vocabulary are in memory at once
 BLOCKS_RETURN_TUPLES = tuple(map(int, transformers.__version__.split(".")[:2])) < (4, 54)
 
 
 class SteeredModel:
     """One backbone, one adapter, a classification head where the task has one; any number of states.
 
-    A batch is steered by one state, or each of its rows by its own: batch.owners then says which, and the tensors of
-    `state` are those of K states, (K, ...).
+    One state steers a batch, or each row has its own: batch.owners then holds its number, and the tensors of `state`
+    are those of K states, (K, ...).
 
     >>> from fedreft_lib import AtSites, LoReFT, Sites, load_backbone
     >>> backbone = load_backbone("tiny-llama")
@@ -43,7 +43,7 @@ class SteeredModel:
 
     def __init__(self, backbone: Backbone, adapter: Adapter, head: Head | None = None):
         self.backbone, self.adapter, self.head = backbone, adapter, head
-        self._ways: Ways | None = None  # None: whatever is right
+        self._ways: Ways | None = None  # None: the fastest correct ways
         self.layout = Layout(adapter, head)
 
     @property
@@ -51,13 +51,13 @@ class SteeredModel:
         return self.layout.spec
 
     def start(self, init: str, seed: int) -> State:
-        """A fresh state, see `Layout.start`."""
+        """A new state, see `Layout.start`."""
         return self.layout.start(init, seed)
 
     def ways(self, longest: int, *, writes: bool = False) -> Ways:
-        """How texts of up to `longest` tokens are read, and written: the fastest ways that are right for them.
+        """The fastest correct ways to read texts of up to `longest` tokens, and to generate where `writes`.
 
-        The first time, they are tried out, see `agreement`. Raises FedReFTError where none is right.
+        The first call runs the trials of `agreement`. Raises FedReFTError where no way is correct.
         """
         if self._ways is not None:
             return self._ways
@@ -68,7 +68,7 @@ class SteeredModel:
             size = agreement.size_of(longest, config, self.backbone.most_tokens)
             try:
                 known[key] = self._found(size, writes)
-            except agreement.UnreadableError:  # a limit on length that the configuration calls by a name of its own
+            except agreement.UnreadableError:  # a limit on length under an unknown name in the configuration
                 if size == longest:
                     raise
                 known[key] = self._found(longest, writes)
@@ -88,7 +88,7 @@ class SteeredModel:
         return found
 
     def read_by(self, ways: Ways) -> "SteeredModel":
-        """The same model, read in given ways, whether they are right or not."""
+        """The same model, read in the given ways, whether they are correct or not."""
         other = SteeredModel(self.backbone, self.adapter, self.head)
         other._ways = ways
         return other
@@ -102,9 +102,10 @@ class SteeredModel:
         owners: Tensor | None = None,
         share: Tensor | None = None,
     ) -> Batch:
-        """The sequences as one batch, in the ways that are right for them; for generation (side="left") padded.
+        """The sequences as one batch, in the fastest correct ways; padded for generation (side="left").
 
-        hidden, owners and share have an entry a sequence. Where options are read apart, each has a row of its own.
+        hidden, owners and share have one entry per sequence. Where options are read apart, each has its own row. Raises
+        DataError for a sequence without a prompt.
         """
         if any(not s.prompt_length for s in sequences):
             raise DataError("a text without a prompt has nothing that predicts its first token: give it one")
@@ -113,7 +114,7 @@ class SteeredModel:
         return collate(sequences, pad, device, side=side, hidden=hidden, ways=ways, owners=owners, share=share)
 
     def hidden_states(self, batch: Batch, state: State | None, dropout: float = 0.0) -> Tensor:
-        """Last hidden states (B, T, d), steered by `state`; by nothing where it is None."""
+        """Last hidden states (B, T, d), steered by `state`, or unsteered where it is None."""
         if batch.ways.layout == "alone" and len(batch.ids) > 1:
             rows = [self.hidden_states(row, state, dropout)[0] for row in batch.rows_alone()]
             return nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -121,32 +122,32 @@ class SteeredModel:
             return batch.as_grid(self.backbone.model.base_model(**inputs, **self._reading(batch)).last_hidden_state)
 
     def class_logits(self, batch: Batch, state: State, dropout: float = 0.0) -> Tensor:
-        """The head's outputs (B, outputs), read off the first token."""
+        """The head's outputs (B, outputs), from the first token."""
         first, state = self.hidden_states(batch, state, dropout)[:, 0], self._moved(state)
         owners = batch.owners
-        if owners is None:  # one state, the first of one
+        if owners is None:  # one state: number 0 of one
             owners = torch.zeros_like(batch.prompt_lengths)
             state = {name: state[name].unsqueeze(0) for name in self.layout.head_names}
         lines = Lines(owners, len(state["head.D"]))
         return lines.taken_back(self.head.logits(lines.lined_up(first), state, dropout))
 
     def answer_logprobs(self, batch: Batch, state: State | None, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Log-probability (M,) of every answer token of the batch, and the number (M,) of the answer it belongs to.
+        """Log-probability (M,) of every answer token of the batch, and the number (M,) of its answer.
 
-        Logits are computed at these tokens only: the vocabulary is the widest product of a small model. So is most of
-        the last block, whose other outputs nobody reads.
+        Logits are computed at these tokens only, since the vocabulary is the widest product of a small model. Most of
+        the last block is also computed only there, since its other outputs are not read.
         """
         row, source, column, answer = batch.targets.unbind(1)
         read, which = (row * batch.ids.shape[1] + source).unique(return_inverse=True)  # options share their first one
         logits = self.logits_at(batch, read, state, dropout)
-        # Some at a time, since the allocator gives large tensors back to the system, which is slow to hand them out.
+        # In small parts: the allocator returns large tensors to the system, which is slow to provide them again.
         some = (logits[at] for at in which.split(AT_A_TIME)) if batch.branching else logits.split(AT_A_TIME)
         each = zip(some, batch.ids[row, column].split(AT_A_TIME), strict=True)
         losses = [nn.functional.cross_entropy(part.float(), ids, reduction="none") for part, ids in each]
         return -torch.cat(losses), answer
 
     def logits_at(self, batch: Batch, read: Tensor, state: State | None, dropout: float = 0.0) -> Tensor:
-        """Logits (m, V) of what follows the tokens read (m,), flat places in (B, T) that increase."""
+        """Logits (m, V) of the next token after each token of `read` (m,), increasing flat indices into (B, T)."""
         if batch.ways.layout == "alone" and len(batch.ids) > 1:
             T, rows = batch.ids.shape[1], read // batch.ids.shape[1]
             each = [(own, read[rows == i] - i * T) for i, own in enumerate(batch.rows_alone())]
@@ -159,7 +160,7 @@ class SteeredModel:
             return self.logits_of({**inputs, **self._reading(batch)}, places, shape, batch.ways.bare)
 
     def logits_of(self, inputs: dict, places: Tensor, shape: tuple[int, int], bare: bool) -> Tensor:
-        """Logits (m, V) at places (m,), flat in the shape (B, T) of a forward pass on `inputs`."""
+        """Logits (m, V) at places (m,), flat indices into the shape (B, T) of a forward pass on `inputs`."""
         model = self.backbone.model
         read = filled(places)
         if bare:
@@ -169,7 +170,7 @@ class SteeredModel:
         taken = []
 
         def some(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
-            """The vocabulary is the widest product of a small model: it is computed where it is read alone."""
+            """Keeps only the places that are read: the vocabulary is the widest product of a small model."""
             if tuple(args[0].shape[:2]) != shape:
                 return None
             taken.append(True)
@@ -192,9 +193,9 @@ class SteeredModel:
         share: Tensor | None = None,
         owners: Tensor | None = None,
     ) -> Cached | Anew:
-        """What comes after the prompts, a token at a time, in texts of up to `longest` tokens.
+        """The continuation of the prompts, token by token, in texts of up to `longest` tokens.
 
-        share and owners (B,) as of `Batch`.
+        share, owners (B,): see `Batch`.
         """
         how = Cached if self.ways(longest, writes=True).cached else Anew
         return how(prompts, self, state and self._moved(state), share, owners)
@@ -209,11 +210,10 @@ class SteeredModel:
         share: Tensor | None = None,
         owners: Tensor | None = None,
     ) -> list[str]:
-        """Greedy continuations, each until an end token; finished rows are dropped. Of the model's generation config
-        the end tokens count and nothing else, see `generation.left_out`.
+        """Greedy continuations, each until an end token. Only the end tokens of the model's generation config count.
 
-        owners (B,): each prompt's state, where `state` holds several (K, ...): a token costs about the same for many
-        rows as for a few.
+        Finished rows leave the batch. owners (B,): the number of each prompt's state, where `state` holds several
+        (K, ...); a token costs about the same for many rows as for a few. See `generation.left_out`.
         """
         longest = max(prompt.reach for prompt in prompts) + max_new_tokens
         text = self.continuation(prompts, state, longest, share, owners)
@@ -222,7 +222,7 @@ class SteeredModel:
         running = list(range(len(prompts)))
         for _ in range(max_new_tokens):
             chosen = text.logits().argmax(-1)  # (B,)
-            on = torch.isin(chosen, ends, invert=True).nonzero()[:, 0]  # the rows that go on
+            on = torch.isin(chosen, ends, invert=True).nonzero()[:, 0]  # the rows that continue
             rows = on if len(on) < len(running) else None
             running = [running[row] for row in on.tolist()]
             if not running:
@@ -234,17 +234,17 @@ class SteeredModel:
 
     @property
     def can_start_in_the_middle(self) -> bool:
-        """Whether `hidden_below` saves anything: the state acts above block 0, and the model takes its output."""
+        """Whether the model can start from `hidden_below`, and that saves time: the state acts above block 0."""
         config = self.backbone.model.config
-        alike = len(set(getattr(config, "layer_types", None) or [])) < 2  # else block n attends as its number says
+        alike = len(set(getattr(config, "layer_types", None) or [])) < 2  # else a block's number sets how it attends
         return self.adapter.below > 0 and alike and config.model_type in LLAMA_LIKE
 
     @torch.no_grad()
     def hidden_below(self, sequences: Sequence[Tokens], batch_size: int = 16) -> list[Tensor]:
         """For each sequence the output (T_i, d) of the last block that no state reaches (`adapter.below`).
 
-        It depends on the data alone, so it serves every round, client state, method and mixing weight. The batches
-        depend on `sequences` alone too, so the same list gives the same bits.
+        It depends only on the data, so it serves every round, client state, method and mixing weight. The batches also
+        depend only on `sequences`, so the same list gives the same bits.
         """
         last = self.adapter.below
         caught: list = []
@@ -255,7 +255,7 @@ class SteeredModel:
                 batch = self.batch([sequences[i] for i in indices])
                 with self._replaced(list(self.backbone.layers[: last + 1])):
                     self.backbone.model.base_model(input_ids=batch.as_read(batch.ids), **self._reading(batch))
-                output = caught.pop()  # what a trial of the batch's ways has passed through is below
+                output = caught.pop()  # the last one: a trial of the batch's ways may have left others before it
                 hidden = batch.as_grid(output[0] if isinstance(output, tuple) else output)
                 found |= {i: hidden[row, : len(sequences[i].ids)].clone() for row, i in enumerate(indices)}
         finally:
@@ -263,12 +263,12 @@ class SteeredModel:
         return [found[i] for i in range(len(sequences))]
 
     def _reading(self, batch: Batch) -> dict:
-        """How the model is to read a batch: what each token sees and where it stands."""
+        """The inputs that say what each token of a batch sees, and its position."""
         config, causal = self.backbone.model.config, self.backbone.kind == "causal"
         segments = {} if batch.segments is None else self.segments(batch.as_read(batch.segments))
-        if not (batch.packed or causal and batch.ways.whole):  # masks and positions are the model's own
+        if not (batch.packed or causal and batch.ways.whole):  # the model's own masks and positions
             own = {} if batch.ways.layout == "alone" else {"attention_mask": batch.mask}
-            if causal and bool(batch.starts.any()):  # padded on the left, which no model takes into account
+            if causal and bool(batch.starts.any()):  # models do not correct positions for padding on the left
                 own["position_ids"] = batch.places
             return {**known_to(self.backbone.model, {**own, "use_cache": False}), **segments}
         if causal:
@@ -276,7 +276,7 @@ class SteeredModel:
             reading = {"attention_mask": seen, "position_ids": batch.as_read(places), "use_cache": False}
             return {**reading, **self._packing(batch, seen, causal=not batch.branching)}
         places = batch.places
-        if config.model_type == "roberta":  # which counts from pad_token_id + 1, and does not count a "<pad>" in a text
+        if config.model_type == "roberta":  # it counts from pad_token_id + 1, and does not count a "<pad>" in a text
             counted = batch.ids != config.pad_token_id
             places = counted.cumsum(1) * counted + config.pad_token_id
         seen = added_to_scores(batch.mask.bool()[:, None, None], self.backbone.dtype)
@@ -284,7 +284,7 @@ class SteeredModel:
         return {**reading, **self._packing(batch, seen, causal=False)}
 
     def segments(self, numbers: Tensor) -> dict:
-        """The numbers of the two texts of a pair as the model is told them, where it tells the two apart."""
+        """The numbers of the two texts of a pair as an input of the model, where it distinguishes the two."""
         tells = self.backbone.segments > 1
         return known_to(self.backbone.model, {"token_type_ids": numbers}) if tells else {}
 
@@ -298,9 +298,9 @@ class SteeredModel:
 
     @contextmanager
     def steered(self, layers, batch: Batch, state: State | None, dropout: float = 0.0) -> Iterator[None]:
-        """Within this context the next forward pass over the batch, through blocks `layers`, is steered by `state`."""
+        """In this context, `state` steers the next forward pass over the batch, through the blocks `layers`."""
         state = {n: tensor for n, tensor in self._moved(state or {}).items() if n not in self.layout.head_names}
-        if not state:  # nothing, or a head alone
+        if not state:  # nothing, or only a head
             yield
             return
         with self.adapter.attached(layers, state, batch, dropout):
@@ -310,14 +310,14 @@ class SteeredModel:
         return {name: tensor.to(self.backbone.device) for name, tensor in state.items()}
 
     def _last_block_at(self, places: Tensor, shape: tuple[int, int]) -> AbstractContextManager:
-        """`last_block.read_at` places (m,), where this model and this adapter bear it."""
+        """`last_block.read_at` places (m,), where this model and this adapter allow it."""
         if self.backbone.model.config.model_type not in LLAMA_LIKE or self.adapter.every_token:
-            return nullcontext()  # an addition in the last block's modules has to know the row of each token
+            return nullcontext()  # an addition in the last block's modules needs the row of each token
         return last_block.read_at(self.backbone.layers[-1], places, shape)
 
     @contextmanager
     def _blocks(self, batch: Batch) -> Iterator[tuple]:
-        """(blocks by number, inputs): the whole model on ids, or the part above the cached states on those."""
+        """(blocks by number, inputs): the whole model on ids, or the upper part on cached hidden states."""
         if batch.hidden is None:
             yield self.backbone.layers, {"input_ids": batch.as_read(batch.ids)}
             return
@@ -338,7 +338,7 @@ class SteeredModel:
 
 
 class _PassOn(nn.Module):
-    """Stands for the block whose output is cached, so that its site has a module to hook on."""
+    """Replaces the block whose output is cached, so that its site has a module for its hook."""
 
     def forward(self, hidden_states: Tensor, *args, **kwargs):
         return (hidden_states,) if BLOCKS_RETURN_TUPLES else hidden_states

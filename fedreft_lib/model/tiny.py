@@ -1,4 +1,4 @@
-"""The tiny models: random weights from a fixed seed, bytes for tokens, nothing to download."""
+"""The tiny models: random weights from a fixed seed, bytes as tokens, no download."""
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
@@ -12,7 +12,7 @@ from transformers import (
 )
 
 TINY_SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
-TINY_LENGTH = 2048  # tokens, which in a tiny model are bytes
+TINY_LENGTH = 2048  # tokens; in a tiny model these are bytes
 
 
 def build_tiny(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -48,7 +48,7 @@ def build_tiny(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
 
 
 def _byte_tokenizer(special: dict[str, str]) -> PreTrainedTokenizerFast:
-    """The special tokens, then the 256 bytes. A text is put between bos and eos where there is a bos (RoBERTa)."""
+    """The special tokens, then the 256 bytes. Where there is a bos (RoBERTa), a text stands between bos and eos."""
     tokens = [*special.values(), *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -68,9 +68,9 @@ def _byte_tokenizer(special: dict[str, str]) -> PreTrainedTokenizerFast:
 
 @torch.no_grad()
 def _fill(model: PreTrainedModel) -> None:
-    """Matrices from N(0, 1/d), in the order of their names, so that activations are of order one; biases 0, norms 1.
+    """Matrices from N(0, 1/d), in the order of their names, so activations are of order one; biases 0, norms 1.
 
-    A transformers version's own order of initialisation does not matter, so the weights are the same on every stack.
+    The initialisation order of a transformers version does not matter, so the weights are the same on every stack.
     """
     generator = torch.Generator().manual_seed(0)
     for name, parameter in sorted(model.named_parameters()):

@@ -1,8 +1,8 @@
-"""Text to padded batches: a prompt's tokens and, on top of them, the tokens of one answer or of several.
+"""Text to padded batches: the tokens of a prompt, followed by the tokens of one or more answers.
 
-A question is read once for all its options: its sequence is the prompt followed by every option, each of which sees
-the prompt and itself but no other option, and takes its positions right after the prompt. That is what reading each
-(prompt, option) pair apart computes, in a third of the tokens.
+A question is read once for all its options. Its sequence is the prompt followed by every option. An option sees the
+prompt and itself but no other option, and its positions start right after the prompt. The result equals reading each
+(prompt, option) pair separately, with a third of the tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,17 +21,17 @@ from .ways import TOGETHER, Ways
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids of a prompt and of the answers on top of it (none, one to train on, or all options of a question)."""
+    """Token ids of a prompt and of the answers after it (none, one to train on, or all options of a question)."""
 
     ids: tuple[int, ...]
     prompt_length: int
     answer_lengths: tuple[int, ...] = ()
-    segments: tuple[int, ...] = ()  # 0 and 1 for the two texts of a pair, where an encoder tells them apart
-    cut: tuple[int, ...] = ()  # tokens that did not fit: of the prompt (or the pair), then of each answer
+    segments: tuple[int, ...] = ()  # 0 and 1 for the two texts of a pair, where an encoder distinguishes them
+    cut: tuple[int, ...] = ()  # how many tokens did not fit: of the prompt (or the pair), then of each answer
 
     @property
     def reach(self) -> int:
-        """Tokens of the longest text in it: the prompt with its longest answer."""
+        """Tokens of the prompt with its longest answer."""
         return self.prompt_length + max(self.answer_lengths, default=0)
 
     @cached_property
@@ -42,23 +42,23 @@ class Tokens:
 
     @property
     def bare(self) -> "Tokens":
-        """The prompt alone."""
+        """The prompt only."""
         return replace(self, ids=self.ids[: self.prompt_length], answer_lengths=(), cut=self.cut[:1])
 
     @cached_property
     def branches(self) -> list[int]:
-        """For each token the answer that it belongs to, -1 in the prompt."""
+        """For each token the number of its answer, -1 in the prompt."""
         return [-1] * self.prompt_length + [a for a, n in enumerate(self.answer_lengths) for _ in range(n)]
 
     @cached_property
     def places(self) -> list[int]:
-        """For each token its position in the text that the model reads: every answer starts right after the prompt."""
+        """For each token its position id: every answer starts right after the prompt."""
         after = range(self.prompt_length, len(self.ids))
         return [*range(self.prompt_length), *(after.start + i for n in self.answer_lengths for i in range(n))]
 
     @cached_property
     def sources(self) -> list[int]:
-        """For each answer token the index of the token that predicts it: the one before, or the prompt's last."""
+        """For each answer token the index of the token that predicts it: the token before it, or the prompt's last."""
         found, index = [], self.prompt_length
         for n in self.answer_lengths:
             found += [self.prompt_length - 1, *range(index, index + n - 1)]
@@ -68,22 +68,22 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences in a padded grid. `hidden`, (B, T, d) or (1, N, d), stands in for the ids where states are cached."""
+    """Sequences in a padded grid. `hidden`, (B, T, d) or (1, N, d), replaces the ids where hidden states are cached."""
 
     ids: Tensor  # (B, T)
     mask: Tensor  # (B, T), 1 at tokens
     places: Tensor  # (B, T), position ids
-    branches: Tensor  # (B, T), see Tokens; -1 at padding too
+    branches: Tensor  # (B, T), see Tokens; also -1 at padding
     prompt_lengths: Tensor  # (B,)
     starts: Tensor  # (B,), index of the first token: 0 unless padded on the left
     targets: Tensor  # (M, 4): row, column of the predicting token, column of the answer token, number of the answer
-    segments: Tensor | None = None  # (B, T), of encoders that tell the two texts of a pair apart
+    segments: Tensor | None = None  # (B, T), for encoders that distinguish the two texts of a pair
     hidden: Tensor | None = None
     share: Tensor | None = None  # (B,), see methods.branches.Blend
-    owners: Tensor | None = None  # (B,), each row's state where there are several, see fast/owners.py
+    owners: Tensor | None = None  # (B,), the number of each row's state where there are several, see fast/owners.py
     ways: Ways = TOGETHER
-    items: Tensor | None = None  # (B,), the sequence that each row is of, where those with several answers have several
-    order: Tensor | None = None  # (B,), of the rows in a packed batch, whose tokens are read as one row
+    items: Tensor | None = None  # (B,), the sequence of each row, where a sequence has a row for each answer
+    order: Tensor | None = None  # (B,), of a packed batch: the order of the rows in its one row of tokens
 
     @property
     def packed(self) -> bool:
@@ -91,13 +91,13 @@ class Batch:
 
     @cached_property
     def index(self) -> Tensor:
-        """Flat places (N,) in (B, T) of a packed batch's tokens."""
+        """Flat indices (N,) into (B, T) of a packed batch's tokens."""
         T = self.ids.shape[1]
         return (self.order[:, None] * T + torch.arange(T, device=self.ids.device))[self.mask[self.order].bool()]
 
     @cached_property
     def numbers(self) -> Tensor:
-        """For each flat place in (B, T) of a packed batch, the number of its token; 0 where there is none."""
+        """For each flat index into (B, T) of a packed batch, the number of its token; 0 where there is none."""
         numbers = torch.zeros(self.ids.numel(), dtype=torch.long, device=self.ids.device)
         return numbers.index_copy(0, self.index, torch.arange(len(self.index), device=self.ids.device))
 
@@ -107,11 +107,11 @@ class Batch:
         return self.index // self.ids.shape[1]
 
     def as_read(self, table: Tensor) -> Tensor:
-        """What the model is given of a table (B, T): all of it, or (1, N) of a packed batch."""
+        """A table (B, T) as the model reads it: unchanged, or (1, N) for a packed batch."""
         return table.flatten()[self.index].unsqueeze(0) if self.packed else table
 
     def as_grid(self, hidden: Tensor) -> Tensor:
-        """(B, T, d) of what the model gives, (1, N, d) for a packed batch."""
+        """The model's output as (B, T, d), from (1, N, d) for a packed batch."""
         if not self.packed:
             return hidden
         grid = hidden.new_zeros(self.ids.numel(), hidden.shape[2])
@@ -124,7 +124,7 @@ class Batch:
         return torch.cat([items.new_ones(1), items.diff()]).nonzero()[:, 0]
 
     def rows_alone(self) -> Iterator["Batch"]:
-        """Each row of a batch that is padded on the right as a batch of its own, to read; it has no targets."""
+        """Each row of a batch that is padded on the right, as a separate batch without targets."""
         for row, n in enumerate(self.mask.sum(1).tolist()):
             one = slice(row, row + 1)
             tables = {name: getattr(self, name)[one, :n] for name in ("ids", "mask", "places", "branches")}
@@ -136,45 +136,45 @@ class Batch:
 
     @cached_property
     def branching(self) -> bool:
-        """Whether a row has several answers, which do not see each other."""
+        """Whether any row has several answers, which do not see each other."""
         return int(self.branches.max()) > 0
 
     def attention(self, dtype: torch.dtype) -> Tensor:
-        """What a decoder's tokens see: the mask (B, T), or (B or 1, 1, T, T) to add to scores where that is not all."""
+        """What a decoder's tokens see: the mask (B, T), or, where that is not enough, (B or 1, 1, T, T) for scores."""
         if not self.branching and not self.packed:
             return self.mask
         order = torch.arange(self.ids.shape[1], device=self.ids.device)
         allowed = (order[None, :] <= order[:, None])[None]  # (1, T, T); padding is at the end, where no token sees it
         if self.branching:
-            seen = self.branches[:, None, :]  # of the token that is looked at
+            seen = self.branches[:, None, :]  # of the token that is seen
             own = self.branches[:, :, None]
             allowed = allowed & ((seen == -1) | (seen == own)) & self.mask[:, None, :].bool()
             itself = torch.eye(len(order), dtype=torch.bool, device=order.device)
-            allowed |= itself  # padding, too, or its softmax fails
+            allowed |= itself  # for padding, too, or its softmax fails
         return added_to_scores(allowed[:, None], dtype)
 
 
 def added_to_scores(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where a token may look, and the lowest number elsewhere."""
+    """0 where a token may see, and the lowest number of the dtype elsewhere."""
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)
 
 
 def encode(tokenizer, prompt: str, answers: Sequence[str], *, max_length: int, end: bool = False) -> Tokens:
-    """Tokens of `prompt` and of each of `answers` on top of it, each followed by the end token if `end`.
+    """Tokens of `prompt` and of each of `answers` after it, each followed by the end token if `end`.
 
-    An answer has the tokens that it has in the joint text `prompt + answer`, as lm-evaluation-harness reads it: what
-    comes there after the prompt's own tokens. Where the joint text does not begin with those (its split is no token
-    boundary, as in "un" + "able"), the answer is tokenised apart, so that the prompt is the same for all answers.
+    An answer has its tokens in the joint text `prompt + answer`, after the prompt's own tokens (as in
+    lm-evaluation-harness). Where the joint text does not begin with the prompt's tokens (no token ends at the split, as
+    in "un" + "able"), the answer is tokenised separately: the prompt is then the same for all answers.
 
-    What the tokenizer puts in front of a text (bos, cls) stands before the prompt, cut or not; what it puts after one
-    (eos, sep) does not, since a prompt goes on.
+    The special tokens that the tokenizer puts before a text (bos, cls) are kept, even where the prompt is cut. Those
+    after a text (eos, sep) are left out, since a prompt continues.
 
-    A prompt with its longest answer has at most max_length tokens. Where that is not enough, the prompt keeps half of
-    them or more, or all of itself, and loses its beginning, since the question is at its end; what an answer has beyond
-    the rest is left out, and no end token follows it then. `Tokens.cut` counts what was lost.
+    A prompt with its longest answer has at most max_length tokens. Where that is too few, the prompt loses its
+    beginning, since the question is at its end, but keeps half of max_length or more, or all of itself. An answer loses
+    what still does not fit, and then has no end token. `Tokens.cut` counts the lost tokens.
 
     Raises DataError for a prompt or an answer without tokens, ConfigError for a max_length that special tokens fill,
-    FedReFTError for a tokenizer that has no end token where one is asked for.
+    FedReFTError where `end` is asked for and the tokenizer has no end token.
     """
     if isinstance(answers, str):
         raise TypeError(f"answers must be a list of texts, got the text {answers!r}")
@@ -183,7 +183,7 @@ def encode(tokenizer, prompt: str, answers: Sequence[str], *, max_length: int, e
     stop = [special_tokens.end_of(tokenizer)] if end and answers else []
     found = []
     for answer, ids in zip(answers, joint, strict=True):
-        # An unknown word at the prompt's end may take in one at the answer's beginning.
+        # An unknown word at the prompt's end may absorb one at the answer's beginning.
         joined = ids[:n] == asked and not (asked and asked[-1] == tokenizer.unk_token_id)
         own = ids[n:] if joined else special_tokens.own_tokens(tokenizer, [answer])[0]
         if not own and not stop:
@@ -205,7 +205,7 @@ def encode(tokenizer, prompt: str, answers: Sequence[str], *, max_length: int, e
 def encode_pair(tokenizer, text_a: str, text_b: str, *, max_length: int) -> Tokens:
     """Tokens of one text or of a pair, as the encoder's own tokenizer joins them.
 
-    Of more than max_length tokens it cuts the longer text, then both in turn, at the end (at the beginning, if its
+    Above max_length tokens, the tokenizer cuts the longer text, then both in turn, at the end (at the beginning, if its
     files say so). Raises DataError for a text without tokens, ConfigError for a max_length that special tokens fill.
     """
     pair = (text_b,) if text_b else ()
@@ -226,7 +226,7 @@ def encode_pair(tokenizer, text_a: str, text_b: str, *, max_length: int) -> Toke
 
 
 def apart(sequences: Sequence[Tokens]) -> tuple[list[Tokens], list[int]]:
-    """A sequence for each answer with its prompt (one for a prompt alone), and the index of that which it is of."""
+    """A sequence for each (prompt, answer), one for a prompt without answers; and the index of each one's origin."""
     found, of = [], []
     for i, sequence in enumerate(sequences):
         prompt = sequence.bare
@@ -247,13 +247,13 @@ def collate(
     owners: Tensor | None = None,
     share: Tensor | None = None,
 ) -> Batch:
-    """Pad to the longest. side="left" is for generation, which knows no layout.
+    """Pad to the longest. side="left" is for generation, which is always padded.
 
-    hidden: for each sequence its cached (T_i, d). owners, share: (sequences,).
+    hidden: the cached hidden states (T_i, d) of each sequence. owners, share: (sequences,).
 
-    Answers are numbered through the batch, in the order of the sequences. A packed batch has the sequences of one owner
-    after those of another, the longest first, so that each owner's tokens stand as they stand in a batch of their own.
-    Where options are read apart there is a row for each, and what is cached of the sequence as a whole is left out.
+    Answers are numbered through the batch, in the order of the sequences. A packed batch is sorted by owner, and within
+    an owner the longest sequence comes first: each owner's tokens are in the order of a batch of their own. Where
+    options are read apart, each has a row, and cached hidden states of whole sequences are not used.
     """
     packed, items = ways.layout == "packed" and side == "right", None
     if not ways.whole and side == "right":
@@ -301,6 +301,6 @@ def collate(
 
 
 def by_length(sequences: Sequence[Tokens], size: int) -> list[list[int]]:
-    """Indices in batches of `size` with little padding: longest first, ties in the given order."""
+    """Indices in batches of `size` with little padding: longest first, equal lengths in the given order."""
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i].ids))
     return [order[i : i + size] for i in range(0, len(order), size)]

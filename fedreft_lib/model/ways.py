@@ -1,18 +1,19 @@
-"""How the texts of a batch are put before a model; `agreement` finds out which ways are right for which model.
+"""The ways to read the texts of a batch. `agreement` finds out which ways are correct for a model.
 
-A *layout*, the fastest first:
+The *layouts*, the fastest first:
 
-    packed     the tokens of all texts as one row (packed_attention), the options of a question on top of one prompt
-    together   texts padded to the longest, the options of a question on top of one prompt, kept apart by a mask
-    apart      each prompt with each of its options as a text of its own, padded; no mask but the model's own
+    packed     the tokens of all texts in one row (fast/packed_attention.py), a question's options after one prompt
+    together   texts padded to the longest, a question's options after one prompt, separated by a mask
+    apart      each prompt with each of its options as a separate text, padded; only the model's own mask
     alone      the same, one text after another
 
-An encoder's texts have no options; together, they are padded and masked in the model's own way. Besides, of decoders,
+An encoder's texts have no options; in the layout "together" they are padded and masked in the model's own way. For
+decoders there are also
 
-    bare       the output embeddings alone turn last hidden states into logits; else the model's own forward pass is
-               taken to its end, with all that it does to logits
-    cached     generation reads prompts padded on the left and goes on with a key-value cache; else the whole text is
-               read again for each token
+    bare       the output embeddings turn last hidden states directly into logits; else the model's whole forward pass
+               computes them, with everything that it does to logits
+    cached     generation reads prompts padded on the left and continues with a key-value cache; else it reads the
+               whole text again for each token
 """
 
 import inspect
@@ -37,7 +38,7 @@ SLOWER: dict[Layout, str] = {
 
 @dataclass(frozen=True)
 class Ways:
-    """How a backbone's texts are read; see above."""
+    """How texts are read; see the module's docstring."""
 
     layout: Layout = "together"
     bare: bool = True
@@ -58,7 +59,7 @@ class Ways:
 
 
 class Readable(Protocol):
-    """What trials and generation need of `steered.SteeredModel`, which they are a part of."""
+    """The part of `steered.SteeredModel` that trials and generation need. A protocol avoids a circular import."""
 
     backbone: Any
     adapter: Any
@@ -83,13 +84,13 @@ class Readable(Protocol):
 
 
 def known_to(model: nn.Module, arguments: dict) -> dict:
-    """Those of the arguments that the model's forward pass names."""
+    """The arguments that the model's forward pass has by name."""
     names = inspect.signature(model.forward).parameters
     return {name: value for name, value in arguments.items() if name in names}
 
 
 def setting(config: PretrainedConfig, name: str) -> Any:
-    """A value of a configuration; None where it has none, or another one for each block."""
+    """A value of a configuration; None where it has none, or a different one for each block."""
     try:
         return getattr(config, name, None)
     except Exception:  # of a configuration whose blocks differ
@@ -98,7 +99,7 @@ def setting(config: PretrainedConfig, name: str) -> Any:
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Raises FedReFTError where the model has other settings after this context: BigBird, once it met a short text."""
+    """Raises FedReFTError where the model's settings change in this context, as BigBird's do after a short text."""
 
     def settings() -> dict[tuple[str, str], str | bool]:
         modules = dict(model.named_modules())

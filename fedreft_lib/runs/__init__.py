@@ -1,10 +1,10 @@
 """A run's folder.
 
-    store          writes it, round by round, so that a run that is stopped goes on
+    store          writes it after each round, so a stopped run can continue
     results        reads it: one run, many runs, results.csv; read this first
-    checkpoints    a whole round in one file that notices its own damage
+    checkpoints    a complete round in one file, with a hash that reveals damage
     client_states  X (N, P) for more clients than memory holds
-    listening      who listened to whom
+    listening      the mixing matrix of each round
 
-No model is loaded here, and nothing is trained: what a run's folder depends on is handed in.
+This room loads no model and trains nothing. What a run's folder depends on comes in as arguments.
 """

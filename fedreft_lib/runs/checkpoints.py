@@ -1,13 +1,13 @@
-"""A run's whole rounds on disk: one file each, that notices its own damage.
+"""A run's complete rounds on disk: one file each, with a hash that reveals damage.
 
-round_NNNN.safetensors holds states X (m, P) after the round and whose they are, the start that all others still have,
-who listened to whom so far, the server's own tensors, and the history (CSV, as bytes); in its notes the config and the
-manifest. Nothing is unpickled.
+round_NNNN.safetensors holds states X (m, P) after the round and the numbers of their clients, the start that all other
+clients still have, the mixing matrices so far, the server's own tensors, and the history (CSV, as bytes). Its notes
+hold the config and the manifest. Nothing is unpickled.
 
-Up to `IN_ONE_FILE` bytes of states a file has all of them and needs no other, so a run goes on from any one of them,
-and the newest whole one counts, whatever became of the files beside it. In a larger federation a round's file has the
-states that the round made and says in which earlier files the others are (`where`); those files stay as long as one of
-the kept rounds needs them, and a round is whole if they all are. Then the states are read as they are asked for.
+Up to `IN_ONE_FILE` bytes of states, a file has all of them and needs no other file. A run continues from the newest
+undamaged one, whatever happened to the others. In a larger federation a round's file has only the states that the round
+made; `where` names the earlier files of the others. Those files stay while a kept round needs them, and a round is
+complete only if they are undamaged, too. The states are then read when they are needed.
 """
 
 import contextlib
@@ -31,19 +31,19 @@ from .client_states import TENSOR, ClientStates, OnDisk
 from .listening import PACKED, Listening, packed, unpacked
 
 HISTORY = ("round", "client", "task", "split", "metric", "value", "uplink_bytes", "downlink_bytes", "seconds", "note")
-# What every manifest says.
+# The entries of every manifest.
 NEEDED = {
     "round", "rounds", "checkpoint", "code", "backbone", "data", "dtype", "spec", "trainable_params", "head_params",
 }  # fmt: skip
-SERVER = "server."  # before the names of the server's own tensors
-KEPT = 2  # rounds: the last one, and the one before in case the last is damaged
+SERVER = "server."  # prefix of the names of the server's own tensors
+KEPT = 2  # rounds: the last, and the one before it in case the last is damaged
 IN_ONE_FILE = 2**26  # bytes of states
 AT_START = -1  # in `where`: no round has changed this client
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A whole round: everybody's states, who listened to whom in each, the history so far, the server's tensors."""
+    """A complete round: all states, the mixing matrices and the history so far, the server's tensors."""
 
     config: RunConfig
     manifest: dict
@@ -56,9 +56,9 @@ class Saved:
     def spec(self) -> Spec:
         return Spec.of({name: tuple(shape) for name, shape in self.manifest["spec"]})
 
-    @cached_property  # it goes into the checkpoint and, for the reader, beside it
+    @cached_property  # used twice: in the checkpoint and, for the reader, in history.csv
     def csv(self) -> str:
-        """The history as text; `_history_from` gives it back to the bit."""
+        """The history as text; `_history_from` restores it to the bit."""
         return self.history.to_csv(index=False, na_rep="nan")
 
 
@@ -67,14 +67,14 @@ def name_of(t: int) -> str:
 
 
 def write(folder: Path, saved: Saved) -> ClientStates:
-    """Write a round into a run's folder, and return its states, which are from now on read from there if they are many.
+    """Write a round into a run's folder. Returns its states; a large federation's are read from there from now on.
 
-    Earlier rounds go when it is whole, but for the last before it and for what these two need.
+    Then it deletes earlier rounds, except the one before and the files that these two need.
     """
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     t, states = saved.manifest["round"], saved.states
-    if t == 0:  # a run that starts again is not to be taken for the one that was there
+    if t == 0:  # the run starts again: nothing of the earlier one may remain
         for path in _newest_first(folder):
             path.unlink()
     large = _is_large(states)
@@ -103,7 +103,7 @@ def _is_large(states: ClientStates) -> bool:
 
 
 def _forget(folder: Path) -> None:
-    """Delete the rounds that are neither among the newest nor needed by them."""
+    """Delete the rounds that are not among the newest and that those do not need."""
     paths, needed = _newest_first(folder), set()
     for path in paths[:KEPT]:
         with contextlib.suppress(SafetensorError, OSError), safe_open(path, framework="pt") as file:
@@ -114,10 +114,10 @@ def _forget(folder: Path) -> None:
 
 
 def newest(folder: Path, config: RunConfig | None = None) -> Saved | None:
-    """The newest whole round of a run's folder; None where there is none at all, so far.
+    """The newest complete round of a run's folder; None where there is no round at all.
 
-    Damaged ones are passed over, with a DamageWarning, and so are those of another config than the one given, as long
-    as one of that config is left. Raises FedReFTError where only damaged ones are left.
+    It skips damaged rounds with a DamageWarning. It also skips rounds of another config than the one given, if a round
+    of that config exists. Raises FedReFTError where all rounds are damaged.
     """
     passed, foreign = [], None
     for path in _newest_first(folder):
@@ -139,9 +139,9 @@ def newest(folder: Path, config: RunConfig | None = None) -> Saved | None:
 
 
 def read(path: Path) -> Saved:
-    """One checkpoint. Raises FedReFTError where it or one that it needs is damaged, or none of this version."""
+    """One checkpoint. Raises FedReFTError where it, or one that it needs, is damaged or not of this version."""
     tensors, notes = load_tensors(path)
-    # Copies begin at a round address, as those of a run that was never stopped do: last bits of products depend on it.
+    # Copies have aligned addresses, as in a run that was never stopped: the last bits of products depend on that.
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     try:
         config, manifest = RunConfig(**json.loads(notes["config"])), json.loads(notes["manifest"])
@@ -154,7 +154,7 @@ def read(path: Path) -> Saved:
         own = (where == manifest["round"]).nonzero()[:, 0].tolist()
         fits = not (NEEDED - set(manifest)) and sorted(rows) == own
         fits = fits and all(row.shape == (saved.spec.size,) for row in (start, *rows.values()))
-    except (KeyError, TypeError, ValueError, RuntimeError):  # whole, but of another version or another program
+    except (KeyError, TypeError, ValueError, RuntimeError):  # undamaged, but of another version or another program
         fits = False
     if not fits:
         raise FedReFTError(f"{path} is no checkpoint of this version of the library")
@@ -170,7 +170,10 @@ def read(path: Path) -> Saved:
 
 
 def _rows_of(path: Path, t: int, wanted: list[int], config: RunConfig, size: int) -> dict[int, OnDisk]:
-    """Where an earlier checkpoint of the run holds the states of the clients `wanted`. Raises FedReFTError."""
+    """The places of the states of the clients `wanted` in an earlier checkpoint of the run.
+
+    Raises FedReFTError where that is damaged or does not fit.
+    """
     tensors, notes = load_tensors(path)
     try:
         places = {k: i for i, k in enumerate(tensors["clients"].tolist())}
@@ -184,7 +187,7 @@ def _rows_of(path: Path, t: int, wanted: list[int], config: RunConfig, size: int
 
 
 def history_of(rows: list[dict]) -> pd.DataFrame:
-    """Rows as a table with every column of HISTORY, the ones that a row does not speak of filled in."""
+    """Rows as a table with every column of HISTORY. Missing entries get default values."""
     table = pd.DataFrame(rows, columns=list(HISTORY))
     filled = {"task": "", "note": "", "uplink_bytes": 0, "downlink_bytes": 0, "seconds": 0.0}
     for name, value in filled.items():
@@ -193,7 +196,7 @@ def history_of(rows: list[dict]) -> pd.DataFrame:
 
 
 def _history_from(csv: bytes) -> pd.DataFrame:
-    exactly = {"value": float, "seconds": float}  # Python's own reading gives back the bits that were written
+    exactly = {"value": float, "seconds": float}  # Python's own `float` restores the bits that were written
     return history_of(pd.read_csv(io.BytesIO(csv), keep_default_na=False, converters=exactly).to_dict("records"))
 
 

@@ -1,7 +1,7 @@
-"""The states of many clients, of which few are at hand: N rows that read like X (N, P), for as much memory as is asked.
+"""The states of many clients: N rows that read like X (N, P), where only the rows that are asked for take memory.
 
-Whoever no round has changed has the common start; the others have a row of their own, in memory or in a checkpoint of
-the run. So clients that are enrolled and not drawn cost nothing, and a federation may be larger than memory.
+A client that no round has changed has the common start. The others have their own row, in memory or in a checkpoint of
+the run. So clients that are never drawn cost nothing, and a federation may be larger than memory.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ class OnDisk:
 
 @dataclass(frozen=True)
 class ClientStates:
-    """common (P,): the start of all. own: the rows of those who have another, by client (from 0). clients: N."""
+    """common (P,): the start of all clients. own: the rows of changed clients, by number (from 0). clients: N."""
 
     common: Tensor
     clients: int
@@ -39,7 +39,7 @@ class ClientStates:
         return (self[k] for k in range(self.clients))
 
     def __getitem__(self, who: int | Sequence[int]) -> Tensor:
-        """The row (P,) of a client, or the rows (n, P) of several; copies."""
+        """The row (P,) of one client, or the rows (n, P) of several; copies."""
         if isinstance(who, int):
             return self[[who]][0]
         rows = torch.empty(len(who), len(self.common))
@@ -50,7 +50,7 @@ class ClientStates:
                 wanted.setdefault(found.path, []).append((place, found.index))
             else:
                 rows[place] = found
-        for path, pairs in wanted.items():  # mapped while it is open, and not afterwards
+        for path, pairs in wanted.items():  # each file is mapped only while it is open
             with safe_open(path, framework="pt") as file:
                 part = file.get_slice(TENSOR)
                 for place, index in pairs:
@@ -58,7 +58,7 @@ class ClientStates:
         return rows
 
     def index_copy(self, dim: int, who: Tensor, rows: Tensor) -> "ClientStates":
-        """As `Tensor.index_copy` along dimension 0: others in the places `who` (n,), (n, P), and the rest as it is."""
+        """As `Tensor.index_copy` along dimension 0: new rows (n, P) at the places `who` (n,), the others unchanged."""
         assert dim == 0
         return ClientStates(self.common, self.clients, {**self.own, **dict(zip(who.tolist(), rows, strict=True))})
 

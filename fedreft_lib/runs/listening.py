@@ -1,4 +1,4 @@
-"""Who listened to whom in a round: row k says of whose states client k's new one is made, and in which shares."""
+"""The mixing matrix of a round: row k holds the shares of all states in client k's new state."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ PACKED = ("M", "took_part", "sizes")  # the names of the tensors of `packed`
 
 @dataclass(frozen=True)
 class Listening:
-    """A (n, n) among the clients `who` (from 0) that took part; every other one had its own state alone."""
+    """A (n, n): the matrix among the clients `who` (from 0) that took part. All others kept their own state."""
 
     who: tuple[int, ...]
     A: Tensor
 
     def among(self, clients: int) -> Tensor:
-        """The matrix M (N, N) among all clients."""
+        """The mixing matrix M (N, N) of all clients."""
         M, who = torch.eye(clients), torch.tensor(self.who, dtype=torch.long)
         M[who[:, None], who] = self.A
         return M
 
 
 def packed(rounds: Sequence[Listening]) -> dict[str, Tensor]:
-    """Rounds as tensors, whose size grows with those who took part and not with N; `unpacked` is the inverse."""
+    """Rounds as tensors. Their size grows with the clients that took part, not with N. Inverse: `unpacked`."""
     return {
         "M": torch.cat([each.A.flatten() for each in rounds]) if rounds else torch.zeros(0),
         "took_part": torch.tensor([k for each in rounds for k in each.who], dtype=torch.long),
@@ -33,7 +33,7 @@ def packed(rounds: Sequence[Listening]) -> dict[str, Tensor]:
 
 
 def unpacked(tensors: dict[str, Tensor]) -> list[Listening]:
-    """Raises KeyError, RuntimeError or ValueError where the tensors are not those of `packed`."""
+    """The rounds from `packed`. Raises KeyError, RuntimeError or ValueError for other tensors."""
     sizes = tensors["sizes"].tolist()
     parts = zip(tensors["took_part"].split(sizes), tensors["M"].split([n * n for n in sizes]), strict=True)
     return [Listening(tuple(who.tolist()), A.view(len(who), len(who))) for who, A in parts]

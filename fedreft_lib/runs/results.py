@@ -1,4 +1,4 @@
-"""Runs as they are read back: config, history, states, who listened to whom; and many of them as one table."""
+"""Runs read from their folders: config, history, states, mixing matrices; and many runs as one table."""
 
 import json
 import warnings
@@ -33,7 +33,7 @@ RESULTS = (
 
 @dataclass(frozen=True)
 class Run:
-    """A run, finished or not: its config, history, last states with their spec, and who listened to whom."""
+    """A run, finished or not: its config, history, last states with their spec, and mixing matrices."""
 
     config: RunConfig
     history: pd.DataFrame
@@ -42,7 +42,7 @@ class Run:
     listening: Sequence[Listening]
     manifest: dict
     folder: Path | None
-    memory: State = field(default_factory=dict)  # what the server keeps between rounds, where a method needs that
+    memory: State = field(default_factory=dict)  # tensors that the server keeps between rounds, for some methods
 
     @cached_property
     def states(self) -> Tensor:
@@ -51,13 +51,13 @@ class Run:
 
     @cached_property
     def mixing_matrices(self) -> Tensor:
-        """M (rounds, N, N)"""
+        """M (rounds, N, N)."""
         n = len(self.clients)
         return torch.stack([each.among(n) for each in self.listening]) if self.listening else torch.zeros(0, n, n)
 
     @property
     def cut(self) -> dict[str, Cuts]:
-        """How many texts of each client did not fit into max_length, see cuts.py."""
+        """How many texts of each client did not fit into max_length, see data.cuts."""
         return self.manifest.get("cut", {})
 
     @property
@@ -75,18 +75,18 @@ class Run:
         return table[list(RESULTS)]
 
     def accuracy(self, round: int | None = None, split: str = "test") -> pd.Series:
-        """Accuracy (or the task's own primary metric) in percent of each client after a round (default: the last)."""
+        """Each client's accuracy (or its task's primary metric) in percent after a round (default: the last)."""
         chosen = self.history[self.history["metric"].isin(PRIMARY) & (self.history["split"] == split)]
         last = chosen["round"].max() if round is None else round
         return chosen[chosen["round"] == last].set_index("client")["value"]
 
 
 def load_run(folder: str | Path) -> Run:
-    """A run as its folder holds it, up to its last whole round. Raises FedReFTError where there is none.
+    """A run from its folder, up to its last complete round. Raises FedReFTError where there is none.
 
-    Warns (ElsewhereWarning) where it was made with other code or versions than those here, and (DamageWarning) where
-    the newest checkpoint is damaged and the one before it is read. What is not looked at is whether the same data and
-    weights could be had here: `run` does that when it continues or returns the run.
+    Warns (ElsewhereWarning) where it was made with other code or versions than here, and (DamageWarning) where the
+    newest checkpoint is damaged and an earlier one is read. It does not check whether the same data and weights are
+    available here: `run` does that when it continues or returns the run.
     """
     run = read_run(folder)
     warn_of_elsewhere([run], run.folder)
@@ -94,7 +94,7 @@ def load_run(folder: str | Path) -> Run:
 
 
 def read_run(folder: str | Path) -> Run:
-    """`load_run` without a look at where the run was made."""
+    """`load_run` without the ElsewhereWarning."""
     folder = Path(folder)
     saved = saved_in(folder, _config(folder))
     if saved is None:
@@ -103,7 +103,7 @@ def read_run(folder: str | Path) -> Run:
 
 
 def load_runs(folder: str | Path) -> list[Run]:
-    """Every run below a folder, in the order of their names; one warning for all that were made elsewhere."""
+    """All runs in a folder, sorted by name. One warning for all that were made with other code or versions."""
     found = [read_run(path.parent) for path in sorted(Path(folder).glob("*/manifest.json"))]
     warn_of_elsewhere(found, folder)
     return found
@@ -121,7 +121,7 @@ def warn_of_elsewhere(found: Sequence[Run | Saved], folder: str | Path) -> None:
 
 
 def saved_in(folder: Path, config: RunConfig | None) -> Saved | None:
-    """The newest whole round; of its manifest the copy counts, where that is whole and speaks of this round."""
+    """The newest complete round. manifest.json replaces its manifest where it is undamaged and about this round."""
     saved = checkpoints.newest(folder, config)
     copy = _json(folder / "manifest.json")
     if saved is None or not isinstance(copy, dict) or NEEDED - set(copy):
@@ -131,7 +131,7 @@ def saved_in(folder: Path, config: RunConfig | None) -> Saved | None:
 
 
 def _config(folder: Path) -> RunConfig | None:
-    """What config.json says; None where it is gone or damaged."""
+    """The config in config.json; None where the file is missing or damaged."""
     try:
         return RunConfig(**_json(folder / "config.json"))
     except (TypeError, ConfigError):
@@ -139,7 +139,7 @@ def _config(folder: Path) -> RunConfig | None:
 
 
 def _json(path: Path) -> Any:
-    """What is in a file; None where it is gone or damaged."""
+    """The content of a file; None where it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,11 +1,11 @@
-"""A run's folder: what is in it, how it is written so that nothing is torn, and how runs are read back and compared.
+"""A run's folder: its files, and how it is written so that a run can stop at any moment and continue.
 
-checkpoints/round_NNNN.safetensors   a whole round each, see checkpoints.py; the last two are kept
+checkpoints/round_NNNN.safetensors   one complete round each, see checkpoints.py; the last two are kept
 config.json                          the RunConfig
 history.csv                          long form: round, client, split, metric, value, bytes, seconds
-manifest.json                        written last each round: which round is whole, hashes, versions, code, data
+manifest.json                        written last in each round: the complete round, hashes, versions, code, data
 
-The last three are copies, for the reader, of what the newest checkpoint holds; damaged ones are written anew.
+The last three copy the content of the newest checkpoint for the reader. Damaged copies are written again.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from .results import Run, run_of, saved_in, warn_of_elsewhere
 
 
 class Store:
-    """Reads and writes one run's folder; with no folder, keeps nothing."""
+    """Reads and writes one run's folder; without a folder it stores nothing."""
 
     def __init__(self, config: RunConfig, folder: str | Path | None):
         self.config = config
@@ -40,9 +40,9 @@ class Store:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Reads the folder and keeps other processes out of it; the death of this one lets go.
+        """Reads the folder and locks it against other processes; the lock ends with this process.
 
-        Raises FedReFTError where another process is in it, ConfigError where it holds a run of another config.
+        Raises FedReFTError where another process uses it, ConfigError where it holds a run of another config.
         """
         if self.folder is None:
             yield
@@ -64,7 +64,7 @@ class Store:
             lock.release()
 
     def _found(self) -> Saved | None:
-        """The last whole round; None where there is none, with a warning where that is for damage."""
+        """The last complete round; None where there is none, with a warning if all are damaged."""
         try:
             saved = saved_in(self.folder, self.config)
         except FedReFTError as error:
@@ -82,12 +82,11 @@ class Store:
     def finished(
         self, questions: Callable[[], str], same_backbone: Callable[[RunConfig, str], bool], *, fixed: bool = False
     ) -> Run | None:
-        """The run, if the folder holds it whole and this code made it from these questions and this backbone.
+        """The run, if it is finished and this code made it from these questions and this backbone; else None.
 
-        questions: their fingerprint; not asked for where they are `fixed`, which is that they follow from code,
-        versions and config, and those are the same. With source="hub" they are taken to be as they were: the hub would
-        have to be asked, and a finished run can be read without a network. same_backbone(config, known): whether the
-        backbone is the one that the manifest names; it may raise. `load_run` reads the run without either.
+        questions(): their fingerprint. It is not called where they are `fixed` (code, versions and config determine
+        them) and those are the same, nor with source="hub": a finished run then needs no network.
+        same_backbone(config, known): whether the backbone is the manifest's; it may raise. `load_run` checks neither.
         """
         saved = self.saved
         if saved is None or saved.manifest["round"] < self.config.rounds:
@@ -100,20 +99,20 @@ class Store:
         if not unasked and saved.manifest["data"] != questions():
             return None
         self._write_copies(saved)
-        os.utime(self.folder / "manifest.json")  # says that the run is in use, see batch.reproduce.set_aside
+        os.utime(self.folder / "manifest.json")  # marks the run as used, see batch.unchanged.written
         warn_of_elsewhere([saved], self.folder)
         return run_of(saved, self.folder)
 
     def describe(self, spec: Spec, facts: dict) -> None:
-        """Note the spec of a client's state, and what the run depends on besides its config, for the manifest."""
+        """Record the spec of a client's state, and, for the manifest, what the run depends on apart from its config."""
         self.spec, self.manifest = spec, dict(facts)
 
     def fresh(self, start: ClientStates) -> Saved:
-        """Nothing yet, at `start`."""
+        """Round 0, before anything is computed, at `start`."""
         return Saved(self.config, {**self.manifest, "round": 0}, history_of([]), start)
 
     def resume(self, start: ClientStates) -> Saved:
-        """The last whole round; round 0 at `start` where nothing usable is there, with a warning if that loses some."""
+        """The last complete round, or round 0 at `start` where none is usable. Warns where rounds are lost."""
         if self.saved is None:
             return self.fresh(start)
         found, here = self.saved.manifest, self.manifest
@@ -135,9 +134,9 @@ class Store:
     def save(
         self, t: int, states: ClientStates, listening: Sequence[Listening], rows: list[dict], memory: State
     ) -> ClientStates:
-        """Write round t; until its checkpoint is whole, the round before it stays the valid one.
+        """Write round t. Until its checkpoint is complete, the round before it stays valid.
 
-        Returns the states, those in memory that are not on the disk by now.
+        Returns the states; those that are on disk need no memory. Raises FedReFTError where it cannot be written.
         """
         self.manifest |= {"round": t, "rounds": self.config.rounds, "checkpoint": checkpoints.name_of(t)}
         self.manifest["set_aside"] = [
@@ -153,12 +152,12 @@ class Store:
         except OSError as error:
             before = f"round {t - 1} stays" if t else "nothing is lost"
             raise FedReFTError(
-                f"round {t} could not be written to {self.folder} ({error}), {before}: mend that and run again"
+                f"round {t} could not be written to {self.folder} ({error}), {before}: fix that and run again"
             ) from error
         return states
 
     def _write_copies(self, saved: Saved) -> None:
-        """config.json, history.csv and manifest.json of a checkpoint, those that are not there as they shall be."""
+        """Writes config.json, history.csv and manifest.json of a checkpoint, where they are missing or differ."""
         copies = {
             "config.json": saved.config.model_dump_json(indent=1),
             "history.csv": saved.csv,

@@ -1,8 +1,8 @@
-"""One factor at a time: what changing one parameter does to the test score, as a table, in words and as pictures.
+"""One factor at a time: how one parameter changes the test score, as a table, in words and as figures.
 
-An ablation is a factor and its levels. The tables here take `rows`: the columns of results.csv and two more, `factor`
-and `level`, which say what a run was made for; all counts are in percentage points. Within a factor every level is
-compared with the first one, paired by seed and client.
+An ablation is a factor and its levels. The tables here take `rows`: the columns of results.csv, and `factor` and
+`level`, which a run was made for. All differences are in percentage points. Each level of a factor is compared with the
+first one, paired by seed and client.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ from .figures import BLACK, BLUE, GREY, mean_line, panel_row, score_unit, spread
 
 
 def level_names(levels: Sequence[Mapping]) -> list[str]:
-    """The levels of a factor in words: what they differ in, and where that is one parameter its values alone.
+    """The levels of a factor in words: their differences; only the values, where one parameter differs.
 
     >>> level_names([{"rank": 8}, {"rank": 1}])
     ['8', '1']
@@ -56,8 +56,8 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
 def compared(rows: pd.DataFrame) -> pd.DataFrame:
     """For each factor and level: trained, gain, sd of the gain over seeds, and the difference to the first level.
 
-    "95 % +-" is a t-interval over the pairs (seed, client). The clients of one seed are not independent of each other,
-    so it is if anything too narrow. Where a level has other clients than the first one there are no pairs.
+    "95 % +-" is a t-interval over the pairs (seed, client). It may be too narrow, since the clients of one seed are not
+    independent. A level with other clients than the first has no pairs.
     """
     table = gains(rows)
     found = []
@@ -77,7 +77,7 @@ def compared(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdict(rows: pd.DataFrame) -> list[str]:
-    """What `compared` says, a sentence for each factor."""
+    """The result of `compared` in words, one sentence for each factor."""
     lines = []
     for factor, part in compared(rows).groupby(level="factor", sort=False):
         (_, first), *_ = part.index
@@ -108,7 +108,7 @@ def sent(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_level(rows: pd.DataFrame) -> Figure:
-    """The gain of every level of every factor, one under the other: the mean over seeds, its sd, and each seed."""
+    """The gain of every level of every factor, in rows: the mean over seeds, its sd, and each seed."""
     per_seed = gains(rows).groupby(["factor", "level", "seed"], sort=False)["gain"].mean()
     factors = list(dict.fromkeys(per_seed.index.get_level_values("factor")))
     places = list(dict.fromkeys(per_seed.index.droplevel("seed")))
@@ -130,7 +130,7 @@ def by_level(rows: pd.DataFrame) -> Figure:
 
 
 def against_column(results: pd.DataFrame, column: str, title: str) -> Figure:
-    """Test score against a numeric column, say "clients" or "rank": a line for each method, a band over the seeds."""
+    """Test score against a numeric column, like "clients" or "rank": a line for each method, a band over the seeds."""
     trained, untrained = test_scores(results)
     fig, (ax,) = panel_row(1, width=5.6, height=3.6)
     for label, chosen in trained.groupby("label", sort=False):

@@ -1,8 +1,8 @@
 """The audit: what follows from the published numbers, computed from them or from first principles.
 
 Each function returns one `Finding`: the numbers, and a verdict that says what holds, what does not follow and what
-cannot be known. The published numbers are those of `ledger.published`; the few others (a share of parameters, a
-claim that was later taken back) are in earlier versions of the authors' public answers to their reviewers.
+cannot be known. The published numbers are those of `ledger.published`. A few others (a share of parameters, a claim
+that was later withdrawn) are in earlier versions of the authors' public answers to their reviewers.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from .ledger import is_average, published
 
 @dataclass(frozen=True)
 class Finding:
-    """One question to the published numbers: what was computed, and what follows from it."""
+    """One question about the published numbers: the computation, and what follows from it."""
 
     number: int
     title: str
@@ -66,7 +66,7 @@ def glue_means() -> Finding:
 
 
 def parameter_ratios() -> Finding:
-    """2. What the ratios of trained parameters become when both sides count the classification head, or neither."""
+    """2. The ratios of trained parameters when both sides count the classification head, or neither side does."""
     model = skeleton("FacebookAI/roberta-large")
     head = Spec.of(Head(model.config.hidden_size, 2).shapes).size
     loreft = loreft_params(model, 1, groups=1)
@@ -107,7 +107,7 @@ def parameter_share() -> Finding:
 
 
 def three_clients() -> Finding:
-    """4. Whether GeoMedian-ABM and Mean-ABM can differ with three clients; on random states."""
+    """4. Can GeoMedian-ABM and Mean-ABM differ with three clients? On random states."""
     X = torch.randn(8, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     cases = {f"{n} clients": (n, None) for n in (3, 4, 5, 8)}
     cases["3 clients, weights 1 : 2 : 3"] = (3, torch.tensor([1.0, 2.0, 3.0]))
@@ -127,7 +127,7 @@ def three_clients() -> Finding:
 
 
 def uplink() -> Finding:
-    """5. How many clients must send for All-But-Me, read off its mixing matrix."""
+    """5. How many clients must send for All-But-Me? From its mixing matrix."""
     millions = float(_fedreft("Table 1 / Figure 3")["trainable_params_millions"].iloc[0])
     rows = {}
     for n in (3, 4, 8):
@@ -147,7 +147,7 @@ def uplink() -> Finding:
 
 
 def share_of_backbone() -> Finding:
-    """6. Which backbone the printed shares of trained parameters in Table 6 are shares of."""
+    """6. Which backbone do the printed shares of trained parameters in Table 6 refer to?"""
     printed_shares = {"FedSA-LoRA": 0.38, "FFA-LoRA": 0.19, "FedReFT+": 0.0622}  # %, an earlier version of the answers
     computed = _fedreft("Table 6").set_index("method")[["trainable_params_millions"]].astype(float)
     computed = computed.set_axis(["printed (M)"], axis=1)
@@ -168,7 +168,7 @@ def share_of_backbone() -> Finding:
 
 
 def counts_without_a_configuration() -> Finding:
-    """7. Which ranks could give 4.70 M on LLaMA-2-7B, and whether rank 8 can give 30.40 M on LLaMA-3-8B."""
+    """7. Which ranks could give 4.70 M on LLaMA-2-7B, and can rank 8 give 30.40 M on LLaMA-3-8B?"""
     seven, eight = skeleton("meta-llama/Llama-2-7b-hf"), skeleton("meta-llama/Meta-Llama-3-8B")
     fits = [
         (f"LoReFT, LLaMA-2-7B, {groups} sites a block, rank {rank}", loreft_params(seven, rank, groups), 4.70)
@@ -219,7 +219,7 @@ def commonsense_margins() -> Finding:
 
 
 def protocols() -> Finding:
-    """9. How the systems of one table were trained and scored."""
+    """9. How were the systems of one table trained and scored?"""
     unknown = "not printed"
     computed = pd.DataFrame(
         [
@@ -272,10 +272,10 @@ def claims() -> Finding:
 
 
 def last_prefix_site() -> Finding:
-    """11. Which edits of the prompt reach the answer's loss in a decoder: gradient norms by block and position.
+    """11. Which edits of the prompt reach the answer's loss in a decoder? Gradient norms by block and position.
 
-    A random LLaMA of 4 blocks, 8 prompt tokens and 3 answer tokens. A zero that wants a gradient is added to the
-    output of every block at every prompt position, as an intervention would be.
+    A random LLaMA with 4 blocks, 8 prompt tokens and 3 answer tokens. A zero with a gradient is added to the output of
+    every block at every prompt position, as an intervention would be.
     """
     prompt, answer = 8, 3
     norms = prompt_gradients(_random_llama(blocks=4), prompt, answer).norm(dim=-1)  # (blocks, prompt)
@@ -296,7 +296,7 @@ def last_prefix_site() -> Finding:
 
 
 def prompt_gradients(model: LlamaForCausalLM, prompt: int, answer: int) -> Tensor:
-    """Gradient of the answer tokens' loss by the output of each block at each prompt position: (blocks, prompt, d)."""
+    """Gradient of the answer tokens' loss at the output of each block and prompt position: (blocks, prompt, d)."""
     config = model.config
     ids = torch.randint(config.vocab_size, (1, prompt + answer), generator=torch.Generator().manual_seed(0))
     edits = torch.zeros(config.num_hidden_layers, prompt, config.hidden_size, requires_grad=True)
@@ -315,7 +315,7 @@ def prompt_gradients(model: LlamaForCausalLM, prompt: int, answer: int) -> Tenso
     finally:
         for handle in handles:
             handle.remove()
-    logits = model.lm_head(h[0, prompt - 1 : -1])  # those that predict the answer
+    logits = model.lm_head(h[0, prompt - 1 : -1])  # the ones that predict the answer
     return torch.autograd.grad(torch.nn.functional.cross_entropy(logits, ids[0, prompt:]), edits)[0]
 
 
@@ -330,7 +330,7 @@ def _random_llama(blocks: int) -> LlamaForCausalLM:
 
 
 def _median_from_mean(X: Tensor, weights: Tensor | None) -> float:
-    """How far apart the two rules of All-But-Me are, at most over the clients, over the norm of the mean."""
+    """The largest distance between the two rules of All-But-Me over all clients, divided by the norm of the mean."""
     median, mean = (all_but_me(X, kind, weights).aggregate for kind in ("geometric_median", "mean"))
     return float(((median - mean).norm(dim=1) / mean.norm(dim=1)).max())
 

@@ -1,4 +1,4 @@
-"""The breakdown curve: how the honest clients fare as more of the others are hostile."""
+"""The breakdown curve: the scores of honest clients against the number of hostile ones."""
 
 from collections.abc import Iterable
 
@@ -14,8 +14,8 @@ RULES = {**AGGREGATES, "none": "FedAvg"}
 def honest_scores(runs: Iterable[Run]) -> pd.DataFrame:
     """One row for each run: attack, rule, hostile, seed, and the mean score of the clients that are honest in all runs.
 
-    The clients that any of the runs makes hostile are left out of all, so that the same tests are compared. Norm
-    clipping before the aggregation is part of the rule's name.
+    A client that is hostile in any run is left out of all runs, so the same tests are compared. Norm clipping before
+    the aggregation is part of the rule's name.
     """
     runs = list(runs)
     worst = max(run.config.hostile for run in runs)
@@ -32,7 +32,7 @@ def honest_scores(runs: Iterable[Run]) -> pd.DataFrame:
 
 
 def breakdown(scores: pd.DataFrame, clients: int, untrained: float) -> Figure:
-    """A panel for each attack, a line for each rule: the honest clients' score against the number of hostile ones."""
+    """The honest clients' score against the number of hostile ones: a panel for each attack, a line for each rule."""
     attacks, rules = scores["attack"].unique(), scores["rule"].unique()
     fig, axes = panel_row(len(attacks), width=4.2, height=3.4, sharey=True)
     for ax, attack in zip(axes, attacks, strict=True):
@@ -45,4 +45,4 @@ def breakdown(scores: pd.DataFrame, clients: int, untrained: float) -> Figure:
         ax.set_xticks(sorted(scores["hostile"].unique()))
     axes[0].set_ylabel("honest clients' test score (%)")
     axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1))
-    return titled(fig, "How many hostile clients does a rule bear?", spread_note(scores, "bands"))
+    return titled(fig, "How many hostile clients does a rule tolerate?", spread_note(scores, "bands"))

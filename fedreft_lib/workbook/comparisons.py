@@ -1,8 +1,8 @@
-"""All runs of a profile together: what has run, which comparisons to show, and two findings of the audit in them.
+"""All runs of a profile together: an overview, the comparisons to show, and two findings of the audit in our runs.
 
-A comparison is a group of runs that agree in COMPARISON: the same data, the same steps. Experiments may be many, so
-pictures show `widest` comparisons only and `gains` has a line for every one. `results` is always a table with the
-columns of results.csv.
+A comparison is a group of runs with equal values of COMPARISON: the same data, the same steps. Figures show only the
+`widest` comparisons, since there may be many; `gains` has a line for each. `results` is always a table with the columns
+of results.csv.
 """
 
 import html
@@ -32,7 +32,7 @@ METHODS = get_args(RunConfig.model_fields["method"].annotation)
 
 
 def ordered(runs: Sequence[Run]) -> list[Run]:
-    """Runs as tables and pictures shall have them: experiment by experiment, LoReFT first, simple methods first."""
+    """Runs in the order of tables and figures: by experiment, LoReFT first, simple methods first."""
 
     def place(run: Run) -> tuple:
         c = run.config
@@ -43,7 +43,7 @@ def ordered(runs: Sequence[Run]) -> list[Run]:
 
 
 def overview(runs: Sequence[Run]) -> pd.DataFrame:
-    """A row for each benchmark and notebook: how many runs, and every value of what its runs differ in."""
+    """A row for each benchmark and notebook: the number of runs, and all values of their parameters."""
     names = ("benchmark", "experiment", "backbone", "setup", "method", "rank", "layers", "clients", "rounds", "seed")
     table = pd.DataFrame([{name: getattr(run.config, name) for name in names} for run in runs], columns=list(names))
     table["adapted"] = [", ".join(run.manifest.get("adapted", [])) for run in runs]
@@ -56,7 +56,7 @@ def overview(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def notebooks(table: pd.DataFrame) -> pd.Series:
-    """The notebook of each row's experiment: what its label, like "06_mixing_ablation: rank, 1", begins with."""
+    """The notebook of each row's experiment: the beginning of its label, like "06_mixing_ablation: rank, 1"."""
     return table["experiment"].str.partition(":")[0] if len(table) else table["experiment"]
 
 
@@ -68,8 +68,11 @@ def _listed(values: pd.Series) -> str:
 
 
 def told_apart(results: pd.DataFrame) -> pd.DataFrame:
-    """The same without runs that only something differs in which has no column, such as a learning rate; and with the
-    rank in `intervention` where a comparison has a method at several. So no name means two runs of one seed."""
+    """Results in which no name means two runs of one seed.
+
+    Runs that differ only in something without a column, like the learning rate, are left out. `intervention` includes
+    the rank where a comparison has one method at several ranks.
+    """
     tests = results[results["split"] == "test"]
     twice = tests[tests.duplicated([*tables.RUN, "client", "task", "metric", "round"])]
     keys = pd.MultiIndex.from_frame(results[list(tables.RUN)])
@@ -82,8 +85,10 @@ def told_apart(results: pd.DataFrame) -> pd.DataFrame:
 def widest(
     results: pd.DataFrame, each: Sequence[str] = ("benchmark", "setup"), over: Sequence[str] = AXES
 ) -> pd.DataFrame:
-    """The rows of one comparison for each value of the columns `each`: of those with two or more, the one with most
-    different `over`, of several such the first by name."""
+    """For each value of the columns `each`, the rows of the comparison with the most different values of `over`.
+
+    It must have two or more; of equal ones the first by name is taken.
+    """
     counts = (
         results.drop_duplicates([*COMPARISON, *over]).groupby(list(COMPARISON)).size().rename("kinds").reset_index()
     )
@@ -92,7 +97,7 @@ def widest(
 
 
 def gains(results: pd.DataFrame) -> pd.DataFrame:
-    """`tables.summary` of every comparison: a line for each experiment, setup, clients, layers and method."""
+    """`tables.summary` of all comparisons: a line for each experiment, setup, clients, layers and method."""
     columns = ["benchmark", "experiment", "setup", "clients", "layers", "method"]
     columns += ["untrained", "trained", "gain", "sd of gain", "seeds"]
     parts = [
@@ -103,35 +108,35 @@ def gains(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def headings(results: pd.DataFrame) -> pd.Series:
-    """The name of each row's comparison, as "glue, iid (05_glue)"."""
+    """The name of each row's comparison, like "glue, iid (05_glue)"."""
     return results["benchmark"] + ", " + results["setup"] + " (" + results["experiment"] + ")"
 
 
 def verdicts(results: pd.DataFrame, reference: str = "local only") -> list[str]:
-    """`tables.verdict` for each comparison that has the reference beside other methods; [] where none has."""
+    """`tables.verdict` for each comparison that has the reference and other methods; [] where none has."""
     rows = _with_reference(results, reference)
     return tables.verdict(rows, reference) if len(rows) else []
 
 
 def against_local(results: pd.DataFrame) -> pd.DataFrame:
-    """`tables.against` local training for each comparison that has it beside other methods; `setup` is its heading."""
+    """`tables.against` local training for each comparison that has it and other methods; `setup` is the heading."""
     rows = _with_reference(results, "local only")
     columns = ["setup", "method", "difference", "95 % +-", "pairs", "beyond_noise"]
     return tables.against(rows, "local only").reset_index() if len(rows) else pd.DataFrame(columns=columns)
 
 
 def _with_reference(results: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """The rows of comparisons that have the reference beside other methods, with their headings as `setup`."""
+    """The rows of comparisons that have the reference and other methods, with their headings as `setup`."""
     rows = results.assign(setup=headings(results), label=method_labels(results))
     there = rows.groupby("setup")["label"].agg(lambda labels: reference in set(labels) and labels.nunique() > 1)
     return rows[rows["setup"].isin(there.index[there.astype(bool)])]
 
 
 def keep(folder: Path, runs: Sequence[Run], results: pd.DataFrame) -> dict[str, Any]:
-    """Write the small tables of all runs into `folder`; returns what they were made with, which is written, too.
+    """Write the small tables of all runs into `folder`. Returns the content of manifest.json: how the runs were made.
 
-    scores.csv (`tables.accuracies`: every client's score, so that every mean and interval can be computed anew),
-    gains.csv, against_local.csv, and manifest.json.
+    The files are scores.csv (`tables.accuracies`: every client's score, so all means and intervals can be computed
+    again), gains.csv, against_local.csv and manifest.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts = {"scores": tables.accuracies(results), "gains": gains(results), "against_local": against_local(results)}
@@ -149,10 +154,10 @@ def keep(folder: Path, runs: Sequence[Run], results: pd.DataFrame) -> dict[str, 
 
 
 def listening(runs: Sequence[Run], results: pd.DataFrame, most: int = 8) -> dict[str, list[tuple[str, Tensor]]]:
-    """heading -> (label, M of the last round) of FedAvg and FedReFT, in the comparisons that `results` holds.
+    """heading -> (label, mixing matrix M of the last round) of FedAvg and FedReFT, in the comparisons of `results`.
 
-    Of each comparison the first seed, over interventions (lora's matrices are no others); one of more than `most`
-    clients makes no readable picture.
+    It takes the first seed of each comparison, without lora, and no comparison with more than `most` clients, since its
+    figure would not be readable.
     """
     wanted = results[results["clients"] <= most].drop_duplicates(list(COMPARISON))[list(COMPARISON)]
     keys = set(wanted.itertuples(index=False, name=None))
@@ -168,10 +173,10 @@ def listening(runs: Sequence[Run], results: pd.DataFrame, most: int = 8) -> dict
 
 
 def medians_apart(runs: Sequence[Run]) -> pd.DataFrame:
-    """How far GeoMedian-ABM and Mean-ABM end from each other, in pairs of runs that differ in nothing else.
+    """How far GeoMedian-ABM and Mean-ABM end from each other, in pairs of runs that are otherwise equal.
 
-    By number of clients: pairs, the largest distance of two final states over their norm, and the largest difference
-    of a client's test score, in points.
+    By number of clients: pairs, the largest distance of the final states over the norm of Mean-ABM's, and the largest
+    difference of a client's test score, in percentage points.
     """
     found: dict[str, dict[str, Run]] = {}
     for run in runs:
@@ -196,7 +201,7 @@ def medians_apart(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def senders(results: pd.DataFrame) -> pd.DataFrame:
-    """How many clients send something in a round, and how much each (MB): FedAvg and All-But-Me, from the history."""
+    """How many clients send in a round, and how much each sends (MB): FedAvg and All-But-Me, from the history."""
     rows = results[(results["split"] == "train") & (results["metric"] == "loss")]
     rows = rows[rows["method"].isin(("fedavg", "fedreft"))]
     sends = rows["client"].where(rows["uplink_bytes"] > 0)
@@ -206,7 +211,7 @@ def senders(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def folded(parts: Mapping[str, pd.DataFrame]) -> HTML:
-    """Tables that open with a click, one under each heading with its number of rows; numbers have two places."""
+    """Tables that open with a click, each under a heading with its number of rows; numbers have two decimals."""
     style = {"index": False, "na_rep": "", "float_format": "{:.2f}".format}
     return HTML("".join(
         f"<details><summary>{html.escape(heading)} ({len(table)})</summary>{table.to_html(**style)}</details>"
@@ -215,5 +220,5 @@ def folded(parts: Mapping[str, pd.DataFrame]) -> HTML:
 
 
 def blank(table: pd.DataFrame) -> pd.DataFrame:
-    """A table for reading: two places, and nothing where there is no number."""
+    """A table for reading: two decimals, and an empty cell where there is no number."""
     return table.map(lambda value: "" if pd.isna(value) else f"{value:.2f}" if isinstance(value, float) else value)

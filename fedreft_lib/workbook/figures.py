@@ -1,10 +1,9 @@
-"""The workbook's pictures: each function takes plain tables or tensors and returns a matplotlib Figure.
+"""The workbook's figures: each function takes plain tables or tensors and returns a matplotlib Figure.
 
-`results` is always a table with the columns of results.csv (`runs.RESULTS`), of one run or of many. In it, round 0 is
-the untrained backbone and a run's last round its trained states. What a picture averages it says in its second line:
-first over the clients of a run, then over seeds; bars and bands are one standard deviation over seeds.
-
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; a method has the same one in every picture.
+`results` is a table with the columns of results.csv (`runs.results.RESULTS`), of one or more runs. Round 0 is the
+untrained backbone, and a run's last round has its trained states. A figure's second line says what it averages: first
+over the clients of a run, then over seeds. Bars and bands are one standard deviation over seeds. The colours are Okabe
+and Ito's, which colour-blind readers can distinguish; a method has the same colour in every figure.
 """
 
 import base64
@@ -28,7 +27,7 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE, GREY = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#777777",
 )  # fmt: skip
 CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK)
-SHOWN_DPI = 88  # screen pixels an inch
+SHOWN_DPI = 88  # screen pixels per inch
 NAMES = {
     "local": "local only", "fedavg": "FedAvg", "centralised": "centralised (data pooled)", "fedit": "FedIT",
     "fedprox": "FedProx", "fedadam": "FedAdam", "ffa": "FFA", "fedsa": "FedSA", "fedalt": "FedALT", "feddpa": "FedDPA",
@@ -41,18 +40,15 @@ AGGREGATES = {
 
 
 def show(fig: Figure, alt: str, name: str | Path | None = None) -> None:
-    """Show a figure in the notebook, with a text for those who cannot see it; `name` also writes it as a PNG file.
-
-    The output is an HTML image, since JupyterLab drops the alternative text of plain image outputs.
-    """
+    """Show a figure in the notebook, with `alt` as text for readers who cannot see it; `name` also writes a PNG."""
     if name is not None:
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_bytes(_png(fig))
-    display({"text/html": image(fig, alt), "text/plain": alt}, raw=True)
+    display({"text/html": image(fig, alt), "text/plain": alt}, raw=True)  # JupyterLab drops the text of a plain image
 
 
 def image(fig: Figure, alt: str) -> str:
-    """The figure as an HTML image that carries its data with it."""
+    """The figure as an HTML image that contains its data."""
     data = base64.b64encode(_png(fig)).decode()
     width = round(fig.get_figwidth() * SHOWN_DPI)
     return f'<img src="data:image/png;base64,{data}" alt="{html.escape(alt)}" style="width:{width}px;max-width:100%">'
@@ -94,7 +90,7 @@ def accuracy_by_method(results: pd.DataFrame, *, by: str = "setup") -> Figure:
 
 
 def accuracy_by_client(results: pd.DataFrame, *, by: str = "setup") -> Figure:
-    """Each client's test accuracy, untrained (hollow) and after training under each method (filled)."""
+    """Each client's test accuracy, untrained (hollow) and after training with each method (filled)."""
     trained, untrained = test_scores(results)
     panels = list(dict.fromkeys(trained[by]))
     methods = list(dict.fromkeys(trained["label"]))
@@ -140,7 +136,7 @@ def learning_curves(results: pd.DataFrame, metric: str = "loss", split: str = "t
 
 
 def lam_sweep(results: pd.DataFrame) -> Figure:
-    """Test accuracy against a fixed lam: a line for each client, a thick one for their mean, and adaptive lam's mean.
+    """Test accuracy against a fixed lam: a line for each client, a thick one for the mean, and adaptive lam's mean.
 
     Raises DataError where no run has fixed mixing.
     """
@@ -163,7 +159,7 @@ def lam_sweep(results: pd.DataFrame) -> Figure:
 
 
 def lam_by_round(results: pd.DataFrame) -> Figure:
-    """The lam that each client chose under adaptive mixing, over the rounds; thin lines are single seeds."""
+    """The lam that each client chose with adaptive mixing, over the rounds; thin lines are single seeds."""
     rows = _rows(results[results["mixing"] == "adaptive"], "lam", "held_out")
     fig, (ax,) = panel_row(1, width=5.6, height=3.2)
     clients = list(dict.fromkeys(rows["client"]))
@@ -183,7 +179,7 @@ def lam_by_round(results: pd.DataFrame) -> Figure:
 
 
 def mixing_heatmap(M: Tensor | Sequence[tuple[str, Tensor]], names: Sequence[str], title: str) -> Figure:
-    """Who listens to whom: M (N, N), row k the weights of client k's new state; or several as (heading, M)."""
+    """The mixing matrix M (N, N), row k the weights of client k's new state; or several as (heading, M)."""
     several = [("", M)] if isinstance(M, Tensor) else list(M)
     n = len(names)
     fig, axes = panel_row(len(several), width=0.9 + 0.55 * n, height=1.0 + 0.5 * n, sharey=True)
@@ -206,7 +202,7 @@ def mixing_heatmap(M: Tensor | Sequence[tuple[str, Tensor]], names: Sequence[str
 
 
 def partition_table(tables: pd.DataFrame | Mapping[str, pd.DataFrame], split: str = "train") -> Figure:
-    """Stacked bars of tasks for each client; `tables` from `partition.label_table`, one or several by heading."""
+    """Stacked bars of tasks for each client. tables: from `partition.label_table`, one, or several by heading."""
     several = {"": tables} if isinstance(tables, pd.DataFrame) else dict(tables)
     counts = {heading: table.loc[split] for heading, table in several.items()}
     tasks = list(dict.fromkeys(task for table in counts.values() for task in table.columns))
@@ -225,7 +221,7 @@ def partition_table(tables: pd.DataFrame | Mapping[str, pd.DataFrame], split: st
 
 
 def toy_plane(X: Tensor, client: int = 0, lam: float = 0.5) -> Figure:
-    """A federation with P = 2: the clients X (N, 2), and where one of them goes under mean and geometric median."""
+    """A federation with P = 2: the clients X (N, 2), and where one of them moves by mean and by geometric median."""
     fig, (ax,) = panel_row(1, width=5.4, height=3.8)
     points = X.tolist()
     ax.plot(*zip(*points, strict=True), "o", color=GREY, markersize=9, label="clients")
@@ -247,7 +243,7 @@ def toy_plane(X: Tensor, client: int = 0, lam: float = 0.5) -> Figure:
 
 
 def change_by_token(change: Tensor, tokens: Sequence[str], title: str) -> Figure:
-    """How much an edit changes each hidden state: `change` (layers, tokens), 0 is white, drawn lowest layer below."""
+    """How much an edit changes each hidden state: `change` (layers, tokens); 0 is white; the lowest layer is below."""
     layers = len(change)
     fig, (ax,) = panel_row(1, width=1.2 + 0.3 * len(tokens), height=1.6 + 0.08 * layers)
     drawn = ax.imshow(change.numpy(), cmap="Blues", vmin=0, origin="lower", aspect="auto")
@@ -263,10 +259,7 @@ def change_by_token(change: Tensor, tokens: Sequence[str], title: str) -> Figure
 
 
 def method_labels(results: pd.DataFrame) -> pd.Series:
-    """A readable name of each row's method: "FedAvg", "FedReFT median, lam 0.3", "FFA (lora)".
-
-    What is trained is named where it is not LoReFT, the paper's choice, and where the method leaves a choice.
-    """
+    """A readable name of each row's method: "FedAvg", "FedReFT median, lam 0.3", "FFA (lora)"; LoReFT is not named."""
 
     def label(row) -> str:
         kind = "" if row.intervention == "loreft" or row.method == "fedit" else f" ({row.intervention})"
@@ -281,7 +274,7 @@ def method_labels(results: pd.DataFrame) -> pd.Series:
 
 
 def method_colour(method: str, aggregation: str, mixing: str) -> str:
-    """The colour of a method in every picture."""
+    """The colour of a method in every figure."""
     if method == "fedreft":
         adaptive = {"geometric_median": GREEN, "mean": RED, "trimmed_mean": BLUE, "krum": SKY}
         fixed = {"geometric_median": BLUE, "mean": SKY, "trimmed_mean": GREEN, "krum": RED}
@@ -295,7 +288,7 @@ def method_colour(method: str, aggregation: str, mixing: str) -> str:
 
 
 def _rows(results: pd.DataFrame, metric: str, split: str) -> pd.DataFrame:
-    """The rows of one metric, with each method's label and colour. Raises DataError where there is none."""
+    """The rows of one metric, with each method's label and colour. Raises DataError where there are none."""
     rows = results[(results["metric"] == metric) & (results["split"] == split)]
     if rows.empty:
         raise DataError(f"these results have no rows with metric {metric!r} and split {split!r}: nothing to draw")
@@ -304,14 +297,14 @@ def _rows(results: pd.DataFrame, metric: str, split: str) -> pd.DataFrame:
 
 
 def test_scores(results: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Test scores of the tasks' primary metrics (after each run's last round, before its first)."""
+    """Test scores of the tasks' primary metrics: (after each run's last round, before its first)."""
     scores = results[results["metric"].isin(PRIMARY)].assign(metric="score")
     rows = _rows(scores, "score", "test")
     return rows[rows["round"] == rows["rounds"]], rows[rows["round"] == 0]
 
 
 def score_unit(results: pd.DataFrame) -> str:
-    """What a score of these results is."""
+    """The name and unit of these results' scores."""
     found = set(results["metric"]) & set(PRIMARY)
     return "test accuracy (%)" if found == {"accuracy"} else "test score (%): " + ", ".join(sorted(found))
 
@@ -338,7 +331,7 @@ def _cycle():
 
 
 def panel_row(n: int, *, width: float, height: float, sharey: bool = False) -> tuple[Figure, Sequence[Axes]]:
-    """n panels in a row, sizes in inches each. A plain Figure, not pyplot's: there is nothing to close."""
+    """n panels in a row, each of the given size in inches. A plain Figure, not pyplot's, needs no closing."""
     fig = Figure(figsize=(n * width + 2.2, height + 0.8), layout="constrained")
     axes = fig.subplots(1, n, squeeze=False, sharey=sharey)[0]
     for ax in axes:

@@ -1,7 +1,7 @@
-"""What a judge model needs: the instructions, and what was written.
+"""Files for a judge model: the instructions, and the generated responses.
 
-The paper's instruction tuning is meant to be graded by a judge (AlpacaEval: GPT-4 prefers one of two responses). Such a
-win rate is out of reach here, since it needs a paid service or a model far larger than the one that is graded.
+A judge grades the paper's instruction tuning (AlpacaEval: GPT-4 prefers one of two responses). Such a win rate is not
+possible here, since it needs a paid service or a model much larger than the graded one.
 """
 
 import json
@@ -17,11 +17,11 @@ COLUMNS = ("instruction", "output", "generator", "dataset", "reference")
 def export(rows: Iterable[Mapping[str, str]], path: Path) -> None:
     """Write rows of `COLUMNS` as the JSON list that AlpacaEval takes as --model_outputs.
 
-    instruction: what was asked; output: what was written; generator: the name of the run or client; dataset: the task.
-    reference is ours, the response of the dataset. AlpacaEval takes the other side of a comparison as a second file of
-    this form (--reference_outputs): export the same instructions again with the references, or another run, as output.
-    Raises DataError for a row without one of the columns, or for two outputs of one generator to the same instruction,
-    which AlpacaEval cannot tell apart.
+    instruction: the prompt; output: the generated response; generator: the name of the run or client; dataset: the
+    task; reference (our column): the response of the dataset. AlpacaEval takes the other side of a comparison as a
+    second file of this form (--reference_outputs): export the same instructions with the references, or with another
+    run, as output. Raises DataError for a row without one of the columns, or for two outputs of one generator to the
+    same instruction, which AlpacaEval cannot distinguish.
     """
     rows = [dict(row) for row in rows]
     seen = set()

@@ -1,13 +1,12 @@
-"""The ledger: every published number in its own row, with ours beside it where we ran that setting, else with a reason.
+"""The ledger: one row for every published number, with our number where we ran that setting, else with a reason.
 
-A number of ours stands in the column `ours` only if backbone, method, task, metric and rank are the published ones, and
-the number of clients and the Mixed Task setup too where the source prints them. What the sources do not print (lambda,
-rounds, positions, learning rate) cannot be compared: `our_setting` says what we took. Every other run of the same
-benchmark, method and task goes to `nearest_ours`, which shows a direction and reproduces nothing.
+The column `ours` has a number only if backbone, method, task, metric and rank are the published ones, and also the
+number of clients and the Mixed Task setup where the source prints them. The sources do not print lambda, rounds,
+positions and learning rate, so these cannot be compared: `our_setting` says what we used. All other runs of the same
+benchmark, method and task go to `nearest_ours`, which shows a direction and reproduces nothing.
 
 An average counts only over all its tasks, each measured in the same setting with the same seed. Where a source does not
-name the tasks of an average, no run can match it; `nearest_ours` is then the mean over the tasks that `nearest_setting`
-names.
+name the tasks of an average, no run can match it: `nearest_ours` is then the mean over the tasks in `nearest_setting`.
 """
 
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ import pandas as pd
 from ..data.grading.metrics import PRIMARY
 from ..files import write_text
 
-# The published metrics in our words, all in percent; a "mean" is over tasks that have each their own.
+# Our names of the published metrics, all in percent; a "mean" is over tasks with their own metrics.
 METRICS = {"accuracy_percent": "accuracy", "matthews_x100": "matthews", "pearson_x100": "pearson", "mean": "accuracy"}
 SETTING = (
     "experiment", "benchmark", "setup", "model", "method", "aggregation", "mixing", "intervention", "rank", "layers",
@@ -32,7 +31,7 @@ OURS = ("ours", "ours_sd", "seeds", "our_setting", "comparable", "reason", "near
 
 @dataclass(frozen=True)
 class Method:
-    """A published method in the words of results.csv; aggregation "" where the method leaves no choice."""
+    """A published method with the names of results.csv; aggregation "" where the method has no choice."""
 
     method: str
     intervention: str
@@ -63,7 +62,7 @@ TASKS = {
     "RTE": "rte", "MRPC": "mrpc", "CoLA": "cola", "STS-B": "stsb",
 }  # fmt: skip
 SETUPS = {"MT": "mixed"}
-# The published backbones on the hub; none is in a package. "RoBERTa" (Figure 3) is printed without its size.
+# The published backbones on the hub; none is packaged. "RoBERTa" (Figure 3) is printed without its size.
 BACKBONES = {
     "LLaMA-3.2-3B": "meta-llama/Llama-3.2-3B",
     "LLaMA-3-8B": "meta-llama/Meta-Llama-3-8B",
@@ -81,19 +80,19 @@ DATA = {
 
 
 def published() -> pd.DataFrame:
-    """Every published number, one a row; `value` and `trainable_params_millions` as text, digit for digit."""
+    """Every published number, one per row; `value` and `trainable_params_millions` are text, digit for digit."""
     table = pd.read_csv(Path(__file__).with_name("published.csv"), dtype=str, keep_default_na=False)
     counts = {name: pd.to_numeric(table[name]).astype("Int64") for name in ("clients", "rank")}
     return table.assign(**counts)
 
 
 def is_average(table: pd.DataFrame) -> pd.Series:
-    """Which published rows are averages over tasks."""
+    """For each published row, whether it is an average over tasks."""
     return table["task"].str.startswith("average")
 
 
 def averaged_tasks(table: pd.DataFrame, source: str, name: str) -> dict[str, str]:
-    """The tasks that an average of a published table is over, each with its metric; none where none is named."""
+    """The tasks of a published table's average, each with its metric; {} where none is named."""
     rows = table[(table["source"] == source) & (table["table"] == name) & ~is_average(table)]
     return dict(zip(rows["task"], rows["metric"], strict=True))
 
@@ -101,8 +100,9 @@ def averaged_tasks(table: pd.DataFrame, source: str, name: str) -> dict[str, str
 def ledger(results: pd.DataFrame) -> pd.DataFrame:
     """All of `published`, in its order, with the columns OURS. results: a table with the columns of results.csv.
 
-    comparable: "same setting", "other backbone: shown for direction only" (or "other rank or clients: ..."), or "not
-    run". seeds: which seeds `ours` is the mean of; ours_sd is empty for one seed. reason: "" only where ours is filled.
+    comparable: "same setting", "not run", or "other backbone: shown for direction only" (or rank, number of clients,
+    tasks). seeds: the seeds whose mean is `ours`; ours_sd is empty for one seed. reason: "" only where `ours` has a
+    number.
     """
     table, scores = published(), final_scores(results)
     kinds = scores["method"] + scores["aggregation"] + scores["intervention"]
@@ -112,7 +112,7 @@ def ledger(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def write(book: pd.DataFrame, path: Path) -> None:
-    """A ledger as a CSV file, whole or not at all."""
+    """Writes a ledger as a CSV file, completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, book.to_csv(index=False, float_format="%.2f"))
 
@@ -120,8 +120,8 @@ def write(book: pd.DataFrame, path: Path) -> None:
 def final_scores(results: pd.DataFrame) -> pd.DataFrame:
     """Test scores after each run's last round, mean over clients: one row for each (SETTING, seed, task, metric).
 
-    Runs of one experiment and seed that these columns cannot tell apart (they ablate something else, a start or the
-    local epochs) are left out rather than averaged.
+    Runs of one experiment and seed that these columns cannot distinguish (they ablate something else, like the start or
+    the local epochs) are left out, not averaged.
     """
     last = (results["split"] == "test") & results["metric"].isin(PRIMARY)
     last &= (results["round"] == results["rounds"]) & (results["round"] > 0)
@@ -134,7 +134,7 @@ def final_scores(results: pd.DataFrame) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class _Found:
-    """What one setting of ours scored in a published cell: the mean over the cell's tasks, seed by seed."""
+    """The scores of one of our settings for a published cell: the mean over the cell's tasks, for each seed."""
 
     setting: Mapping
     by_seed: pd.Series
@@ -153,7 +153,7 @@ class _Found:
         return text.format(**self.setting) + mixing + self.over + label
 
     def agreement(self, row) -> dict[str, bool]:
-        """Whether it has the row's backbone, rank and clients. A rank that is not printed agrees with none."""
+        """Whether it has the row's backbone, rank and clients. A rank that is not printed never agrees."""
         pooled = row.setup == "centralised" or pd.isna(row.clients)
         return {
             "backbone": _same_backbone(self.setting["model"], row.model),
@@ -169,7 +169,7 @@ def _cell(row, table: pd.DataFrame, scores: pd.DataFrame) -> dict:
     runs = _runs_of(row, scores)
     empty = {"seeds": "", "our_setting": "", "nearest_setting": "", "reason": ""}
 
-    def distance(found: _Found) -> tuple:  # never by score; a table's methods shall come out of one comparison
+    def distance(found: _Found) -> tuple:  # never by score; all methods of a table should come from one comparison
         differs = [not agrees for agrees in found.agreement(row).values()]
         return *differs, -found.breadth, found.setting["experiment"], -len(found.by_seed), found.text
 
@@ -203,7 +203,7 @@ def _runs_of(row, scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def _found(runs: pd.DataFrame, wanted: set) -> list[_Found]:
-    """The settings with a seed that has all the wanted (task, metric) pairs; any accuracies where none are named."""
+    """The settings with a seed that has all wanted (task, metric) pairs; all accuracies where none is named."""
     kinds = pd.Series(list(zip(runs["task"], runs["metric"], strict=True)), index=runs.index, dtype=object)
     runs = runs[kinds.isin(wanted) if wanted else runs["metric"] == "accuracy"]
     found = []
@@ -218,12 +218,12 @@ def _found(runs: pd.DataFrame, wanted: set) -> list[_Found]:
 
 
 def _same_backbone(ours: str, printed: str) -> bool:
-    """Whether a backbone of ours, by any publisher or in a local folder, is the one printed."""
+    """Whether our backbone, from any publisher or a local folder, is the printed one."""
     return printed in BACKBONES and PurePath(ours).name.lower() == PurePath(BACKBONES[printed]).name.lower()
 
 
 def _reason(row, wanted: set, runs: pd.DataFrame, scores: pd.DataFrame) -> str:
-    """Why there is no number of ours for a published row: all that stands in the way."""
+    """All reasons why we have no number for a published row."""
     if row.metric == "ratio_range":
         return "a claim about parameters, not a score: the audit recomputes it"
     reasons = []

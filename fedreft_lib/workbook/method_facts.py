@@ -1,8 +1,7 @@
-"""What tells the federated methods apart, read off their own hooks and off the states of runs.
+"""The differences of the federated methods, from their own hooks and from the states of runs.
 
-`facts` is the table of notebook 07: what is trained, sent and kept. `learned` gives what the clients hold at the one
-moment that a finished run does not keep: after local training, before anything is averaged. `own_share` looks into
-FedALT's routers.
+`facts` is the table of notebook 07: what each method trains, sends and keeps. `learned` gives the clients' states after
+local training and before averaging, which a finished run does not store. `own_share` reads FedALT's routers.
 """
 
 import functools
@@ -27,7 +26,7 @@ from ..runs.results import Run
 from .figures import method_labels
 from .tables import summary
 
-# What the sources do not say, beside the schedule, which is ours for every method: (method, over interventions only).
+# Reconstructed parts of a method over interventions. The schedule is a reconstruction for every method.
 RECONSTRUCTIONS = {
     "fedreft": "the mixing weight",
     "fedavg": "retraction of R",
@@ -47,7 +46,7 @@ IN_EVERY_FORM = {
 
 
 def reconstruction(config: RunConfig) -> str:
-    """What of a run's method is our reading of it, in a few words; "" where it is as its paper has it."""
+    """The reconstructed parts of a run's method, in a few words; "" where all is as in its paper."""
     forms = RECONSTRUCTIONS.get(config.method, "") if config.intervention != "lora" else ""
     return "; ".join(filter(None, [forms, IN_EVERY_FORM.get(config.method, "")]))
 
@@ -59,19 +58,19 @@ def kept(run: Run) -> str:
     trained = {n for t in (1, 2) for phase in method.phases(names, kind, config, t) for n in phase.trains}
     sent = method.sends(names, kind, config) if method.aggregate else ()
     private = [name for name in names if name in trained - set(sent)]
-    if config.intervention == "lora":  # "A" of "q_proj.A", and of "output.dense.A"
+    if config.intervention == "lora":  # "A" from "q_proj.A", or from "output.dense.A"
         own = kind.shapes(1, config.rank, 1, 1)
         private = [next(tensor for tensor in own if name.endswith(f".{tensor}")) for name in private]
     return ", ".join(dict.fromkeys(private)) or "nothing"
 
 
 def facts(runs: Sequence[Run]) -> pd.DataFrame:
-    """For each method: numbers that a client trains, sends and receives in a round, its score, what it keeps."""
+    """For each method: how many numbers a client trains, sends and receives in a round, its score, what it keeps."""
     scores = summary(pd.concat([run.results for run in runs], ignore_index=True), "benchmark").droplevel(0)
     rows = {}
     for run in runs:
         results, config = run.results, run.config
-        messages = 4 * config.clients * config.rounds  # bytes of a number, in each client's message of each round
+        messages = 4 * config.clients * config.rounds  # 4 bytes a number; one message per client and round
         rows.setdefault(method_labels(results).iloc[0], {
             "trained": run.manifest["trainable_params"],
             "sent up": results["uplink_bytes"].sum() // messages,
@@ -85,7 +84,7 @@ def facts(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def learned(config: RunConfig) -> list[State]:
-    """What each client holds after its local training of the first round, before anything is averaged."""
+    """Each client's state after its local training of round 1, before anything is averaged."""
     federation = assemble(config)
     states = {k: federation.model.spec.named(row) for k, row in enumerate(start(federation, config))}
     return [trained.state for trained in train_clients(federation, config, states, 1).values()]
@@ -97,9 +96,9 @@ def start_of(config: RunConfig) -> Tensor:
 
 
 def average_gap(config: RunConfig) -> float:
-    """How far the average state's addition is from the clients' average addition after the first local training.
+    """Distance of the average state's addition from the clients' average addition, after the first local training.
 
-    The relative Frobenius distance of B A (d_out, d_in) over all places; equal weights, offsets left out.
+    It is the relative Frobenius distance of B A (d_out, d_in) over all places, with equal weights and without offsets.
     """
     states, kind = learned(config), _kind(config)
     mean = {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
@@ -113,7 +112,7 @@ def average_gap(config: RunConfig) -> float:
 
 
 def held_out_loss(run: Run) -> float:
-    """Mean over the clients of the loss on their held-out questions, which are not trained on (nats a token)."""
+    """Mean over the clients of the loss on their held-out items, which are never trained on (nats per token)."""
     federation = federation_of(run)
     losses = [
         scoring.loss(federation.model, run.spec.named(row), client.held_out, run.config.batch_size)
@@ -124,9 +123,9 @@ def held_out_loss(run: Run) -> float:
 
 @torch.no_grad()
 def own_share(run: Run, k: int, linear: str) -> Tensor:
-    """The weight (L,) that client k's FedALT routers give to its own branch: mean over tokens of held-out questions.
+    """The weight (L,) of client k's own branch in its FedALT routers: mean over the tokens of its held-out items.
 
-    For each of the L adapted layers, in the linear module of that name; 0.5 is undecided.
+    One number for each of the L adapted layers, in the linear module of that name. Training starts at 0.5.
     """
     federation = federation_of(run)
     model, state, data = federation.model, run.spec.named(run.states[k]), federation.clients[k].held_out
@@ -144,7 +143,7 @@ def own_share(run: Run, k: int, linear: str) -> Tensor:
 
 
 def _groups(config: RunConfig) -> list[Callable[[State], State]]:
-    """What takes each linear module's tensors out of a state; of interventions the whole state is one group."""
+    """Functions that select each linear module's tensors from a state; for interventions, one for the whole state."""
     adapter = assemble(config).model.adapter
     if config.intervention != "lora":
         return [lambda state: state]

@@ -1,8 +1,8 @@
-"""The paper's tables and its figure of the aggregation, redrawn in its own layout from our runs, and what scores cost.
+"""The paper's tables and its figure of the aggregation, in the paper's layout with our runs; and the cost of scores.
 
-Every table has, for each published number, "published"; "ours", filled only where we ran that setting (see `ledger`);
-and "nearest of ours", our nearest run on whatever backbone we have, which shows a direction only.
-`book` is always the table of `ledger.ledger`, `results` one with the columns of results.csv.
+Each table has three columns for a published number: "published"; "ours", only where we ran that setting (see `ledger`);
+and "nearest of ours", our nearest run on any backbone, which only shows a direction. `book` is always the table of
+`ledger.ledger`, and `results` a table with the columns of results.csv.
 """
 
 import math
@@ -20,7 +20,7 @@ from .ledger import is_average, published
 SHOWN = {"value": "published", "ours": "ours", "nearest_ours": "nearest of ours"}
 METHOD = ["method", "rank", "trainable (M)"]
 HOLLOW = "osD^vPX*"  # one marker for each published row
-FILLED = "osD^vPX*<>hp"  # methods of one colour differ by their markers
+FILLED = "osD^vPX*<>hp"  # methods with the same colour have different markers
 RULES = {
     "FedAvg+LoReFT": method_colour("fedavg", "none", "none"),
     "Mean-ABM": method_colour("fedreft", "mean", "fixed"),
@@ -49,8 +49,8 @@ def table_6(book: pd.DataFrame) -> pd.DataFrame:
 def figure_3(book: pd.DataFrame) -> pd.DataFrame:
     """The ablation of the aggregation (Table 1 and Figure 3), three clients: a row for each benchmark and method.
 
-    "over FedAvg": how far the published number is above FedAvg's, in percentage points. For ours see `tables.against`,
-    which pairs clients and seeds.
+    "over FedAvg": the published number minus FedAvg's, in percentage points. For ours see `tables.against`, which pairs
+    clients and seeds.
     """
     table = _rows(book, "Table 1 / Figure 3", ["benchmark", "model", "method"])
     base = table["published"].xs("FedAvg+LoReFT", level="method")
@@ -60,7 +60,7 @@ def figure_3(book: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_figure_3(book: pd.DataFrame) -> Figure:
-    """`figure_3` as bars, a panel a benchmark: published white, ours (or our nearest) in the colour of the method."""
+    """`figure_3` as bars, one panel per benchmark: published in white, ours (or our nearest) in the method's colour."""
     table = figure_3(book)
     ours = table["ours"].fillna(table["nearest of ours"])
     benchmarks = table.index.unique("benchmark")
@@ -86,9 +86,9 @@ def draw_figure_3(book: pd.DataFrame) -> Figure:
 def accuracy_against_cost(results: pd.DataFrame, benchmark: str) -> Figure:
     """Test score against a client's trainable numbers (without the head) and against the bytes of a run; one benchmark.
 
-    Bytes are what all clients sent and received together, and what sends nothing stands at 0. A third panel has the
-    published averages, where FedReFT's authors print parameter counts: the backbones differ, so that only the order
-    within a panel means something. They print neither bytes nor the number of rounds that would give them. Raises
+    Bytes are those that all clients sent and received together; a method that sends nothing is at 0. A third panel has
+    the published averages, where FedReFT's authors print parameter counts. The backbones differ, so only the order
+    within a panel has a meaning. The authors print neither bytes nor the number of rounds that would give them. Raises
     DataError where there are no test scores.
     """
     points, untrained = _points(results[results["benchmark"] == benchmark])
@@ -119,7 +119,7 @@ def accuracy_against_cost(results: pd.DataFrame, benchmark: str) -> Figure:
 
 
 def _of(book: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The ledger's rows of one of FedReFT's tables, numbers as numbers."""
+    """The ledger's rows of one of FedReFT's tables, with values as numbers."""
     rows = book[book["source"].str.startswith("FedReFT") & (book["table"] == name)]
     rows = rows.rename(columns={"trainable_params_millions": "trainable (M)"})
     return rows.assign(value=rows["value"].astype(float))
@@ -130,7 +130,7 @@ def _rows(book: pd.DataFrame, name: str, index: list[str]) -> pd.DataFrame:
 
 
 def _points(results: pd.DataFrame) -> tuple[pd.DataFrame, float]:
-    """(one row for each method, size and seed; the untrained score)."""
+    """(one row for each method, size and seed; the mean untrained score)."""
     runs = ["label", "colour", "trainable_params", "experiment", "setup", "rounds", "seed"]
     rows = results.assign(
         label=method_labels(results),
@@ -154,22 +154,22 @@ def _scatter(ax: Axes, points: pd.DataFrame, x: str, untrained: float) -> None:
     method = ["label", "colour", x]
     per_seed = points.groupby([*method, "seed"], sort=False)["value"].mean()
     drawn = per_seed.groupby(level=method, sort=False).agg(["mean", "std"]).fillna(0.0).reset_index()
-    alike = drawn.groupby(x)[x]  # methods at one place would hide each other: they stand side by side around it
+    alike = drawn.groupby(x)[x]  # methods at the same x would hide each other: they are drawn side by side
     drawn["aside"] = 7 * (alike.cumcount() - (alike.transform("size") - 1) / 2)  # points
     labels = drawn.drop_duplicates("label")
     markers = dict(zip(labels["label"], labels.groupby("colour").cumcount().map(FILLED.__getitem__), strict=True))
     for row in drawn.assign(place=drawn[x], named=drawn["label"].duplicated()).itertuples():
-        for edge in (row.mean - row.std, row.mean + row.std):  # the limits leave out markers that are moved aside
+        for edge in (row.mean - row.std, row.mean + row.std):  # limits do not include markers that are moved aside
             ax.update_datalim([(row.place, edge)])
         moved = offset_copy(ax.transData, ax.figure, x=row.aside, units="points")
         style = {"fmt": markers[row.label], "color": row.colour, "capsize": 3, "transform": moved}
         bar = ax.errorbar(row.place, row.mean, row.std, label="_" if row.named else row.label, **style)
-        for line in (*bar.lines[1], *bar.lines[2]):  # faint, or the bars of many methods hide the markers
+        for line in (*bar.lines[1], *bar.lines[2]):  # faint, or many bars would hide the markers
             line.set_alpha(0.3)
 
 
 def _logarithmic(ax: Axes, values: pd.Series) -> None:
-    """A logarithmic x axis that has a power of ten on either side of the values: one that shows less has no labels."""
+    """A logarithmic x axis with a power of ten on both sides of the values; without one it would have no labels."""
     low, high = _decades(values)
     ax.set_xscale("log")
     ax.set_xlim(0.7 * low, 1.5 * high)

@@ -1,13 +1,13 @@
-"""Twelve bad updates, and what a federation makes of one among honest ones.
+"""Twelve bad updates, and the outcome when a federation receives one among honest ones.
 
 The outcomes, the worst first:
 
     poisoned              the aggregate is not finite, or more than three times as far from the honest mean as the
-                          furthest honest client is
+                          furthest honest client
     wrong shape or dtype  the aggregate has other names, shapes or dtypes than the model
-    aborts                the aggregation raises, and the run ends
+    aborts                the aggregation raises an error, and the run ends
     harmless              the bad update was used, and the aggregate stays within that bound
-    refused               the aggregate is that of honest clients
+    refused               the aggregate is that of the honest clients
 """
 
 from pathlib import Path
@@ -23,31 +23,31 @@ from ..federation.assembly import assemble
 from ..federation.local_clients import start
 from ..federation.rounds import federated_round
 
-BOUND = 3.0  # as tests/torture/flower.py has it
+BOUND = 3.0  # as in tests/torture/flower.py
 WORDS = (
     "one NaN", "one Inf", "norm 1e30", "wrong shape", "broadcastable shape", "integer dtype", "complex dtype",
     "missing key", "extra key", "negative count", "NaN count", "huge count",
 )  # fmt: skip
-BAD_UPDATES = dict(zip(WORDS, attacks.BAD_UPDATES, strict=True))  # in words: as RunConfig.attack has it
+BAD_UPDATES = dict(zip(WORDS, attacks.BAD_UPDATES, strict=True))  # in words -> the name in RunConfig.attack
 OUTCOMES = ("poisoned", "wrong shape or dtype", "aborts", "harmless", "refused")
 
 
 def measured_flower() -> pd.DataFrame:
-    """What Flower's server strategies made of BAD_UPDATES: a row for each strategy and bad update, as measured.
+    """The outcomes of BAD_UPDATES in Flower's server strategies: a row for each strategy and bad update.
 
-    Columns: strategy, flwr_version, bad_update, outcome (the worst of all trials), largest_error (distance of aggregate
-    and honest mean in units of the furthest honest client's; inf: not finite, NaN: no aggregate of the model's shapes),
-    sentence (what every form of the bad update gave, and when).
-    Source: our measurement; tests/torture/flower.py says how, and makes the table again where flwr is installed.
+    Columns: strategy, flwr_version, bad_update, outcome (the worst of all trials), largest_error (distance between
+    aggregate and honest mean in units of the furthest honest client's; inf: not finite, NaN: no aggregate with the
+    model's shapes), sentence (the result of every form of the bad update, and its conditions).
+    Source: our measurement. tests/torture/flower.py documents it, and repeats it where flwr is installed.
     """
     table = pd.read_csv(Path(__file__).with_name("flower_on_bad_updates.csv"), dtype=str, keep_default_na=False)
     return table.assign(largest_error=pd.to_numeric(table["largest_error"]))
 
 
 def measured_here(kinds: tuple[str, ...] = AGGREGATIONS, seed: int = 0) -> pd.DataFrame:
-    """The same columns, but the version, for All-But-Me here: a round of five clients, the last of which is bad.
+    """The same columns, without the version, for All-But-Me here: a round of five clients, the last of which is bad.
 
-    "refused" is only said where all others end the round to the bit as if the bad client had not been there.
+    The outcome is "refused" only where all others end the round to the bit as if the bad client had not taken part.
     """
     rows = []
     for kind in kinds:
@@ -64,10 +64,10 @@ def measured_here(kinds: tuple[str, ...] = AGGREGATIONS, seed: int = 0) -> pd.Da
 
 
 def _judged(config: RunConfig, honest: Tensor) -> dict:
-    """honest (4, P): where the honest clients are after the round without the bad one."""
+    """honest (4, P): the honest clients' states after the round without the bad one."""
     try:
         X, reasons = _after_a_round(config)
-    except FedReFTError as error:  # anything else is a mistake of ours and shall be seen
+    except FedReFTError as error:  # any other error is our own mistake and must be seen
         return {"outcome": "aborts", "largest_error": float("nan"), "sentence": str(error)}
     spread = float((honest - honest.mean(0)).norm(dim=1).max())
     error = float((X[:4] - honest).norm(dim=1).max()) / spread

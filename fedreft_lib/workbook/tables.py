@@ -1,6 +1,6 @@
-"""Tables of results: what was gained, what differs beyond noise, what was sent.
+"""Tables of results: gains, differences beyond noise, and traffic.
 
-All take a table with the columns of results.csv and count in percentage points.
+All take a table with the columns of results.csv. Scores are in percent, differences in percentage points.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,10 +23,10 @@ RUN = (
 
 
 def accuracies(results: pd.DataFrame) -> pd.DataFrame:
-    """One row per (experiment, setup, method, seed, client, task, metric): untrained and trained, on the client's test.
+    """One row per (experiment, benchmark, setup, method, seed, client, task, metric), on the client's own test.
 
     The metrics are the tasks' primary ones (accuracy for most). "untrained" is the bare backbone (round 0), "trained"
-    the run's last round.
+    is the run's last round.
     """
     rows = results[results["metric"].isin(PRIMARY) & (results["split"] == "test")]
     rows = rows.assign(method=method_labels(rows)).sort_values("round", kind="stable")
@@ -36,11 +36,12 @@ def accuracies(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_best_round(results: pd.DataFrame) -> pd.DataFrame:
-    """Test scores after the round that held-out scores pick, as ReFT picks the epoch, and those of round 0.
+    """Test scores after the round that held-out scores select, as ReFT selects the epoch, and those of round 0.
 
-    For each run and task: of the rounds that were evaluated (all, with eval_every=1) the one with the best primary
-    held-out score, mean over clients; of equals the earliest. The untrained round 0 is never picked. MNLI's mismatched
-    test goes with its matched one. `rounds` is the round picked, so what reads a run's last round reads this one.
+    For each run and task it selects the evaluated round (with eval_every=1, all rounds are) with the best primary
+    held-out score, mean over clients; of equal ones the earliest. The untrained round 0 is never selected. MNLI's
+    mismatched test uses the round of the matched one. `rounds` becomes the selected round, so code that reads a run's
+    last round reads this one.
 
     Raises DataError where a run has no held-out scores: only labelled items have them.
     """
@@ -56,10 +57,9 @@ def at_best_round(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def as_reported(results: pd.DataFrame) -> pd.DataFrame:
-    """The same, but GLUE's test scores of a run's last round are those of the round that `at_best_round` picks.
+    """`results`, where GLUE's test scores of a run's last round are those of the round of `at_best_round`.
 
-    So whatever shows last rounds shows each benchmark by its own protocol. Runs without held-out scores stay as they
-    are.
+    Code that shows last rounds then follows each benchmark's protocol. Runs without held-out scores do not change.
     """
     tests = _with_best_round(results[results["benchmark"] == "glue"]).dropna(subset="best")
     last = tests.index[tests["round"] == tests["rounds"]]
@@ -68,11 +68,11 @@ def as_reported(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_best_round(results: pd.DataFrame) -> pd.DataFrame:
-    """The test rows with the round that held-out scores pick for their run and task in `best` (none: missing)."""
+    """The test rows, with the selected round of their run and task in the column `best` (missing if there is none)."""
     rows = results.assign(trained_on=results["task"].replace(MISMATCHED, "mnli"))
     keys = [*RUN, "trained_on"]
     held_out = rows[(rows["split"] == "held_out") & rows["metric"].isin(PRIMARY) & (rows["round"] > 0)]
-    means = held_out.groupby([*keys, "round"])["value"].mean().round(6).reset_index(name="score")  # equals stay equal
+    means = held_out.groupby([*keys, "round"])["value"].mean().round(6).reset_index(name="score")  # so ties stay ties
     best = means.loc[means.groupby(keys)["score"].idxmax(), [*keys, "round"]].rename(columns={"round": "best"})
     tests = rows[rows["split"] == "test"]
     return tests.merge(best, on=keys, how="left").set_index(tests.index)
@@ -92,8 +92,8 @@ def summary(results: pd.DataFrame, by: str = "setup") -> pd.DataFrame:
 def against(results: pd.DataFrame, reference: str, by: str = "setup") -> pd.DataFrame:
     """Each method minus `reference`, paired by seed and client, with a 95 % t-interval over the pairs.
 
-    Clients of one seed are not independent of each other, so the interval is if anything too narrow: a difference
-    inside it is no difference, one just outside it is a hint.
+    The interval may be too narrow, since clients of one seed are not independent. A difference inside it counts as
+    none; a difference just outside it is only a hint.
     """
     trained = accuracies(results)
     pairs = list(dict.fromkeys([by, "seed", "client", "task"]))  # by may be one of them
@@ -112,7 +112,7 @@ def against(results: pd.DataFrame, reference: str, by: str = "setup") -> pd.Data
 
 
 def verdict(results: pd.DataFrame, reference: str, by: str = "setup") -> list[str]:
-    """What `against` says, in a sentence for each group."""
+    """The result of `against` in words, one sentence for each group."""
     lines = []
     for group, part in against(results, reference, by).groupby(level=by, sort=False):
         better = [m for (_, m), row in part.iterrows() if row["beyond_noise"] and row["difference"] > 0]
@@ -145,13 +145,13 @@ def traffic(results: pd.DataFrame, by: str = "setup") -> pd.DataFrame:
 
 
 def noise(questions: int, accuracy: float = 50.0) -> float:
-    """Standard error, in percentage points, of an accuracy (percent) measured on that many questions (binomial)."""
+    """Binomial standard error, in percentage points, of an accuracy (percent) on that many questions."""
     share = accuracy / 100
     return 100 * float(np.sqrt(share * (1 - share) / questions))
 
 
 def cut_notes(runs: Sequence[Run]) -> list[str]:
-    """What a reader of these runs' results should know of it: one sentence, or none where all texts were whole."""
+    """A sentence about texts that were cut in these runs; [] where no text was cut."""
     cut = [run for run in runs if run.cut]
     if not cut:
         return []

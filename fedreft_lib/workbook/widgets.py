@@ -1,7 +1,7 @@
-"""Interactive pieces of the notebooks.
+"""Interactive parts of the notebooks.
 
-`lam_toy` and `flip_book` are HTML with inline scripts and nothing else, so they work in JupyterLab and just as well in
-an exported page without a kernel or a network. `live_mixing` computes with the real model, and needs a kernel.
+`lam_toy` and `flip_book` are only HTML with inline scripts, so they work in JupyterLab and in an exported page without
+a kernel or a network. `live_mixing` computes with the real model and needs a kernel.
 """
 
 import html
@@ -23,12 +23,12 @@ from ..model import scoring
 from ..runs.results import Run
 from .figures import image
 
-# The toy federation: four clients near each other and one far off, P = 2 numbers each.
+# The toy federation: four clients near each other and one far away, P = 2 numbers each.
 TOY = ((0.9, 0.9), (2.4, 0.7), (1.0, 2.2), (2.9, 3.2), (7.5, 3.4))
 HERE = Path(__file__).parent
 
 
-# The picture is put in by the script, so that a viewer that drops scripts shows the sentence and no dead controls.
+# The script inserts the figure, so a viewer that drops scripts shows the sentence and no dead controls.
 TOY_PAGE = Template("""
 <div class="fedreft-toy" data-fedreft="$id"><p>A federation of $n clients in two dimensions, with a slider for lam. It
 moves where scripts may run: in a notebook whose cells you have run yourself, or in the report page.</p></div>
@@ -42,10 +42,10 @@ document.querySelectorAll('[data-fedreft="$id"]').forEach((root) => mountToy(roo
 
 
 def lam_toy() -> HTML:
-    """The toy federation with a slider for lam; clients are dragged with mouse or finger, or moved with arrow keys.
+    """The toy federation with a slider for lam. Mouse, finger or arrow keys move the clients.
 
-    Shows what one client receives under FedAvg's mean, the mean of the others and the geometric median of the
-    others, and where each client ends up for (1 - lam) x_k + lam A_k.
+    It shows what one client receives with FedAvg's mean, the mean of the others and the geometric median of the others,
+    and where each client ends for (1 - lam) x_k + lam A_k.
     """
     options = "".join(f'<option value="{k}">{k + 1}</option>' for k in range(len(TOY)))
     markup = Template((HERE / "widgets_toy.html").read_text(encoding="utf-8")).substitute(options=options, n=len(TOY))
@@ -84,9 +84,9 @@ document.querySelectorAll('[data-fedreft="$id"]').forEach(function (root) {
 
 
 def flip_book(frames: Mapping[str, Figure | HTML | str], label: str) -> HTML:
-    """A slider through pictures made beforehand: `flip_book({"0.0": fig0, "0.5": fig1}, "lam")`.
+    """A slider through existing figures: `flip_book({"0.0": fig0, "0.5": fig1}, "lam")`.
 
-    frames: by name, in order, matplotlib figures or HTML. Where scripts do not run, the first frame stands alone.
+    frames: matplotlib figures or HTML, by name, in order. Where scripts do not run, only the first frame is shown.
     Raises ValueError for no frames.
     """
     if not frames:
@@ -113,9 +113,9 @@ def flip_book(frames: Mapping[str, Figure | HTML | str], label: str) -> HTML:
 
 
 def live_mixing(run: Run) -> None:
-    """With a kernel: sliders that mix a finished run's states once more, and one client's held-out loss as they move.
+    """Sliders that mix a finished run's states once more, and show one client's held-out loss. They need a kernel.
 
-    Without one, all that is left of it is a sentence.
+    Without a kernel the output is one sentence.
     """
     federation = federation_of(run)
     received = all_but_me(run.states, run.config.aggregation, byzantine=run.config.byzantine)

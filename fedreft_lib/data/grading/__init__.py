@@ -1,1 +1,1 @@
-"""How answers are graded: numbers and letters, words, metrics of classification, ROUGE-L, styles."""
+"""Grading of answers: numbers and letters, words, classification metrics, ROUGE-L, styles."""

@@ -1,7 +1,7 @@
 """The metrics of the classification tasks, in percent.
 
-GLUE's own (Wang et al. 2019): Matthews' correlation for CoLA, Pearson's and Spearman's for STS-B, accuracy elsewhere,
-for QQP and MRPC beside the F1 of class 1. Every other task has accuracy, or as a regression the two correlations.
+GLUE's own (Wang et al. 2019): Matthews' correlation for CoLA, Pearson's and Spearman's for STS-B, accuracy for all
+others, and for QQP and MRPC also the F1 of class 1. Other tasks have accuracy, or for a regression both correlations.
 """
 
 import warnings
@@ -14,15 +14,15 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from ...errors import DataError
 from ..glue_sources import GLUE
 
-PRIMARY = ("accuracy", "matthews", "pearson", "rouge_l")  # every task has exactly one of them
+PRIMARY = ("accuracy", "matthews", "pearson", "rouge_l")  # each task has exactly one of them
 
 
 def scores(task: str, predictions: Sequence[float], labels: Sequence[float], classes: int) -> dict[str, float]:
-    """Each metric of the task, in percent, the primary one first.
+    """All metrics of the task, in percent, the primary one first.
 
     predictions, labels: (N,), classes from 0, or numbers where `classes` is 0 (a regression).
-    What is undefined is 0, without a warning: a correlation where the predictions or the labels are all the same
-    (or not finite), and F1 where neither has class 1. Raises DataError where there is nothing to score.
+    An undefined value is 0, without a warning: a correlation where all predictions or all labels are equal (or not
+    finite), and F1 where neither has class 1. Raises DataError for no items.
     """
     if len(labels) == 0:
         raise DataError(f"There is no item of {task} to score.")
@@ -38,7 +38,7 @@ def _f1(labels: np.ndarray, predictions: np.ndarray) -> float:
 
 def _matthews(labels: np.ndarray, predictions: np.ndarray) -> float:
     if len(np.unique(labels)) == 1 or len(np.unique(predictions)) == 1:
-        return 0.0  # as scikit-learn has it, which warns where both are one same class
+        return 0.0  # as in scikit-learn, which warns where both have only one class
     return matthews_corrcoef(labels, predictions)
 
 

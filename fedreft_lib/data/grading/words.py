@@ -1,14 +1,14 @@
-"""Words of a text in any script, and where one ends.
+"""Words of a text in any script, and their ends.
 
-A word is a run of letters, marks and decimal digits. Scripts that set no blanks between words have no such runs: there
-each character with its marks counts as a word, as is usual for ROUGE in Chinese (see `_WITHOUT_BLANKS` for which).
-Everything else separates: blanks, punctuation, symbols, emoji, and signs such as the half and the raised two.
+A word is a run of letters, marks and decimal digits. In scripts without spaces between words (`_WITHOUT_BLANKS`), each
+character with its marks counts as a word, as is usual for ROUGE in Chinese. All other characters separate words:
+spaces, punctuation, symbols, emoji, and signs such as the half and the raised two.
 """
 
 import unicodedata
 from functools import cache
 
-# How the Unicode names of their letters begin: Han, kana, bopomofo, Yi, Thai, Lao, Khmer, Burmese and their relatives.
+# The beginnings of their letters' Unicode names: Han, kana, bopomofo, Yi, Thai, Lao, Khmer, Burmese and relatives.
 _WITHOUT_BLANKS = (
     "CJK ", "IDEOGRAPHIC ", "HIRAGANA", "KATAKANA", "HALFWIDTH KATAKANA", "BOPOMOFO", "YI ", "TANGUT ", "NUSHU ",
     "THAI ", "LAO ", "KHMER ", "MYANMAR ", "TAI ", "NEW TAI ", "BALINESE ", "JAVANESE ",
@@ -18,19 +18,19 @@ _WITHOUT_BLANKS = (
 def words(text: str) -> list[str]:
     """The words of a text, in Unicode's compatibility form (NFKC) and without case.
 
-    So e and an accent are é, full-width letters and digits are plain ones, and STRASSE is Straße. An accent counts.
+    So e and an accent equal é, full-width letters and digits equal plain ones, STRASSE equals Straße. Accents count.
 
     >>> words("Don't! Café №1: 東京タワー 333m")
     ['don', 't', 'café', '1', '東', '京', 'タ', 'ワ', 'ー', '333m']
     """
-    # Symbols go first: the compatibility form would make letters of some (a trade mark, a raised two).
+    # Symbols are removed first: the compatibility form would turn some into letters (a trade mark, a raised two).
     text = "".join(character if kind(character) else " " for character in text)
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     found, before = [], ""
     for character in text:
         now = kind(character)
         if now == "mark":
-            now = before  # it belongs to what it stands on
+            now = before  # a mark belongs to the character before it
         if now and now == before and (now == "letter" or kind(character) == "mark"):
             found[-1] += character
         elif now:
@@ -41,7 +41,7 @@ def words(text: str) -> list[str]:
 
 @cache
 def kind(character: str) -> str:
-    """What a character is in a word: "letter" (also a digit), "character" (a word by itself), "mark", or "" outside."""
+    """A character's role: "letter" (also a digit), "character" (a word by itself), "mark", or "" (not in a word)."""
     category = unicodedata.category(character)
     if category[0] == "L" or category == "Nl":
         return "character" if unicodedata.name(character, "").startswith(_WITHOUT_BLANKS) else "letter"
@@ -52,7 +52,7 @@ def kind(character: str) -> str:
 
 
 def glued(text: str, place: int) -> str:
-    """Do the characters before and after a place belong together: "digit" for two digits, "letter" for two letters?"""
+    """Whether the characters around a place belong together: "digit" for two digits, "letter" for letters, else ""."""
     if not 0 < place < len(text):
         return ""
     before, after = text[place - 1], text[place]

@@ -1,4 +1,4 @@
-"""The ClientApp: messages go on to the host's own `fedreft_lib.flower.host`; neither torch nor a model is loaded."""
+"""The ClientApp: it passes messages to its host's `fedreft_lib.flower.host`, and loads neither torch nor a model."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from fedreft_lib.flower.relay import Answers, client_app
 
 
 def in_this_process(home: Path) -> Answers:
-    from fedreft_lib.flower import client_app as here  # loads torch, where there is no host that has it
+    from fedreft_lib.flower import client_app as here  # loads torch; needed only without a host
 
     return here.in_this_process(home)
 

@@ -1,4 +1,4 @@
-"""The ServerApp: what it does is in fedreft_lib, which the server has."""
+"""The ServerApp: its code is in fedreft_lib, which is installed on the server."""
 
 from fedreft_lib.flower.deployment import server_app
 

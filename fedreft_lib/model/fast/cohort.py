@@ -1,16 +1,17 @@
-"""Local training of many clients in one pass: one forward and one backward for all their batches.
+"""Local training of many clients in one pass: one forward and one backward pass for all their batches.
 
-Each row of the batch is steered by its own client's state. The frozen model treats rows apart, the objective is the
-sum of the clients' mean losses, AdamW works number by number and gradients are clipped client by client: so each client
-takes the steps that it takes alone.
+Each row of the batch is steered by its own client's state. The frozen model computes rows independently, the objective
+is the sum of the clients' mean losses, AdamW works number by number, and gradients are clipped client by client. Each
+client therefore takes the same steps as by itself.
 
-On a CPU they are the same to the bit, in float32 and bfloat16, where a row of a product does not depend on how many
-other rows there are. MKL and oneDNN keep to that from eight or twelve rows on, and the rest is done here: clients share
-the products with frozen weights, whose rows are tokens, and nothing else. Each attends in grids of its own
-(packed_attention.py), has its own sums over positions (owners.py) and its own norm of the gradient. Products of one or
-two columns (rank 1, FedALT's router), stacked additions (FLoRA) and batches of fewer than twelve tokens are left out:
-there the two differ in last bits, which AdamW can make as large as a step, for a number whose gradient is zero but for
-rounding.
+On a CPU they are the same to the bit, in float32 and bfloat16, if a row of a product does not depend on the number of
+other rows. MKL and oneDNN ensure that from eight or twelve rows on. The code here does the rest: clients share only the
+products with frozen weights, whose rows are tokens. Each client attends in its own grids (packed_attention.py), and has
+its own sums over positions (owners.py) and its own gradient norm.
+
+Exceptions are products with one or two columns (rank 1, FedALT's router), stacked additions (FLoRA) and batches of
+fewer than twelve tokens: there the last bits differ. Where a gradient is zero up to rounding, AdamW can make that
+difference as large as a step.
 """
 
 import time
@@ -38,9 +39,9 @@ def train_together(
     proximal: float = 0.0,
     on_step: Callable[[], object] = lambda: None,
 ) -> list[Trained]:
-    """`core.training.train` for each client's state, data and seed; without dropout, whose draws would be others.
+    """`core.training.train` for each client's state, data and seed; without dropout, whose draws would differ.
 
-    A client's time is its part of the whole, all parts being equal.
+    `Trained.seconds` is the total time, divided by the number of clients.
     """
     began = time.perf_counter()
     data = type(datas[0]).join(datas)
@@ -75,7 +76,7 @@ def train_together(
 
 
 def clip_each(tensors: Sequence[Tensor], largest: float) -> None:
-    """`clip_grad_norm_` for each k apart, over the k-th slices of the gradients of tensors (K, ...)."""
+    """`clip_grad_norm_` for each k separately, over the k-th slices of the gradients of tensors (K, ...)."""
     each = zip(*(tensor.grad.unbind() for tensor in tensors), strict=True)
     norms = torch.stack([nn.utils.get_total_norm(own) for own in each])  # (K,)
     factor = (largest / (norms + 1e-6)).clamp(max=1.0)

@@ -1,17 +1,17 @@
-"""Hidden states below the first site: no client's state can change them, so they are computed once and kept.
+"""Hidden states below the first site: no client's state can change them, so they are computed once and stored.
 
-    h_i (T_i, d) = output of block `adapter.below` for sequence i        one file: h_1, ..., h_n on top of each other
+    h_i (T_i, d) = output of block `adapter.below` for sequence i        one file: h_1, ..., h_n stacked
 
-Every run on the same list of sequences reads the same file, whatever its round, client, method, lam or seed, in this
-process or another. The file is memory-mapped, so the page cache is the memory that holds it, shared by all processes;
-what the disk does not take stays in this process's own memory, up to MEMORY_LIMIT.
+Every run on the same list of sequences reads the same file, in any round, for any client, method, lam or seed, in this
+process or another. The file is memory-mapped, so all processes share the page cache that holds it. What does not fit on
+the disk stays in this process's memory, up to MEMORY_LIMIT.
 
-A file is named after a hash of everything that the bits depend on: weights and config of the blocks, dtype, device,
-threads, versions, and the sequences. A sequence read in other company has other last bits (padding, and the number of
-rows of a product), so what is kept belongs to a list, not to a sequence. The order of a list plays no part: seeds that
-deal a client the same questions in another order share, seeds that deal it others do not.
+A file's name is a hash of everything that its bits depend on: weights and config of the blocks, dtype, device, threads,
+versions, and the sequences. A sequence in another list has other last bits (padding, and the number of rows of a
+product), so a file belongs to a list, not to a sequence. The order of a list does not matter: seeds that deal a client
+the same questions in another order share a file.
 
-The folder may be deleted at any time: what is mapped stays readable (on Linux and macOS) until it is let go.
+The folder may be deleted at any time: mapped files stay readable (on Linux and macOS) until they are released.
 """
 
 import contextlib
@@ -38,17 +38,17 @@ from ..ways import Ways
 from . import packed_attention
 from .hidden_files import folder, limit, make_room
 
-MEMORY_LIMIT = 2 * 2**30  # bytes of a federation that stay in memory where the disk does not take them
-PART = 2**28  # bytes of a file: longer lists are computed and written in parts, so that memory holds one at a time
+MEMORY_LIMIT = 2 * 2**30  # most bytes of a federation that stay in memory where the disk is full
+PART = 2**28  # bytes of a file: longer lists are computed and written in parts, so memory holds one part at a time
 
 
 def keeps(model: SteeredModel, config: RunConfig) -> bool:
-    """Whether a run's hidden states are kept: not where few of the clients are drawn, once or twice in a run each."""
+    """Whether a run stores hidden states. It does not where clients are sampled, each once or twice in a run."""
     return model.can_start_in_the_middle and config.sampled is None
 
 
 def offer(model: SteeredModel, config: RunConfig, ways: Ways) -> str:
-    """What can be kept of a model, for a run's manifest. ways: in which its longest text is read."""
+    """What can be stored for a model, as a sentence for the manifest. ways: those of its longest text."""
     if keeps(model, config) and not ways.whole:
         return "nothing is kept: options are read apart"
     if keeps(model, config):
@@ -66,12 +66,12 @@ class HiddenCache:
     def __init__(self, model: SteeredModel):
         self.model, self.folder, self.writes = model, folder(), True
         self.bytes = model.backbone.hidden_size * model.backbone.dtype.itemsize  # of a token
-        # A federation that is larger than the limit would push out its own files.
+        # A federation that is larger than the limit would remove its own files.
         self.on_disk, self.in_memory = limit(self.folder), MEMORY_LIMIT  # bytes left
 
     def states(self, sequences: Sequence[Tokens]) -> list[Tensor] | None:
-        """`hidden_below` of the sequences, on the CPU: (T_i, d) each; None where there is no room for them, or where
-        they are not read as they are (ways.py)."""
+        """`hidden_below` of the sequences on the CPU, (T_i, d) each; None where there is no room, or where options are
+        read apart (ways.py)."""
         if sequences and not self.model.ways(max(s.reach for s in sequences)).whole:
             return None
         size = sum(len(s.ids) for s in sequences) * self.bytes
@@ -87,7 +87,7 @@ class HiddenCache:
         return [found[i] for i in range(len(sequences))]
 
     def _parts(self, sequences: Sequence[Tokens]) -> Iterator[list[int]]:
-        """Indices of the sequences, ordered by what they say, as many at a time as a file takes."""
+        """Indices of the sequences, sorted by content, in parts that fit into one file."""
         part, tokens = [], 0
         for i in sorted(range(len(sequences)), key=lambda i: repr(sequences[i])):
             if part and (tokens + len(sequences[i].ids)) * self.bytes > PART:
@@ -99,7 +99,7 @@ class HiddenCache:
             yield part
 
     def _part(self, sequences: list[Tokens]) -> Tensor:
-        """Their hidden states on top of each other (sum of T_i, d): mapped, or computed."""
+        """Their hidden states, stacked (sum of T_i, d): mapped, or computed."""
         key = key_of(self.model, sequences)
         path = self.folder / f"{key}.safetensors"
         rows = sum(len(s.ids) for s in sequences)
@@ -110,22 +110,22 @@ class HiddenCache:
                 self.in_memory -= hidden.nbytes
                 return hidden
             kept = self._read(path, key, rows)
-            hidden = hidden if kept is None else kept  # None: another process needed the room meanwhile
+            hidden = hidden if kept is None else kept  # None: meanwhile another process needed the room
         self.on_disk -= hidden.nbytes
         return hidden
 
     def _read(self, path: Path, key: str, rows: int) -> Tensor | None:
-        """What the file holds, mapped; None where there is none, with a warning where it is not what was written."""
+        """The file's content, mapped. None where there is no file, and, with a warning, where it is damaged."""
         if not path.exists():
             return None
         try:
-            tensors, notes = load_tensors(path)  # safetensors maps the file, and the hash is taken of what is mapped
+            tensors, notes = load_tensors(path)  # safetensors maps the file, and the hash covers the mapped content
             shapes = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
             backbone = self.model.backbone
             if notes != {"key": key} or shapes != {"hidden": ((rows, backbone.hidden_size), backbone.dtype)}:
                 raise FedReFTError(f"{path} holds something else than its name says")
         except FedReFTError as error:
-            if path.exists():  # else another process has just removed it
+            if path.exists():  # otherwise another process has just removed it
                 warnings.warn(f"{error}: these hidden states are computed anew", DamageWarning, stacklevel=2)
             return None
         with contextlib.suppress(OSError):
@@ -133,8 +133,8 @@ class HiddenCache:
         return tensors["hidden"]
 
     def _written(self, path: Path, key: str, hidden: Tensor) -> bool:
-        """Whether the disk took them; one warning where it does not, and no further try."""
-        # A name of its own: two processes may write the same states at once, and the last one's file stays.
+        """Whether they could be written. After a failure it warns once and does not try again."""
+        # A unique name: two processes may write the same states at once, and the last file stays.
         temporary = path.with_name(f"{key}-{uuid.uuid4().hex}.safetensors")
         try:
             if hidden.nbytes > self.on_disk:
@@ -143,7 +143,7 @@ class HiddenCache:
             make_room(self.folder, hidden.nbytes)
             write_tensors({"hidden": hidden}, temporary, {"key": key})
             try:
-                os.replace(temporary, path)  # not flushed: what a power cut tears is found by its hash
+                os.replace(temporary, path)  # not flushed: the hash reveals a file that a power cut has damaged
             except OSError:
                 temporary.unlink(missing_ok=True)
                 raise
@@ -159,7 +159,7 @@ class HiddenCache:
 
 
 def key_of(model: SteeredModel, sequences: Sequence[Tokens]) -> str:
-    """A hash of everything that the bits of `hidden_below` depend on; the sequences in its order."""
+    """A hash of everything that the bits of `hidden_below` depend on; the sequences in the given order."""
     backbone, below = model.backbone, model.adapter.below
     config = backbone.model.config
     parts = (
@@ -171,25 +171,25 @@ def key_of(model: SteeredModel, sequences: Sequence[Tokens]) -> str:
     return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()
 
 
-@functools.cache  # of what this process runs
+@functools.cache  # of the code that this process runs
 def _sources() -> str:
-    """The code that computes, with its batch size."""
+    """A hash of the code that computes hidden states, including its batch size."""
     return hashlib.sha256(
         b"".join(Path(m.__file__).read_bytes() for m in (packed_attention, tokens, steered))
     ).hexdigest()
 
 
 def _processor(device: torch.device) -> str:
-    """Which instructions a product is made of: a cache folder may be shared by machines."""
+    """The processor's instructions, which products depend on: machines may share a cache folder."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torch versions cannot tell
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torch versions do not know
     return f"{torch.backends.cpu.get_cpu_capability()} {sorted(capabilities.items())}"
 
 
 @functools.lru_cache(maxsize=1)
 def _weights(backbone: Backbone) -> list[str]:
-    """Hashes of the embeddings and of each block; every value, where the backbone's fingerprint samples."""
+    """Hashes of the embeddings and of each block, over every value (the backbone's fingerprint only samples)."""
     modules: list[nn.Module] = [backbone.model.get_input_embeddings(), *backbone.layers]
     return [
         " ".join(hash_of({name: tensor.cpu().contiguous()}) for name, tensor in sorted(module.state_dict().items()))

@@ -1,4 +1,4 @@
-"""The folder of kept hidden states: where it is, what it may hold, and who goes first where there is no more room."""
+"""The folder of stored hidden states: its place, its limit, and which files are removed first."""
 
 import contextlib
 import os
@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ...files import cache_dir
 
-DISK_LIMIT = 8 * 2**30  # bytes of all files together; never more than a quarter of the disk that is free without them
-FILES = "[0-9a-f]" * 64 + "*.safetensors"  # whole files, and those that a killed process left half written
+DISK_LIMIT = 8 * 2**30  # bytes of all files together; at most a quarter of the disk space that is free without them
+FILES = "[0-9a-f]" * 64 + "*.safetensors"  # complete files, and partial ones of a killed process
 
 
 def folder() -> Path:
@@ -19,12 +19,12 @@ def folder() -> Path:
 
 
 def used(place: Path) -> int:
-    """Bytes of all files that are kept."""
+    """Bytes of all stored files."""
     return sum(size for _, size, _ in _files(place))
 
 
 def _files(place: Path) -> list[tuple[float, int, Path]]:
-    """(time of last use, size, path) of what is kept, the least recently used first."""
+    """(time of last use, size, path) of the stored files, the least recently used first."""
     found = []
     for path in place.glob(FILES):
         with contextlib.suppress(OSError):  # removed meanwhile
@@ -34,7 +34,7 @@ def _files(place: Path) -> list[tuple[float, int, Path]]:
 
 
 def limit(place: Path) -> int:
-    """Bytes that all files may have together."""
+    """The most bytes that all files may have together."""
     there = next(parent for parent in (place.absolute(), *place.absolute().parents) if parent.exists())
     return min(DISK_LIMIT, (shutil.disk_usage(there).free + used(place)) // 4)
 

@@ -1,8 +1,8 @@
-"""The last block where only a few tokens are read off a model: what comes of the others' own queries is left out.
+"""The last block, where only a few tokens' outputs are read: the queries of all other tokens are left out.
 
-Every token's key and value is needed; its query, and all that follows from it, serves that token's output alone. So the
-modules of `OWN` are given the tokens that are read, and the others' outputs are zeros: nobody reads what comes of them.
-In a model of 30 blocks that is three per cent of a pass, and a fifth of what is left above kept hidden states of 25.
+Every token's key and value is needed, but its query, and everything after it, serves only that token's own output. So
+the modules of `OWN` compute only the tokens that are read; the outputs of all others are zeros, which are not used. In
+a model of 30 blocks that saves three per cent of a pass, or a fifth where hidden states of 25 blocks are cached.
 """
 
 import math
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from .owners import filled
 
-OWN = ("self_attn.q_proj", "self_attn.o_proj", "mlp")  # as models of `attention.LLAMA_LIKE` have them
+OWN = ("self_attn.q_proj", "self_attn.o_proj", "mlp")  # the names in models of `packed_attention.LLAMA_LIKE`
 
 
 @contextmanager
 def read_at(block: nn.Module, tokens: Tensor, shape: tuple[int, int]) -> Iterator[None]:
-    """Within this context the outputs of `block` are right at tokens (M,) alone, flat places in `shape`, none twice."""
+    """In this context the outputs of `block` are correct only at `tokens` (M,), distinct flat indices into `shape`."""
     read = filled(tokens)
 
     def taken(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:

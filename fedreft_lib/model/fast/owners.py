@@ -1,9 +1,9 @@
-"""Rows of several states in one batch: lined up state by state, so that one product serves all states, and back.
+"""Rows of several states in one batch: grouped by state, so that one product serves all states, and back.
 
-    rows (n, ...)  -- lined_up -->  lines (K, m, ...)  -- each line under its own state -->  -- taken_back -->  rows
+    rows (n, ...)  -- lined_up -->  lines (K, m, ...)  -- each line with its own state -->  -- taken_back -->  rows
 
-All lines are as long as the longest, and a multiple of `FULL`. What is left of one is zeros and not another's row: its
-gradient is zero, and zero times another client's NaN would be NaN.
+All lines have the length of the longest, rounded up to a multiple of `FULL`. The rest of a line is zeros, not another
+row: its gradient is zero, and zero times another client's NaN would be NaN.
 """
 
 import torch
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from ...core.sites import Edit, Intervention, Positions, unstacked
 from ...core.state import State
 
-FULL = 8  # rows: from here on, in eights, a row of a product has the same bits however many others there are (MKL's do)
+FULL = 8  # rows: with a multiple of eight rows, a row of a product has the same bits for any number of rows (in MKL)
 
 
 class Lines:
-    """owners (n,): for each row the number of its state, in any order. states: K; some may own no row."""
+    """owners (n,): for each row the number of its state, in any order. states: K; some may have no row."""
 
     def __init__(self, owners: Tensor, states: int):
         sizes = owners.bincount(minlength=states)
@@ -39,12 +39,12 @@ class Lines:
 def edit_by_owner(
     kind: Intervention, state: State, positions: Positions, *, share: Tensor | None = None, owners: Tensor | None = None
 ) -> Edit:
-    """The edit of each row's own state, for `core.sites.edited`; the plain one is that of `core.sites.intervene`.
+    """The edit of each row's own state, for `core.sites.edited`. `core.sites.intervene` is the plain counterpart.
 
-    owners (B,): each row's state, where the tensors of `state` are those of K states, (K, S, ...); None: one state.
-    share (B,): for interventions of two branches, each row's share of the local one, passed on as phi["share"].
+    owners (B,): the number of each row's state, where the tensors of `state` are those of K states, (K, S, ...); None:
+    one state. share (B,): for interventions with two branches, each row's share of the local one, as phi["share"].
     """
-    if owners is None:  # one state, the first of one
+    if owners is None:  # one state: number 0 of one
         state = {name: tensor.unsqueeze(0) for name, tensor in state.items()}
     per_site, states = unstacked(state, 1), len(next(iter(state.values())))
     own = {group: torch.zeros_like(row) if owners is None else owners[row] for group, row in positions.rows.items()}
@@ -61,5 +61,5 @@ def edit_by_owner(
 
 
 def filled(places: Tensor) -> Tensor:
-    """places (n,) and, up to a multiple of FULL, the first place again, as often as it takes."""
+    """places (n,), extended to a multiple of FULL by repeating the first place."""
     return nn.functional.pad(places, (0, -len(places) % FULL), value=int(places[0])) if len(places) else places

@@ -1,13 +1,14 @@
-"""Attention without padding around it: a batch is one row of tokens, and only attention lays it out as a grid.
+"""Batches without padding: a batch is one row of tokens, and only attention arranges it as a grid.
 
-Sequences of a batch differ in length, and a padded batch computes its padding, too: a third to a half of all tokens in
-the benchmarks' questions. Everything but attention works on each token alone. So a *packed* batch has the tokens of all
-sequences one after another, the longest first, (1, N, d), and the function below, which transformers calls in every
-block, puts queries, keys and values into grids (B, T) of like sequences and takes the results out again.
+Sequences of a batch differ in length. A padded batch computes its padding, too: a third to a half of all tokens in the
+benchmarks' questions. All parts except attention work on each token separately. So a *packed* batch, (1, N, d), has the
+tokens of all sequences one after another, the longest first. transformers calls the function `attention` in every
+block. It puts queries, keys and values into grids (B, T) of sequences of similar length, and takes the results out
+again.
 
-On a CPU in bfloat16 torch's fused attention spends several times its forward pass in its backward pass; up to
-`EXPLICIT` tokens the textbook form is faster in both. Each product is rounded to bfloat16, the scores too, which the
-fused one keeps in float32: alone it is about half as exact there. In SmolLM2-135M that is lost in all other rounding
+On a CPU in bfloat16, the backward pass of torch's fused attention takes several times its forward pass. Up to
+`EXPLICIT` tokens the textbook form is faster in both. It rounds each product to bfloat16, also the scores, which the
+fused form keeps in float32; by itself it is about half as exact. In SmolLM2-135M other rounding hides that
 (log-probabilities and gradients are as far from the float32 model's with either).
 """
 
@@ -18,34 +19,34 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-GIVEN = int(transformers.__version__.split(".")[0]) >= 5  # before, BERT's attention could not be given from outside
+GIVEN = int(transformers.__version__.split(".")[0]) >= 5  # earlier versions cannot replace BERT's attention
 if GIVEN:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import sdpa_mask
 
 NAME = "fedreft"
-LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")  # decoders of one build: modules, names, `inputs_embeds`
-# Models that hand what they do not know, such as `packing`, on to their attention.
+LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")  # decoders with the same modules, names and `inputs_embeds`
+# Models that pass unknown arguments, such as `packing`, to their attention.
 PACKABLE = (*LLAMA_LIKE, "bert", "roberta")
-EXPLICIT = 256  # tokens; the probabilities that are kept for the backward pass grow with the square
+EXPLICIT = 256  # tokens; the probabilities kept for the backward pass grow with the square of the length
 
 
-GRID = 2**13  # cells B T^2 of scores that cost as much as a grid of its own does besides
+GRID = 2**13  # the fixed cost of a grid, in cells B T^2 of scores
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Some sequences of a packed batch, in which they attend: tokens first, ..., last - 1 of its row."""
+    """Some sequences of a packed batch that attend together: tokens first, ..., last - 1 of its row."""
 
     first: int
     last: int
-    index: Tensor  # (n,), where these tokens stand in (B, T), flat
+    index: Tensor  # (n,), flat indices of these tokens into (B, T)
     shape: tuple[int, int]  # B, T
     mask: Tensor  # (B or 1, 1, T or 1, T), added to the scores
 
     def laid_out(self, x: Tensor) -> Tensor:
-        """(1, h, N, n) -> (B, h, T, n), zero where there is no token."""
+        """(1, h, N, n) -> (B, h, T, n), zeros where there is no token."""
         B, T = self.shape
         h, n = x.shape[1], x.shape[3]
         own = x[0].transpose(0, 1)[self.first : self.last]
@@ -61,16 +62,16 @@ class Packing:
     """How the sequences of a packed batch attend."""
 
     grids: tuple[Grid, ...]
-    causal: bool  # each token sees those before it in its sequence, and nothing else is to be said
+    causal: bool  # each token sees all tokens before it in its sequence: no other mask is needed
 
     @classmethod
     def of(
         cls, order: Tensor, lengths: list[int], mask: Tensor, causal: bool, owners: list[int] | None = None
     ) -> "Packing":
-        """order (B,): the rows in the order of the batch, by lengths that fall; mask of the rows, as in `Grid`.
+        """order (B,): the rows in the order of the batch, by decreasing `lengths`. mask: of the rows, as in `Grid`.
 
-        owners: of the rows in that order, where lengths fall for each owner alone. No grid has rows of two, so each
-        owner's rows attend in the grids, and to the bits, that they have in a batch of their own.
+        owners: of the rows in that order; lengths then decrease for each owner. No grid has rows of two owners, so each
+        owner's rows have the same grids, and the same bits, as in a batch of their own.
         """
         grids, first = [], 0
         for start, stop in _runs(lengths, owners):
@@ -84,7 +85,7 @@ class Packing:
 
 
 def _runs(lengths: list[int], owners: list[int] | None) -> list[tuple[int, int]]:
-    """`split` of each owner's lengths, which stand together; of all where they have one."""
+    """`split` of each owner's lengths, which are next to each other; of all lengths where there are no owners."""
     found, start = [], 0
     for _, group in itertools.groupby(owners or [0] * len(lengths)):
         stop = start + len(list(group))
@@ -94,8 +95,8 @@ def _runs(lengths: list[int], owners: list[int] | None) -> list[tuple[int, int]]
 
 
 def split(lengths: list[int]) -> list[tuple[int, int]]:
-    """Falling lengths into runs [start, stop), so that the cells of their grids, and GRID for each, are fewest."""
-    best, starts = [0], [0]  # for the first i lengths: the least cost, and where the last run starts
+    """Decreasing lengths into runs [start, stop), with the fewest cells of their grids plus GRID for each."""
+    best, starts = [0], [0]  # for the first i lengths: the least cost, and the start of the last run
     for i in range(1, len(lengths) + 1):
         costs = [best[j] + (i - j) * lengths[j] ** 2 + GRID for j in range(i)]
         best.append(min(costs))
@@ -108,9 +109,9 @@ def split(lengths: list[int]) -> list[tuple[int, int]]:
 
 
 def install(model: nn.Module) -> None:
-    """Let the model read packed batches beside padded ones, where it and its library can.
+    """Let the model read packed batches as well as padded ones, where it and its library can.
 
-    What it computes otherwise stays the same, so a model whose attention is not torch's fused one keeps its own.
+    Padded batches give the same values as before, so a model with another attention than torch's fused one keeps it.
     """
     if GIVEN and model.config.model_type in PACKABLE and model.config._attn_implementation == "sdpa":
         AttentionInterface.register(NAME, attention)
@@ -122,7 +123,7 @@ def packs(model: nn.Module, longest: int) -> bool:
     """Whether the model reads packed batches of sequences of at most `longest` tokens."""
     if model.config._attn_implementation != NAME:
         return False
-    window = getattr(model.config, "sliding_window", None)  # the masks here know of none
+    window = getattr(model.config, "sliding_window", None)  # the masks here have no window
     return not window or longest <= window
 
 
@@ -130,9 +131,9 @@ def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
     scaling: float | None = None, packing: Packing | None = None, **more,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """What transformers calls: (1, h, N, n) of a packed batch -> (1, N, h, n); a padded batch goes to its own function.
+    """What transformers calls: (1, h, N, n) of a packed batch -> (1, N, h, n). A padded batch uses torch's function.
 
-    A packed batch brings its masks along, and attention_mask is there only because transformers would make one.
+    A packed batch has its masks in `packing`. attention_mask is only there because transformers would make one.
     """
     if packing is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)
@@ -143,7 +144,7 @@ def attention(
             scale = Q.shape[-1] ** -0.5 if scaling is None else scaling
             found = Explicit.apply(Q, K, V, grid.mask, scale).transpose(1, 2)
         else:
-            mask = None if packing.causal else grid.mask  # where there is none, faster kernels are taken
+            mask = None if packing.causal else grid.mask  # torch has faster kernels without a mask
             found, _ = sdpa_attention_forward(
                 module, Q, K, V, mask, scaling=scaling, **{**more, "is_causal": packing.causal}
             )
@@ -152,7 +153,7 @@ def attention(
 
 
 class Explicit(torch.autograd.Function):
-    """softmax(scale Q K^T + mask) V in products, rounded to the dtype of Q, and one softmax, in float32.
+    """softmax(scale Q K^T + mask) V as products, rounded to the dtype of Q, and one softmax in float32.
 
     Q (B, h, T, n); K and V (B, g, T, n), each for h / g heads.
     """
