@@ -13,9 +13,9 @@ settings.register_profile("no test asserts a time", deadline=None)
 settings.load_profile("no test asserts a time")
 
 
-# What `make test-pyreft` runs. The code is the same there, but transformers is 4.45 (tokenizers and the hub's client are
-# as old), pandas 2, NumPy and Matplotlib are older: so all that reads a model, loads one or goes by its version, a run of
-# each method, tables and pictures, and one notebook. Rules, formulas, files and Flower do not know the difference.
+# What `make test-pyreft` runs. The code is the same there, but transformers is 4.45, tokenizers and the hub client are
+# as old, and pandas, NumPy and Matplotlib are older. So it runs what reads a model, loads one or depends on a version,
+# a run of each method, tables and pictures, and one notebook. Rules, formulas, files and Flower are the same there.
 PINNED = (
     "tests/model/",  # loading, attention, agreement of families, generation, adapters, heads, hidden states, parity
     "tests/methods/test_lora.py",  # against peft
