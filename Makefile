@@ -12,7 +12,10 @@ hash = $(shell cat $(1) pyproject.toml | cksum | cut -d ' ' -f 1)
 LOCKED := .venv/installed-$(call hash,requirements.lock)
 PINNED := .venv-pyreft/installed-$(call hash,environment.yml)
 
-.PHONY: help setup reproduce test torture bench lab lint lock setup-pyreft test-pyreft clean
+# Tests run in as many processes as there are cores, up to four, since each takes about 1.5 GB; torch has one thread there.
+PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(1)/bin/python -m pytest -n logical --maxprocesses 4
+
+.PHONY: help setup reproduce test test-all torture bench lab lint lock setup-pyreft test-pyreft clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -23,8 +26,11 @@ setup: $(LOCKED)  ## install the locked stack into .venv
 reproduce: $(LOCKED)  ## run the ordered notebooks (PROFILE=quick)
 	@.venv/bin/python -m fedreft_lib reproduce $(PROFILE)
 
-test: lint  ## lint and run the tests
-	@TOKENIZERS_PARALLELISM=false .venv/bin/python -m pytest
+test: lint  ## lint and run the tests, without those that need minutes
+	@$(call PYTEST,.venv) -m "not slow"
+
+test-all: lint  ## lint and run all tests
+	@$(call PYTEST,.venv)
 
 torture: $(LOCKED)  ## kill, damage and poison everything some hundreds of times (an hour and a quarter)
 	@.venv/bin/python -m tests.torture
@@ -46,8 +52,8 @@ lock:  ## compile requirements.lock anew (needs uv)
 
 setup-pyreft: $(PINNED)  ## install the pyreft-pinned stack (environment.yml) into .venv-pyreft
 
-test-pyreft: $(PINNED)  ## run the tests on the pyreft-pinned stack
-	@TOKENIZERS_PARALLELISM=false .venv-pyreft/bin/python -m pytest
+test-pyreft: $(PINNED)  ## run what differs there on the pyreft-pinned stack
+	@$(call PYTEST,.venv-pyreft) -m "pinned and not slow"
 
 clean:  ## remove the environments and the caches (outputs stay: runs are dear)
 	@rm -rf .venv .venv-pyreft .pytest_cache .ruff_cache .hypothesis
