@@ -14,9 +14,9 @@ settings.load_profile("no test asserts a time")
 
 
 # What `make test-pyreft` runs. There transformers is 4.45, with tokenizers and a hub client as old, pandas is 2, and
-# NumPy, SciPy and Matplotlib are a version back. So: all that loads a model, reads with it or goes by its version, a run
-# of each method, tables and pictures, and a notebook. To rules, formulas, files and refusals the stacks are the same, and
-# Flower is not there.
+# NumPy, SciPy and Matplotlib are a version back. So: all that loads a model, reads with it or goes by its version, a
+# run of each method, tables and pictures, and a notebook. To rules, formulas, files and refusals both stacks are the
+# same, and Flower is not there.
 PINNED = (
     "tests/model/",  # loading, attention, agreement of families, generation, adapters, heads, hidden states, parity
     "tests/methods/test_lora.py",  # against peft
