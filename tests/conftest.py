@@ -13,9 +13,10 @@ settings.register_profile("no test asserts a time", deadline=None)
 settings.load_profile("no test asserts a time")
 
 
-# What `make test-pyreft` runs. The code is the same there, but transformers is 4.45, tokenizers and the hub client are
-# as old, and pandas, NumPy and Matplotlib are older. So it runs what reads a model, loads one or depends on a version,
-# a run of each method, tables and pictures, and one notebook. Rules, formulas, files and Flower are the same there.
+# What `make test-pyreft` runs. There transformers is 4.45, with tokenizers and a hub client as old, pandas is 2, and
+# NumPy, SciPy and Matplotlib are a version back. So: all that loads a model, reads with it or goes by its version, a
+# run of each method, tables and pictures, and a notebook. To rules, formulas, files and refusals both stacks are the
+# same, and Flower is not there.
 PINNED = (
     "tests/model/",  # loading, attention, agreement of families, generation, adapters, heads, hidden states, parity
     "tests/methods/test_lora.py",  # against peft

@@ -40,9 +40,10 @@ def unsafe(source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", sorted(LIBRARY.rglob("*.py")), ids=lambda path: str(path.relative_to(LIBRARY)))
-def test_no_module_runs_what_a_file_brings(path):
-    assert unsafe(path.read_text(encoding="utf-8")) == []
+def test_no_module_runs_what_a_file_brings():
+    modules = sorted(LIBRARY.rglob("*.py"))
+    found = {path.relative_to(LIBRARY): unsafe(path.read_text(encoding="utf-8")) for path in modules}
+    assert len(found) > 100 and {path: what for path, what in found.items() if what} == {}
 
 
 @pytest.mark.parametrize(

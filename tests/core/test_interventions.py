@@ -42,6 +42,14 @@ def test_an_edit_is_the_formula_written_out(name, r, d):
 
 
 @pytest.mark.parametrize("name", INTERVENTIONS)
+def test_every_edit_is_a_map_with_an_offset(name):
+    phi = {n: t[0] for n, t in made(INTERVENTIONS[name]).items()}
+    h, found = torch.randn(11, 8), INTERVENTIONS[name].as_map(phi)
+    expected = h + h @ (found["B"] @ found["A"]).T + found["c"]
+    torch.testing.assert_close(expected.double(), written_out(name, h, phi), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", INTERVENTIONS)
 def test_rows_that_carry_their_own_states_equal_one_after_another(name):
     intervention = INTERVENTIONS[name]
     phi = made(intervention, sites=5)  # five states, one for each row of the batch

@@ -38,4 +38,5 @@ def few(cases: Iterable, *chosen) -> list:
     """All cases for `parametrize`, of which those that are not chosen are slow."""
     cases = list(cases)
     assert set(chosen) <= set(cases)
-    return [case if case in chosen else pytest.param(case, marks=pytest.mark.slow) for case in cases]
+    tuples = {case: case if isinstance(case, tuple) else (case,) for case in cases}
+    return [case if case in chosen else pytest.param(*tuples[case], marks=pytest.mark.slow) for case in cases]

@@ -6,6 +6,7 @@ unchanged is not computed again. The places know of a change only that the data 
 fast tests see for each change that it is noticed, and for each place some of the changes; the slow ones see them all.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -174,7 +175,7 @@ BACKBONE = {
     "norm": ("questions", in_json("config.json", lambda found: found.update(rms_norm_eps=0.1))),
 }  # fmt: skip
 CHANGES = {**DATA, **BACKBONE}
-KERNELS, SLOW = ("new", "same"), pytest.mark.slow
+KERNELS = ("new", "same")
 CHANGES_NUMBERS = ("response", "label", "weights", "tokenizer", "norm")
 
 
@@ -212,12 +213,7 @@ SOME = ("gold", "order of choices", "response", "label", "weights", "generation 
 
 
 @pytest.mark.parametrize(
-    ("change", "kernel"),
-    [
-        pytest.param(change, kernel, marks=() if (change, kernel) in zip(SOME, 3 * KERNELS, strict=True) else SLOW)
-        for change in CHANGES
-        for kernel in KERNELS
-    ],
+    ("change", "kernel"), few(itertools.product(CHANGES, KERNELS), *zip(SOME, 3 * KERNELS, strict=True))
 )
 def test_a_finished_run_is_computed_again(home, monkeypatch, change, kernel):
     kind, make = CHANGES[change]
