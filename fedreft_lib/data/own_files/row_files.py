@@ -1,8 +1,8 @@
 """Files of rows: JSON (a list, an object of rows), JSON lines, CSV and TSV with a header, in UTF-8.
 
-They come from anywhere, so `plain_text` and `strict_json` say what is let in, and a row is the limit of what is in
-memory besides the rows themselves: `plain_text.LONGEST` characters, a cell of a table 131,072 (the csv module's limit).
-Nothing is read twice, but for a TSV with quotation marks. A cell of a table is text, whatever it says ("NA", "007").
+They come from anywhere, so `plain_text` and `strict_json` say what is let in: rows of `LONGEST` characters, cells of
+131,072 (the csv module's limit). Lines and tables are read row by row and may have any size; a list or an object is
+whole in memory and may have `LARGEST` bytes. A cell of a table is text, whatever it says ("NA", "007").
 
 CSV is RFC 4180's: a cell that holds a comma, a line break or a quotation mark stands in quotation marks, each one in it
 doubled; a mark anywhere else is refused. TSV is written in two ways, and the whole file is in one of them:
@@ -26,9 +26,10 @@ from typing import Any
 
 from ...errors import DataError, NoFileError
 from ..file_hashes import hash_or_none
-from .plain_text import LONGEST, lines, one_line, pieces, refused, too_long
+from .plain_text import LONGEST, TOO_LONG, lines, one_line, pieces, refused
 from .strict_json import NOT_JSON, Fault, decode, loads
 
+LARGEST = 512 << 20  # bytes of a JSON list or object
 ENDINGS = (".json", ".jsonl", ".csv", ".tsv")
 _BLANK = re.compile(r"[ \t\r\n]*")
 _OBJECT_OF_ROWS = re.compile(r'\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\{')  # {"0": {...}
@@ -95,14 +96,13 @@ def rows(path: Path) -> Iterator[tuple[str, Any]]:
     if path.suffix in (".csv", ".tsv"):
         yield from _table(path)
         return
-    cursor = _Cursor(path)
-    first = cursor.next()
-    if first == "[":
-        yield from cursor.items()
-    elif first == "{" and _is_object_of_rows(cursor.text[cursor.place :]):
-        yield from cursor.named_items()
-    else:
-        yield from _json_lines(path)
+    start = ""
+    for piece in pieces(path):
+        start = (start + piece).lstrip(" \t\r\n")
+        if len(start) > LONGEST:
+            break
+    is_document = start.startswith("[") or _is_object_of_rows(start)
+    yield from _document(path) if is_document else _json_lines(path)
 
 
 # ---- tables -----------------------------------------------------------------------------------------------------
@@ -223,92 +223,43 @@ def _is_object_of_rows(text: str) -> bool:
     return not more.strip() and all(isinstance(row, dict) for row in first.values())
 
 
-class _Cursor:
-    """A place in a JSON file that may be longer than the memory; `text` is what has been read and not been passed."""
+def _document(path: Path) -> Iterator[tuple[str, Any]]:
+    """Where each value of a list or an object stands, "row 1" or "row NAME", and the value; nothing may follow."""
+    text, row, number, names = "".join(pieces(path, most=LARGEST)), "", 0, set()
 
-    def __init__(self, path: Path):
-        self.path, self.text, self.place, self.line, self.row = path, "", 0, 1, ""
-        self._pieces, self._all_read = pieces(path), False
+    def after(character: str, place: int) -> int:
+        """The place behind a character that has to be there, and behind the white space around it."""
+        place = _BLANK.match(text, place).end()
+        if not text.startswith(character, place):
+            raise Fault(NOT_JSON.format(f"expecting {character!r}"), place)
+        return _BLANK.match(text, place + 1).end()
 
-    def next(self) -> str:
-        """Pass white space; the character that follows, or "" at the end."""
-        while True:
-            self._look_ahead()
-            self._pass(_BLANK.match(self.text, self.place).end())
-            if self.place < len(self.text) or self._all_read:
-                return self.text[self.place : self.place + 1]
-
-    def items(self) -> Iterator[tuple[str, Any]]:
-        """Where each value of a list stands, "row 1" and so on, and the value; the list ends the file."""
-        for number, _ in enumerate(self._between("[", "]"), start=1):
-            self.row = f"row {number}"
-            yield self.row, self._value()
-
-    def named_items(self) -> Iterator[tuple[str, Any]]:
-        """The same for an object, with "row NAME"."""
-        seen: set[str] = set()
-        for _ in self._between("{", "}"):
-            if self.next() != '"':
-                raise self._fault(NOT_JSON.format("expecting a name in quotation marks"))
-            name = self._value()
-            if name in seen:
-                raise self._fault(f"the name {name!r} is twice in one object")
-            seen.add(name)
-            self.row = f"row {name}"
-            self._expect(":")
-            yield self.row, self._value()
-
-    def _between(self, opening: str, closing: str) -> Iterator[None]:
-        """Stop at the beginning of each item."""
-        self._expect(opening)
-        if self.next() != closing:
-            yield
-            while self.next() == ",":
-                self._expect(",")
-                self.next()
-                yield
-        self._expect(closing)
-        if self.next():
-            raise self._fault(NOT_JSON.format("more after its end"))
-
-    def _expect(self, character: str) -> None:
-        if self.next() != character:
-            raise self._fault(NOT_JSON.format(f"expecting {character!r}"))
-        self._pass(self.place + 1)
-
-    def _value(self) -> Any:
-        self.next()
-        try:
-            value, end = decode(self.text, self.place)
-        except Fault as fault:
-            # Cut off where the text ends for now, which is more than a row's length ahead.
-            if not self._all_read and (fault.place > len(self.text) - 20 or "unterminated" in str(fault)):
-                raise too_long(self.path, self._where()) from None
-            self._pass(max(fault.place, self.place))
-            raise self._fault(str(fault)) from None
-        if end - self.place > LONGEST:
-            raise too_long(self.path, self._where())
-        self._pass(end)
-        return value
-
-    def _look_ahead(self) -> None:
-        """Read until a whole row must be ahead; what is behind is forgotten then."""
-        if self._all_read or len(self.text) - self.place > LONGEST:
-            return
-        ahead, length = [self.text[self.place :]], len(self.text) - self.place
-        while length <= LONGEST and not self._all_read:
-            piece = next(self._pieces, None)
-            self._all_read = piece is None
-            ahead.append(piece or "")
-            length += len(ahead[-1])
-        self.text, self.place = "".join(ahead), 0
-
-    def _pass(self, end: int) -> None:
-        self.line += self.text.count("\n", self.place, end)
-        self.place = end
-
-    def _fault(self, said: str) -> DataError:
-        return refused(self.path, self._where(), said)
-
-    def _where(self) -> str:
-        return f"{self.row}, line {self.line}".removeprefix(", ")
+    try:
+        opening = text[_BLANK.match(text).end()]
+        closing = {"[": "]", "{": "}"}[opening]
+        place = after(opening, 0)
+        more = not text.startswith(closing, place)
+        while more:
+            name = number = number + 1
+            if opening == "{":
+                if not text.startswith(_MARK, place):
+                    raise Fault(NOT_JSON.format("expecting a name in quotation marks"), place)
+                name, end = decode(text, place)
+                if name in names:
+                    raise Fault(f"the name {name!r} is twice in one object", place)
+                names.add(name)
+                place = after(":", end)
+            row = f"row {name}"
+            value, end = decode(text, place)
+            if end - place > LONGEST:
+                raise Fault(TOO_LONG.format(LONGEST), place)
+            yield row, value
+            place = _BLANK.match(text, end).end()
+            if more := text.startswith(",", place):
+                place = after(",", place)
+        place = after(closing, place)
+        if place < len(text):
+            raise Fault(NOT_JSON.format("more after its end"), place)
+    except Fault as fault:
+        line = text.count("\n", 0, fault.place) + 1
+        raise refused(path, f"{row}, line {line}".removeprefix(", "), fault) from None
