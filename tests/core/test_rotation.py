@@ -73,6 +73,16 @@ def test_retraction_gives_orthonormal_rows_and_leaves_orthonormal_ones_alone(how
     torch.testing.assert_close(retract(R, how), R)
 
 
+def test_qr_is_gram_schmidts():
+    off = orthonormal(1, 4, 9) + 0.3 * torch.randn(1, 4, 9, dtype=torch.float64)
+    off[0, ::2] *= -1  # LAPACK's own signs would give these rows backwards
+    rows: list[torch.Tensor] = []
+    for row in off[0]:
+        row = row - sum((row @ other) * other for other in rows)
+        rows.append(row / row.norm())
+    torch.testing.assert_close(retract(off, "qr")[0], torch.stack(rows))
+
+
 def test_polar_is_the_nearest_orthonormal_matrix():
     off = orthonormal(1, 3, 7) + 0.4 * torch.randn(1, 3, 7, dtype=torch.float64)
     nearest = torch.linalg.norm(retract(off, "polar") - off)
