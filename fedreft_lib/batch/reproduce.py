@@ -2,7 +2,7 @@
 
     outputs/PROFILE/            NN_name.ipynb executed, runs/, results.csv, report.html
     outputs/PROFILE/earlier/    runs that the notebooks no longer use
-    outputs/PROFILE/stamps/     what each executed notebook was made of (stamps.py), and who is at work (exclusive.py)
+    outputs/PROFILE/stamps/     what each executed notebook was made of (unchanged.py), who is at work (exclusive.py)
 
 A kill can tear the file that papermill is writing. So an output is made as NN_name.running.ipynb and gets its name when
 it is whole and its stamp is written; a batch that was killed goes on with the next one that it had not finished.

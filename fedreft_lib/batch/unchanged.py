@@ -8,7 +8,7 @@ outputs/PROFILE/stamps/NN_name.json is written when a notebook has run through, 
     files     the SHA-256 of each file that it wrote or used beside that: its runs, pictures, tables
 
 A notebook is kept if all of these are still so. The packaged weights and data are named by their hashes in the library
-(assets.py), and checked against them when they are used. Of a backbone on the hub the commit that is on this machine
+(downloads.py), and checked against them when they are used. Of a backbone on the hub the commit that is on this machine
 counts, of one that is not here nothing. Not in it: what the hub holds of data (its revision is not known without
 asking; source="hub" is taken to be as it was) and the machine (runs made elsewhere keep).
 """
