@@ -156,3 +156,8 @@ def test_a_write_that_is_interrupted_leaves_the_old_file_whole(tmp_path, monkeyp
     write_text(text, "new")
     assert torch.equal(load_tensors(tensors)[0]["a"], torch.zeros(3)) and text.read_text() == "new"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.json", "x.safetensors"]
+
+
+def test_a_part_keeps_the_order_of_the_whole():
+    spec = Spec.of({"b": (1,), "R": (2,), "a": (3,)})
+    assert spec.part(["a", "b"]).names == ("b", "a")
