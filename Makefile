@@ -35,13 +35,14 @@ test-all: lint  ## lint and run all tests
 torture: $(LOCKED)  ## kill, damage and poison everything some hundreds of times (an hour and a quarter)
 	@.venv/bin/python -m tests.torture
 
-bench: $(LOCKED)  ## measure our speed as ratios to that of others (half an hour, on a quiet machine)
+bench: $(LOCKED)  ## measure our speed as ratios to that of others (three quarters of an hour, on a quiet machine)
 	@.venv/bin/python -m tests.benchmarks
 
 lab: $(LOCKED)  ## open the notebooks in JupyterLab
 	@.venv/bin/jupyter lab notebooks
 
-lint: $(LOCKED)  ## check the code and the notebooks with ruff, and that no import goes against the arrows
+lint: $(LOCKED)  ## check code and notebooks with ruff, the arrows between imports, and that no merge is half done
+	@! git grep -nE '^(<<<<<<<|>>>>>>>) '
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check --quiet fedreft_lib tests
 	@.venv/bin/lint-imports --no-logo --no-cache
 

@@ -11,13 +11,8 @@ different lengths, two CPU threads. Seconds of a cohort, divided by those of one
     bfloat16      0.61   0.71   0.87   0.88
     float32       0.55   0.71   0.81   1.00
 
-<<<<<<< HEAD
-Where batches are padded (see model.fast.packed_attention) unlike lengths cost more than one pass saves, and "auto" is
-one_by_one. No GPU has been measured; there the figures below keep a cohort to 32 rows, a batch of the paper's profile.
-=======
 Where batches are padded (see model/fast/packed_attention.py), different lengths cost more than one pass saves, and
 "auto" means one_by_one. No GPU has been measured: there a cohort has at most 32 rows, one batch of the paper's profile.
->>>>>>> proselib
 """
 
 from dataclasses import dataclass
