@@ -40,7 +40,8 @@ def check(config: Fields) -> None:
         raise ValueError(
             f'setup="own" is for source="local", where each client has its own folder: got source={config.source!r}'
         )
-    if config.scoring == "generation" and config.prompt_format != "llm_adapters" and config.benchmark == "commonsense":
+    of_choices = config.benchmark in ("commonsense", "agreement")
+    if config.scoring == "generation" and config.prompt_format != "llm_adapters" and of_choices:
         raise ValueError('scoring="generation" needs prompt_format="llm_adapters", whose answers are words')
     for task in config.tasks if config.source != "local" else ():
         if task not in FAMILIES[config.benchmark].tasks:
@@ -73,12 +74,23 @@ def check(config: Fields) -> None:
         raise ValueError(f"targets must be one or more different names, got {list(config.targets)}")
     if not lora and config.init == "identity" and config.intervention in WITHOUT_IDENTITY:
         raise ValueError(f'intervention {config.intervention} has no identity start: use init="random"')
+    if config.benchmark == "agreement" and config.setup == "own":
+        raise ValueError('benchmark="agreement" deals texts and labels them: use another setup than "own"')
+    if config.objective == "choice" and not of_choices and config.source != "local":
+        raise ValueError(f'objective="choice" needs questions with choices, and {config.benchmark} has none')
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.device):
         raise ValueError(f'device must be "auto", "cpu", "mps" or "cuda" (or "cuda:1"), got {config.device!r}')
     if config.engine == "cohort" and config.dropout:
         raise ValueError(
             'engine="cohort" draws no dropout, since each client has draws of its own: use engine="one_by_one" or '
             f"dropout=0, got dropout={config.dropout}"
+        )
+    at_last = not lora and parse_positions(config.positions) == (0, 1) and config.objective == "choice"
+    if config.engine == "last_token" and (not at_last or config.dropout):
+        raise ValueError(
+            'engine="last_token" is for interventions at positions="l1", objective="choice" and dropout=0; got '
+            f"intervention={config.intervention!r}, positions={config.positions!r}, objective={config.objective!r}, "
+            f"dropout={config.dropout}"
         )
     _check_participation(config)
     if len(config.mixing_range) != 2:

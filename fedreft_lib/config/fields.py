@@ -121,6 +121,19 @@ class Fields(BaseModel):
         "paper: Distinct Task (one task a client) and Mixed Task (subsets of the union); own: what each client has",
         symbol="DT, MT",
     )
+    agreement: float = param(
+        "data",
+        0.7,
+        'benchmark="agreement": the share of labels on which two clients agree; 1/2: unrelated tasks, 1: the same',
+        symbol="a",
+        ge=0.5,
+        le=1,
+    )
+    objective: Literal["answer", "choice"] = param(
+        "data",
+        "answer",
+        "what is made likely: the correct answer's tokens among all tokens (ReFT), or that choice among the choices",
+    )
     alpha: float = param("data", 0.5, 'concentration of setup="dirichlet": small is uneven', gt=0, le=1000)
     clients: int = param(
         "data", 4, "with 3, the geometric median of the others is their mean", symbol="C", ge=1, le=10000
@@ -144,10 +157,13 @@ class Fields(BaseModel):
     batch_size: int = param("training", 8, "sequences a step", ge=1)
     lr: float = param("training", 2e-3, "AdamW; ReFT's commonsense runs use 9e-4 with many more steps", gt=0, le=1)
     schedule: Literal["linear", "constant"] = param(
-        "training", "linear", "of lr within a round, as where a trainer is made anew"
+        "training", "linear", "of lr after its warm-up: it falls to 0, or stays"
     )
-    warmup: float = param("training", 0.1, "share of a round's steps in which lr rises; ReFT: 0.1", ge=0, lt=1)
-    engine: Literal["auto", "one_by_one", "cohort"] = param(
+    schedule_over: Literal["round", "rounds"] = param(
+        "training", "round", "what lr falls over: a round, again and again, or all rounds of the run"
+    )
+    warmup: float = param("training", 0.1, "share of the schedule's steps in which lr rises; ReFT: 0.1", ge=0, lt=1)
+    engine: Literal["auto", "one_by_one", "cohort", "last_token"] = param(
         "engine",
         "auto",
         "whether clients train one after another or several in one pass; equal but for rounding, see engine.py",

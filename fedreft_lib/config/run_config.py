@@ -100,6 +100,10 @@ class RunConfig(Fields):
 
         return Recipe(**{name: getattr(self, name) for name in Recipe.__dataclass_fields__})
 
+    def schedule_part(self, steps: int, t: int) -> tuple[int, int]:
+        """How many steps of lr's schedule come before round t (from 1), and how many it has. steps: of each round."""
+        return (0, steps) if self.schedule_over == "round" else ((t - 1) * steps, self.rounds * steps)
+
     @property
     def most_at_once(self) -> int:
         """The most clients that can take part in one round: those drawn, and those whose update was late."""
@@ -118,7 +122,7 @@ def _family_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     )
     if family is None:
         return {}
-    return {"tasks": family.default_tasks, "backbone": family.default_backbone}
+    return {"tasks": family.default_tasks, "backbone": family.default_backbone, **family.defaults}
 
 
 def _sentence(error: ValidationError) -> str:

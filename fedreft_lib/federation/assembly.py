@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..config import RunConfig
@@ -18,26 +19,30 @@ from ..core.sites import Sites
 from ..data import FAMILIES, cuts
 from ..data.cuts import Cuts
 from ..data.partition import ClientData
-from ..errors import ConfigError, DataError, FedReFTError
+from ..errors import ConfigError, DataError
 from ..methods import METHODS
 from ..methods.lora import LoRA
 from ..model.adapters import Adapter, AtSites, InLinears
 from ..model.architectures import ARCHITECTURES, find_layers, kind_of, memory_estimate, skeleton
-from ..model.backbone import Backbone, choose_device, choose_dtype, load_backbone
+from ..model.backbone import Backbone, choose_device, choose_dtype
 from ..model.encoding import ChoiceSet, Client, LabelSet, TextSet
+from ..model.fast import last_token
 from ..model.fast.hidden_cache import keeps
+from ..model.fast.last_token import LastTokens
 from ..model.generation import left_out
 from ..model.heads import Head
-from ..model.identity import UNKNOWN, backbone_identity
 from ..model.reader import Reader
+from ..model.shared import shared_backbone
 from ..model.steered import SteeredModel
+from ..model.tokens import Tokens
 from ..model.ways import setting
-from .dealing import Deal, data_of, partition_of
+from .dealing import Deal, data_of, partition_of, texts_of
 from .engine import rows_in_a_pass
 
-_shared: dict[tuple[str, str, str], Backbone] = {}  # the last backbone only
-loaded: list[str] = []  # the backbones that this process has loaded, in order
 BACKBONES = {"causal": "a causal language model", "encoder": "an encoder"}
+
+
+_kept: dict[tuple, LastTokens] = {}  # the last ones only
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Federation:
     questions: list[ClientData]
     longest: int  # tokens of these clients' longest text, with what may be generated after it
     writes: bool  # whether the model generates text in tests
+    pool: dict[Tokens, Tensor] = field(default_factory=dict, repr=False, compare=False)  # see `Reader`
     memo: dict = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -78,8 +84,48 @@ def assemble(config: RunConfig, only: int | None = None, outputs: int = 0) -> Fe
     data = data_of(config)
     below = adapter.below if keeps(SteeredModel(backbone, adapter), config) else None
     federation = _build(data, backbone, below, Deal.of(partition_of(data, only)), outputs)
-    head = federation.model.head
-    return replace(federation, model=SteeredModel(backbone, adapter, head))
+    federation = replace(federation, model=SteeredModel(backbone, adapter, federation.model.head))
+    by_rule = config.objective == "choice" and not config.dropout and config.engine == "auto"
+    return at_last_tokens(federation, config) if by_rule or config.engine == "last_token" else federation
+
+
+def at_last_tokens(federation: Federation, config: RunConfig) -> Federation:
+    """The same federation, whose questions are read at their prompts' last tokens alone where that is possible.
+
+    Raises ConfigError where it is not and the config asks for it.
+    """
+    clients = federation.clients
+    trained = [part for client in clients for part in (client.train, client.held_out) if len(part)]
+    tests = [part for client in clients for part in client.test if config.scoring == "likelihood"]
+    hidden = dict(federation.pool)
+    for part in () if hidden else (*trained, *tests):
+        hidden |= dict(zip(part.sequences, part.hidden or (), strict=bool(part.hidden)))
+    if not all(part.hidden for part in (*trained, *tests)) or not last_token.reads(federation.model, list(hidden)):
+        if config.engine == "last_token":
+            raise ConfigError(
+                'engine="last_token" needs options of one token each, a decoder like LLaMA, layers above the first, '
+                f"transformers 5 and room for hidden states; one of these is missing with {config.backbone} and "
+                f"layers={config.layers!r}"
+            )
+        return federation
+    model = federation.model
+    key = model.backbone, model.adapter.below, tuple(hidden)
+    if key not in _kept:
+        _kept.clear()
+        _kept[key] = LastTokens(model, list(hidden), list(hidden.values()))
+    kept, number = _kept[key], {sequence: i for i, sequence in enumerate(hidden)}
+
+    def read(part: Any) -> Any:
+        return replace(part, last=[(kept, number[sequence]) for sequence in part.sequences])
+
+    scored = config.scoring == "likelihood"
+    return replace(federation, clients=[
+        replace(
+            client, train=read(client.train), held_out=read(client.held_out),
+            test=tuple(map(read, client.test)) if scored else client.test,
+        )
+        for client in clients
+    ], union=tuple(map(read, federation.union)) if scored else federation.union)  # fmt: skip
 
 
 def adapter_of(config: RunConfig, backbone: Backbone) -> Adapter:
@@ -134,7 +180,8 @@ def _build(config: RunConfig, backbone: Backbone, below: int | None, deal: Deal,
     sites = Sites((below or 0,), 1, 0)
     model = SteeredModel(backbone, AtSites(INTERVENTIONS["loreft"], sites, 1, backbone.hidden_size), head)
 
-    reader = Reader(model, config, caches=below is not None)
+    pool = [text.labelled(False) for text in texts_of(config)] if config.benchmark == "agreement" else ()
+    reader = Reader(model, config, caches=below is not None, pool=pool)
     clients = [
         Client(client.name, reader.training(client.train), reader.training(client.held_out), reader.tests(client.test))
         for client in tqdm(questions, desc="reading questions", unit="client", leave=False)
@@ -155,7 +202,7 @@ def _build(config: RunConfig, backbone: Backbone, below: int | None, deal: Deal,
         tqdm.write(f"{backbone.name} is read in a slower way, which is right: {ways}")
     if writes and (ignored := left_out(backbone.model)):
         tqdm.write(f"{backbone.name} asks for {ignored} in its generation config: texts are plain greedy ones, without")
-    federation = Federation(model, clients, union, questions, longest, writes)
+    federation = Federation(model, clients, union, questions, longest, writes, reader.pool)
     if said := cuts.in_words(federation.cut):
         tqdm.write(f"Not all texts fit into max_length={config.max_length}: {said}")
     return federation
@@ -189,20 +236,3 @@ def _union(tests: Sequence[tuple], size: int) -> tuple:
         if own:
             chosen.append(part.subset(own))
     return tuple(chosen)
-
-
-def shared_backbone(name: str, dtype: str, device: str) -> Backbone:
-    """`load_backbone`, remembered until its files change, so that a process loads it once.
-
-    Raises FedReFTError where the files change while they are loaded.
-    """
-    key, before = (name, dtype, device), backbone_identity(name)
-    if key not in _shared or _shared[key].identity != before:
-        _shared.clear()
-        backbone = load_backbone(name, dtype=dtype, device=device)
-        loaded.append(name)
-        identity = backbone_identity(name)
-        if identity != before and not before.startswith(UNKNOWN):  # the hub may have sent another commit
-            raise FedReFTError(f"The files of {name} changed while they were loaded; try again when they are whole.")
-        _shared[key] = replace(backbone, identity=identity)
-    return _shared[key]

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from ..config import RunConfig
 from ..data import FAMILIES, Item
+from ..data.agreement import Text
 from ..data.file_hashes import hash_or_none
 from ..data.own_files.row_files import noting
-from ..data.partition import ClientData, Pool, check_disjoint, own_partition, partition
+from ..data.partition import ClientData, Pool, check_disjoint, drop_repeats, own_partition, partition
 from ..errors import DataError, NoFileError
 from .attacks import with_flipped_labels
+from .labelling import labelled
 
 REMEMBERED = 8  # partitions
 _remembered: dict[tuple[RunConfig, int | None], tuple[dict[Path, str | None], list[ClientData]]] = {}
@@ -39,7 +41,7 @@ def data_of(config: RunConfig) -> RunConfig:
 
 
 def partition_of(config: RunConfig, only: int | None = None) -> list[ClientData]:
-    """The items of every client, or of client `only` (from 0) and no other. Loads no model.
+    """The items of every client, or of client `only` (from 0) and no other. Loads a model for "agreement" alone.
 
     With setup="own" client 3 has the items of the tasks with files in `data_dir`/client3, up to the sizes. The last few
     results are remembered as long as no file changes. Raises DataError where two clients share an item, or where there
@@ -64,14 +66,30 @@ def _partition(config: RunConfig, only: int | None) -> list[ClientData]:
         for k in range(config.clients) if only is None else (only,):
             questions[k] = own_partition(k, _own_pools(config, k), _own_folder(config, k), **sizes)
     else:
-        load = _loader(config, config.data_dir)
-        pools = {task: _pool(load, task, load(task, "train")) for task in config.tasks}
+        pools = _pools(config)
         questions = partition(pools, config.setup, config.clients, alpha=config.alpha, **sizes)
+        if config.benchmark == "agreement":
+            questions = labelled(questions, _texts(pools), config)
     check_disjoint(questions)
     questions = with_flipped_labels(questions, config)
     if only is None or config.union_size:  # the union needs the tests of all clients
         return questions
     return [*nothing[:only], questions[only], *nothing[only + 1 :]]
+
+
+def texts_of(config: RunConfig) -> list[Text]:
+    """benchmark="agreement": all texts that could be dealt, without labels; the same for every seed and size."""
+    return _texts(_pools(config))
+
+
+def _texts(pools: dict[str, Pool]) -> list[Text]:
+    kept, _ = drop_repeats(pools)
+    return [text for pool in kept.values() for text in (*pool.train, *pool.test)]
+
+
+def _pools(config: RunConfig) -> dict[str, Pool]:
+    load = _loader(config, config.data_dir)
+    return {task: _pool(load, task, load(task, "train")) for task in config.tasks}
 
 
 def _own_pools(config: RunConfig, k: int) -> dict[str, Pool]:

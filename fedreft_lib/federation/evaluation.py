@@ -59,7 +59,16 @@ def evaluate_all(
             parts.append(("held_out", client.held_out))
         for split, part in parts:
             # The untrained backbone is tested once for all runs. The batch size is in the key: it changes rounding.
-            key = ("untrained", client.name, split, type(part), config.batch_size, config.max_new_tokens, hash_of(head))
+            key = (
+                "untrained",
+                client.name,
+                split,
+                type(part),
+                getattr(part, "last", None) is None,
+                config.batch_size,
+                config.max_new_tokens,
+                hash_of(head),
+            )
             scores = ask(part) if row is not None else federation.remembered(key, functools.partial(ask, part))
             for task, metric, value in scores:
                 report.add(t, client.name, split, metric, value, task=task)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..config import RunConfig
 from ..core.state import State
+from ..core.training import Trained
 from ..data.partition import classes_of, data_fingerprint
 from ..methods import METHODS
 from ..model.heads import check_classes
@@ -23,6 +24,7 @@ class LocalClients:
     def __init__(self, federation: Federation, config: RunConfig):
         self.federation, self.config, self.model = federation, config, federation.model
         self.longest, self.writes = federation.longest, federation.writes
+        self.trained: dict[int, Trained] = {}  # by `train_runs`, for the next round: used in place of training
         check_classes({client.name: classes_of(client) for client in federation.questions}, config)
         self.cut = federation.cut
         self.participants = participants(federation, config)
@@ -31,7 +33,8 @@ class LocalClients:
 
     @property
     def engine(self) -> str:
-        return engine_of(self.config, self.model.backbone.device)
+        last_token = all(participant.last_token for participant in self.participants)
+        return engine_of(self.config, self.model.backbone.device, last_token)
 
     @property
     def questions(self) -> str:
@@ -43,7 +46,7 @@ class LocalClients:
     def train(
         self, before: dict[int, State], missed: dict[int, State], t: int, on_step: Callable[[], object]
     ) -> dict[int, ClientUpdate]:
-        trained = train_clients(self.federation, self.config, before, t, on_step)
+        trained, self.trained = self.trained or train_clients(self.federation, self.config, before, t, on_step), {}
         return {
             k: make_update(
                 self.model.layout, self.config, k, t,

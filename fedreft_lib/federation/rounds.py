@@ -60,10 +60,15 @@ def federated_round(
 def _next_round(
     clients: Clients, config: RunConfig, X: States, t: int, memory: State, on_step: Callable[[], object]
 ) -> tuple[States, Report]:
-    held, away = server.late_rows(memory), participation.away(config, t)
-    who = [k for k in range(len(X)) if k in held or k not in away]
+    who = _who(config, len(X), t, memory)
     rows, report = server.round_of(clients, clients.model.layout, config, X[who], who, t, memory, on_step)
     return X.index_copy(0, torch.tensor(who, dtype=torch.long), rows), report
+
+
+def _who(config: RunConfig, clients: int, t: int, memory: State) -> list[int]:
+    """The clients of round t: those that are not away, and those whose update was late in the round before."""
+    held, away = server.late_rows(memory), participation.away(config, t)
+    return [k for k in range(clients) if k in held or k not in away]
 
 
 def run(config: RunConfig, folder: str | Path | None = None, resume: bool = True, *, progress: bool = True) -> Run:
@@ -75,10 +80,15 @@ def run(config: RunConfig, folder: str | Path | None = None, resume: bool = True
     """
     store = Store(config, folder)
     with store.locked():
-        fixed = config.source == "packaged"  # the code contains the hashes of packaged data
-        if resume and (finished := store.finished(lambda: _questions(config), same_backbone, fixed=fixed)):
+        if resume and (finished := finished_in(store)):
             return finished
         return rest_of(LocalClients(assemble(config), config), config, store, resume, progress)
+
+
+def finished_in(store: Store) -> Run | None:
+    """The run in a store's folder, where it is finished and as it would be computed here; else None."""
+    fixed = store.config.source == "packaged"  # the code contains the hashes of packaged data
+    return store.finished(lambda: _questions(store.config), same_backbone, fixed=fixed)
 
 
 def _questions(config: RunConfig) -> str:
@@ -104,24 +114,52 @@ def federation_of(done: Run) -> Federation:
 
 def rest_of(clients: Clients, config: RunConfig, store: Store, resume: bool, progress: bool) -> Run:
     """Computes the missing rounds of a run."""
-    store.describe(clients.model.spec, facts_of(clients, config))
-    begin = clients.begin()
-    saved = store.resume(begin) if resume else store.fresh(begin)
-    X, memory, done = saved.states, saved.memory, saved.manifest["round"]
-    rows, listening = saved.history.to_dict("records"), list(saved.listening)
-    total = sum(_steps_in(clients, config, t) for t in range(done + 1, config.rounds + 1))
+    rest = Rest(clients, config, store, resume, progress)
+    total = sum(_steps_in(clients, config, t) for t in range(rest.done + 1, config.rounds + 1))
     with tqdm(desc=config.run_id, total=total, unit="step", disable=not progress, leave=False) as bar:
-        if not rows:
-            rows = clients.evaluate(None, 0, memory, progress)
-            X = store.save(0, X, listening, rows, memory)
-        for t in range(done + 1, config.rounds + 1):
-            X, report = _next_round(clients, config, X, t, memory, bar.update)
-            memory = report.memory
-            rows, listening = rows + report.rows, [*listening, report.listening]
-            if t == config.rounds or (config.eval_every and t % config.eval_every == 0):
-                rows = rows + clients.evaluate(X, t, memory, progress)
-            X = store.save(t, X, listening, rows, memory)
-    return store.run(X, listening, rows, memory)
+        rest.begin()
+        while rest.done < config.rounds:
+            rest.go_on(bar.update)
+    return rest.run
+
+
+class Rest:
+    """A run that goes on, round by round, from its last complete round (`done`)."""
+
+    def __init__(self, clients: Clients, config: RunConfig, store: Store, resume: bool, progress: bool):
+        self.clients, self.config, self.store, self.progress = clients, config, store, progress
+        store.describe(clients.model.spec, facts_of(clients, config))
+        start = clients.begin()
+        saved = store.resume(start) if resume else store.fresh(start)
+        self.X, self.memory, self.done = saved.states, saved.memory, saved.manifest["round"]
+        self.rows, self.listening = saved.history.to_dict("records"), list(saved.listening)
+
+    def begin(self) -> None:
+        """Tests the untrained backbone, unless an earlier process has done so."""
+        if not self.rows:
+            self.rows = self.clients.evaluate(None, 0, self.memory, self.progress)
+            self.X = self.store.save(0, self.X, self.listening, self.rows, self.memory)
+
+    def to_train(self) -> dict[int, State]:
+        """The state from which each client begins to train in the next round."""
+        t = self.done + 1
+        who = _who(self.config, len(self.X), t, self.memory)
+        return server.to_train(self.clients.names, self.clients.model.layout, self.X[who], who, t, self.memory)
+
+    def go_on(self, on_step: Callable[[], object] = lambda: None) -> None:
+        """The next round."""
+        t, config = self.done + 1, self.config
+        self.X, report = _next_round(self.clients, config, self.X, t, self.memory, on_step)
+        self.memory = report.memory
+        self.rows, self.listening = self.rows + report.rows, [*self.listening, report.listening]
+        if t == config.rounds or (config.eval_every and t % config.eval_every == 0):
+            self.rows = self.rows + self.clients.evaluate(self.X, t, self.memory, self.progress)
+        self.X = self.store.save(t, self.X, self.listening, self.rows, self.memory)
+        self.done = t
+
+    @property
+    def run(self) -> Run:
+        return self.store.run(self.X, self.listening, self.rows, self.memory)
 
 
 def _steps_in(clients: Clients, config: RunConfig, t: int) -> int:

@@ -115,7 +115,7 @@ def round_of(
     spec, method = layout.spec, METHODS[config.method]
     report = Report(Listening(tuple(who), torch.eye(len(who))), len(clients.names))
     report.memory = {name: tensor for name, tensor in memory.items() if not name.startswith(LATE)}
-    X, missed = _brought_up_to_date(clients, layout, X, who, t, report)
+    X, missed = _brought_up_to_date(clients.names, layout, X, who, t, report)
     before = [spec.named(row) for row in X]
     updates, reasons = _collect_updates(
         clients, layout, config, before, missed, who, t, late_rows(memory), report, on_step
@@ -166,8 +166,17 @@ def _check_enough(updates: dict[int, ClientUpdate], reasons: dict[int, str], con
         )
 
 
+def to_train(
+    names: Sequence[str], layout: Layout, X: Tensor, who: list[int], t: int, memory: State
+) -> dict[int, State]:
+    """The state from which each client that trains in round t begins; arguments as in `round_of`."""
+    late = late_rows(memory)
+    rows, _ = _brought_up_to_date(names, layout, X, who, t, Report(Listening((), torch.eye(0)), 0, memory=memory))
+    return {k: layout.spec.named(row) for k, row in zip(who, rows, strict=True) if k not in late}
+
+
 def _brought_up_to_date(
-    clients: Clients, layout: Layout, X: Tensor, who: list[int], t: int, report: Report
+    names: Sequence[str], layout: Layout, X: Tensor, who: list[int], t: int, report: Report
 ) -> tuple[Tensor, dict[int, State]]:
     """Where the server holds one state for all, every client begins with the newest: rows (n, P) -> (n, P).
 
@@ -179,7 +188,7 @@ def _brought_up_to_date(
     rows = torch.stack([spec.row({**spec.named(row), **newest}) for row in X])
     missed = {k: newest for k, row, own in zip(who, rows, X, strict=True) if not torch.equal(row, own)}
     for k in missed:
-        report.add(t, clients.names[k], "server", "brought up to date", 1.0, downlink_bytes=bytes_of(newest))
+        report.add(t, names[k], "server", "brought up to date", 1.0, downlink_bytes=bytes_of(newest))
     return rows, missed
 
 

@@ -12,12 +12,12 @@ from ..core.training import Trained, train
 from ..files import hash_of
 from ..methods import METHODS
 from ..methods.method import Phase
-from ..model.encoding import AnswerSet, LabelSet
+from ..model.encoding import AnswerSet, ChoiceSet, LabelSet
 from ..model.fast.cohort import train_together
 from ..model.steered import SteeredModel
 from ..seeds import derive
 from .assembly import Federation
-from .engine import Participant, cohorts
+from .engine import Participant, cohorts, rows_in_a_pass
 
 
 def steps_per_round(examples: int, config: RunConfig) -> int:
@@ -51,7 +51,8 @@ def train_clients(
     trained: dict[int, Trained] = {}
     for group in cohorts({k: everybody[k] for k in states}, config, federation.model.backbone.device):
         clients, own = [everybody[k] for k in group], [states[k] for k in group]
-        compute = functools.partial(_trained, federation.model, config, own, clients, phases, t, on_step)
+        seeds = [config.seed] * len(group)
+        compute = functools.partial(_trained, federation.model, config, own, clients, seeds, phases, t, on_step)
         if t > 1:
             found = compute()
         else:
@@ -64,10 +65,45 @@ def train_clients(
                 tuple(phases),
                 method.proximal(config),
                 str(config.parameters_of("training")),
+                config.rounds if config.schedule_over == "rounds" else None,
+                everybody[group[0]].last_token,
             )
             found = federation.remembered(key, compute)
         trained |= dict(zip(group, found, strict=True))
     return {k: trained[k] for k in states}
+
+
+def train_runs(
+    requests: Sequence[tuple[Federation, RunConfig, Mapping[int, State]]], t: int
+) -> list[dict[int, Trained]]:
+    """`train_clients` for each of several runs, where clients of all runs that train alike share passes.
+
+    They do if their texts are read at their last tokens (engine.py), and what is kept of the texts, the states' shapes,
+    the recipe, the phases and the steps are the same; data, seeds, states and everything after training may differ.
+    """
+    found: list[dict[int, Trained]] = [{} for _ in requests]
+    alike: dict[tuple, list[tuple[int, int, State, Participant]]] = {}
+    for i, (federation, config, states) in enumerate(requests):
+        everybody, layout, method = participants(federation, config), federation.model.layout, METHODS[config.method]
+        phases = tuple(method.phases(layout.adapter_names, layout.kind, config, t))
+        for k, state in states.items():
+            client = everybody[k]
+            kept = id(client.train.last[0][0]) if client.last_token else i
+            span = config.schedule_part(client.steps, t)
+            key = kept, layout.spec, config.recipe, phases, method.proximal(config), client.steps, span
+            alike.setdefault(key, []).append((i, k, state, client))
+    for (*_, phases, _, _, _), members in alike.items():
+        federation, config, _ = requests[members[0][0]]
+        last_token = all(client.last_token for *_, client in members)
+        most = rows_in_a_pass(config, federation.model.backbone.device, last_token) // config.batch_size
+        for first in range(0, len(members), most):
+            some = members[first : first + most]
+            seeds = [requests[i][1].seed for i, *_ in some]
+            states, clients = [state for *_, state, _ in some], [client for *_, client in some]
+            done = _trained(federation.model, config, states, clients, seeds, list(phases), t, lambda: None)
+            for (i, k, *_), each in zip(some, done, strict=True):
+                found[i][k] = each
+    return found
 
 
 def _trained(
@@ -75,19 +111,20 @@ def _trained(
     config: RunConfig,
     states: list[State],
     clients: list[Participant],
+    run_seeds: Sequence[int],
     phases: list[Phase],
     t: int,
     on_step: Callable[[], object],
 ) -> list[Trained]:
-    """The clients after all phases of a round. All of them take the same number of steps."""
+    """The clients after all phases of a round. All of them take the same number of steps. run_seeds: of their runs."""
     found = [Trained(state, [], 0.0) for state in states]
     for i, phase in enumerate(phases):
         steps = clients[0].steps * (i + 1) // len(phases) - clients[0].steps * i // len(phases)
         if not steps:
             continue
         again = (i,) if i else ()  # the first phase has the batches of a round with one phase
-        seeds = [derive(config.seed, "batches", t, client.name, *again) for client in clients]
-        parts = _phase(model, config, [each.state for each in found], clients, phase, steps, seeds, on_step)
+        seeds = [derive(s, "batches", t, c.name, *again) for s, c in zip(run_seeds, clients, strict=True)]
+        parts = _phase(model, config, [each.state for each in found], clients, phase, steps, t, seeds, on_step)
         found = [
             Trained(part.state, each.losses + part.losses, each.seconds + part.seconds)
             for each, part in zip(found, parts, strict=True)
@@ -102,11 +139,13 @@ def _phase(
     clients: list[Participant],
     phase: Phase,
     steps: int,
+    t: int,
     seeds: Sequence[int],
     on_step: Callable[[], object],
 ) -> list[Trained]:
     how = {
         "steps": steps,
+        **dict(zip(("before", "of"), config.schedule_part(steps, t), strict=True)),
         "trains": (*phase.trains, *model.layout.head_names),
         "proximal": METHODS[config.method].proximal(config),
         "on_step": on_step,
@@ -121,7 +160,7 @@ def _phase(
 def train_client(
     model: SteeredModel,
     state: State,
-    data: AnswerSet | LabelSet,
+    data: AnswerSet | ChoiceSet | LabelSet,
     config: RunConfig,
     *,
     seed: int,

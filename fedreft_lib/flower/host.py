@@ -21,7 +21,8 @@ from tqdm.auto import tqdm
 
 from ..config import RunConfig
 from ..errors import ConfigError
-from ..federation.assembly import Federation, assemble, loaded
+from ..federation.assembly import Federation, assemble
+from ..model.shared import loaded
 from . import free_port, program, relay
 from .client_app import answer
 

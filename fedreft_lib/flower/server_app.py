@@ -20,7 +20,7 @@ from ..data.partition import joint_fingerprint
 from ..errors import ConfigError, FedReFTError
 from ..federation import client, server
 from ..federation.admission import Update
-from ..federation.assembly import adapter_of, shared_backbone
+from ..federation.assembly import adapter_of
 from ..federation.client import ClientResult, ClientUpdate
 from ..federation.rounds import rest_of, same_backbone
 from ..files import hash_of
@@ -28,6 +28,7 @@ from ..methods import METHODS
 from ..model.adapters import Adapter
 from ..model.heads import Head, check_classes
 from ..model.identity import may_be_same
+from ..model.shared import shared_backbone
 from ..model.steered import SteeredModel
 from ..runs.client_states import ClientStates
 from ..runs.results import Run

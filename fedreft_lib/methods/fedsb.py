@@ -58,7 +58,7 @@ def weight_gradients(model: SteeredModel, config: RunConfig, state: State, clien
 
 def from_first_step(layout: Layout, config: RunConfig, state: State, statistics: Sequence[State], steps: int) -> State:
     """B, A and S from the clients' mean gradient of the frozen weights. steps: the most that one takes in a round."""
-    eta = config.lr * learning_rate(0, steps, config.warmup, config.schedule)
+    eta = config.lr * learning_rate(*config.schedule_part(steps, 1), config.warmup, config.schedule)
     after = dict(state)
     for name in statistics[0]:
         gradient = sum(each[name] / len(statistics) for each in statistics)

@@ -1,8 +1,10 @@
 """Items as the model reads them: what each kind of item trains, and how it is tested.
 
-Question    its correct choice, after the prompt       ChoiceSet   the most likely or the generated choice
-Exchange    its response                               TextSet     the text that the model generates
-Labelled    its class or score, by a head              LabelSet    the output of the head
+             is trained on                              is tested by
+Question     its correct choice, after the prompt       ChoiceSet   the most likely or the generated choice
+             (objective="choice": a ChoiceSet, too)
+Exchange     its response                               TextSet     the text that the model generates
+Labelled     its class or score, by a head              LabelSet    the output of the head
 """
 
 from collections.abc import Sequence
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from ..core.state import State
 from ..data import Exchange
 from ..data.cuts import Cuts, counted
+from .fast.last_token import LastTokens
 from .steered import SteeredModel
 from .tokens import Batch, Tokens
 
@@ -88,12 +91,41 @@ class AnswerSet(Encoded):
 
 @dataclass(frozen=True)
 class ChoiceSet(Encoded):
-    """Test questions: one sequence each, with all options after the prompt, or with none for generation."""
+    """Questions: one sequence each, with all options after the prompt, or with none for generation."""
 
     characters: list[Tensor]  # the number in each option, without what was cut
     gold: list[int]
     tasks: list[str]
     labels: list[tuple[str, ...]]  # the answer words of a generation
+    last: list[tuple[LastTokens, int]] | None = None  # what is kept of each item, and its number there
+
+    def option_scores(
+        self, model: SteeredModel, indices: Sequence[int], state: State | None, *, share=None, owners=None, dropout=0.0
+    ) -> Tensor:
+        """Log-likelihoods (B, most options) of these items' options, up to a number for each item; -inf: no option.
+
+        The sum over an option's tokens. They are read at the prompts' last tokens alone where `last` is there.
+        """
+        if self.last is not None and not dropout:
+            kept, numbers = self.last[0][0], [self.last[i][1] for i in indices]
+            return kept.option_scores(model, numbers, state, rows_share(share, indices, model.backbone.device), owners)
+        logprobs, answer = model.answer_logprobs(self.batch(model, indices, share, owners), state, dropout)
+        counts = [len(self.sequences[i].answer_lengths) for i in indices]
+        exact = logprobs if logprobs.device.type == "mps" else logprobs.double()  # Apple's GPUs have no float64
+        totals = exact.new_zeros(sum(counts)).index_add(0, answer, exact)
+        return nn.utils.rnn.pad_sequence(list(totals.split(counts)), batch_first=True, padding_value=float("-inf"))
+
+    def losses(
+        self, model: SteeredModel, indices: Sequence[int], state: State | None, *, share=None, owners=None, dropout=0.0
+    ) -> Tensor:
+        """Negative log-likelihood (B,) of each item's correct option among its options, in nats."""
+        found = self.option_scores(model, indices, state, share=share, owners=owners, dropout=dropout)
+        gold = torch.tensor([self.gold[i] for i in indices], device=found.device)
+        return nn.functional.cross_entropy(found, gold, reduction="none").float()
+
+    def losses_in(self, i: int) -> int:
+        """How many entries of `losses` belong to item i."""
+        return 1
 
     @property
     def prompts(self) -> list[Tokens]:
@@ -149,8 +181,8 @@ class Client:
     """One client's data, as the model reads it."""
 
     name: str
-    train: AnswerSet | LabelSet
-    held_out: AnswerSet | LabelSet
+    train: AnswerSet | ChoiceSet | LabelSet
+    held_out: AnswerSet | ChoiceSet | LabelSet
     test: tuple[ChoiceSet | TextSet | LabelSet, ...]  # one for each kind of item in the test
 
     @property

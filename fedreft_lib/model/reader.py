@@ -16,16 +16,27 @@ from .tokens import Tokens, encode, encode_pair
 
 
 class Reader:
-    """Turns items into encoded sequences, with their hidden states below the first site while there is room."""
+    """Turns items into encoded sequences, with their hidden states below the first site while there is room.
 
-    def __init__(self, model: SteeredModel, config: RunConfig, *, caches: bool):
+    pool: all questions that clients may get, where hidden states are computed for all of them, once for all clients.
+    """
+
+    def __init__(self, model: SteeredModel, config: RunConfig, *, caches: bool, pool: Sequence[Question] = ()):
         self.model, self.config, self.vocabulary = model, config, model.backbone.vocabulary
         self.cache = HiddenCache(model) if caches else None
+        self.pool: dict[Tokens, Tensor] = {}
+        if pool and caches:
+            choices = self.choices(pool)
+            self.pool = dict(zip(choices.sequences, choices.hidden or (), strict=bool(choices.hidden)))
 
-    def training(self, items: Sequence[Item]) -> AnswerSet | LabelSet:
-        """Items for training or for a loss."""
+    def training(self, items: Sequence[Item]) -> AnswerSet | ChoiceSet | LabelSet:
+        """Items for training or for a loss. Raises DataError for a free answer where objective="choice"."""
         if items and isinstance(items[0], Labelled):
             return self._labels(items)
+        if self.config.objective == "choice":
+            if other := next((item for item in items if not isinstance(item, Question)), None):
+                raise DataError(f'{other.task}: objective="choice" needs questions with choices, here is a free answer')
+            return self.choices(items)
         sequences = []
         for item in items:
             if isinstance(item, Question):
@@ -42,17 +53,25 @@ class Reader:
         return tuple(readers[kind](own) for kind, own in of_kind.items() if own)
 
     def _options(self, questions: Sequence[Question]) -> ChoiceSet:
+        if self.config.scoring != "generation":
+            return self.choices(questions)
+        # The model reads only the prompts, from their first token on.
         examples = [render(question, self.config.prompt_format) for question in questions]
-        if self.config.scoring == "generation":  # the model reads only the prompts, from their first token on
-            sequences, hidden = [self._encode(example, []) for example in examples], None
-            # "the correct answer is answer2" is graded by its last word; a plain option is the answer's own words
-            named = self.config.prompt_format == "llm_adapters"
-            asked = [tuple(t.split()[-1] if named else t.strip() for t in example.options) for example in examples]
-            labels = [self._as_written(options) for options in asked]
-        else:
-            labels = [()] * len(examples)
-            sequences = [self._encode(example, example.options) for example in examples]
-            hidden = self._hidden(sequences)
+        # "the correct answer is answer2" is graded by its last word; a plain option is the answer's own words
+        named = self.config.prompt_format == "llm_adapters"
+        asked = [tuple(t.split()[-1] if named else t.strip() for t in example.options) for example in examples]
+        labels = [self._as_written(options) for options in asked]
+        return self._choice_set(examples, [self._encode(example, []) for example in examples], None, labels)
+
+    def choices(self, questions: Sequence[Question]) -> ChoiceSet:
+        """Questions with all their options after the prompt."""
+        examples = [render(question, self.config.prompt_format) for question in questions]
+        sequences = [self._encode(example, example.options) for example in examples]
+        return self._choice_set(examples, sequences, self._hidden(sequences), [()] * len(examples))
+
+    def _choice_set(
+        self, examples: list[Example], sequences: list[Tokens], hidden: list[Tensor] | None, labels: list[tuple]
+    ) -> ChoiceSet:
         return ChoiceSet(
             sequences,
             hidden,
@@ -130,4 +149,6 @@ class Reader:
         return found
 
     def _hidden(self, sequences: list[Tokens]) -> list[Tensor] | None:
+        if self.pool and all(sequence in self.pool for sequence in sequences):
+            return [self.pool[sequence] for sequence in sequences]
         return self.cache.states(sequences) if self.cache else None

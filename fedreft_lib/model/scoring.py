@@ -4,7 +4,7 @@ import re
 from functools import singledispatch
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import RunConfig
 from ..core.state import State
@@ -106,12 +106,10 @@ def chosen(model: SteeredModel, state: State | None, data: ChoiceSet, config: Ru
     """For each question the option with the highest log-likelihood, or log-likelihood per character: (questions,)."""
     found = torch.empty(len(data), dtype=torch.long)
     for indices in by_length(data.sequences, 2 * config.batch_size):
-        logprobs, answer = model.answer_logprobs(data.batch(model, indices, share), state)
-        counts = [len(data.sequences[i].answer_lengths) for i in indices]
-        totals = torch.zeros(sum(counts), dtype=torch.float64).index_add_(0, answer.cpu(), logprobs.double().cpu())
+        totals = data.option_scores(model, indices, state, share=share).cpu()  # (B, most options)
         if config.scoring == "likelihood_per_character":
-            totals = totals / torch.cat([data.characters[i] for i in indices])
-        found[indices] = torch.stack([each.argmax() for each in totals.split(counts)])
+            totals = totals / nn.utils.rnn.pad_sequence([data.characters[i] for i in indices], True, 1)
+        found[indices] = totals.argmax(1)
     return found
 
 

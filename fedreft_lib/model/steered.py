@@ -118,12 +118,12 @@ class SteeredModel:
         if batch.ways.layout == "alone" and len(batch.ids) > 1:
             rows = [self.hidden_states(row, state, dropout)[0] for row in batch.rows_alone()]
             return nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        with self._blocks(batch) as (layers, inputs), self.steered(layers, batch, state, dropout):
-            return batch.as_grid(self.backbone.model.base_model(**inputs, **self._reading(batch)).last_hidden_state)
+        with self.blocks(batch) as (layers, inputs), self.steered(layers, batch, state, dropout):
+            return batch.as_grid(self.backbone.model.base_model(**inputs, **self.reading(batch)).last_hidden_state)
 
     def class_logits(self, batch: Batch, state: State, dropout: float = 0.0) -> Tensor:
         """The head's outputs (B, outputs), from the first token."""
-        first, state = self.hidden_states(batch, state, dropout)[:, 0], self._moved(state)
+        first, state = self.hidden_states(batch, state, dropout)[:, 0], self.moved(state)
         owners = batch.owners
         if owners is None:  # one state: number 0 of one
             owners = torch.zeros_like(batch.prompt_lengths)
@@ -156,8 +156,8 @@ class SteeredModel:
         if batch.packed:
             places, shape = batch.numbers[read], (1, len(batch.index))
         at_these = self._last_block_at(places, shape)
-        with at_these, self._blocks(batch) as (layers, inputs), self.steered(layers, batch, state, dropout):
-            return self.logits_of({**inputs, **self._reading(batch)}, places, shape, batch.ways.bare)
+        with at_these, self.blocks(batch) as (layers, inputs), self.steered(layers, batch, state, dropout):
+            return self.logits_of({**inputs, **self.reading(batch)}, places, shape, batch.ways.bare)
 
     def logits_of(self, inputs: dict, places: Tensor, shape: tuple[int, int], bare: bool) -> Tensor:
         """Logits (m, V) at places (m,), flat indices into the shape (B, T) of a forward pass on `inputs`."""
@@ -198,7 +198,7 @@ class SteeredModel:
         share, owners (B,): see `Batch`.
         """
         how = Cached if self.ways(longest, writes=True).cached else Anew
-        return how(prompts, self, state and self._moved(state), share, owners)
+        return how(prompts, self, state and self.moved(state), share, owners)
 
     @torch.no_grad()
     def generate(
@@ -253,8 +253,8 @@ class SteeredModel:
         try:
             for indices in by_length(sequences, batch_size):
                 batch = self.batch([sequences[i] for i in indices])
-                with self._replaced(list(self.backbone.layers[: last + 1])):
-                    self.backbone.model.base_model(input_ids=batch.as_read(batch.ids), **self._reading(batch))
+                with self.replaced(list(self.backbone.layers[: last + 1])):
+                    self.backbone.model.base_model(input_ids=batch.as_read(batch.ids), **self.reading(batch))
                 output = caught.pop()  # the last one: a trial of the batch's ways may have left others before it
                 hidden = batch.as_grid(output[0] if isinstance(output, tuple) else output)
                 found |= {i: hidden[row, : len(sequences[i].ids)].clone() for row, i in enumerate(indices)}
@@ -262,7 +262,7 @@ class SteeredModel:
             handle.remove()
         return [found[i] for i in range(len(sequences))]
 
-    def _reading(self, batch: Batch) -> dict:
+    def reading(self, batch: Batch) -> dict:
         """The inputs that say what each token of a batch sees, and its position."""
         config, causal = self.backbone.model.config, self.backbone.kind == "causal"
         segments = {} if batch.segments is None else self.segments(batch.as_read(batch.segments))
@@ -299,14 +299,14 @@ class SteeredModel:
     @contextmanager
     def steered(self, layers, batch: Batch, state: State | None, dropout: float = 0.0) -> Iterator[None]:
         """In this context, `state` steers the next forward pass over the batch, through the blocks `layers`."""
-        state = {n: tensor for n, tensor in self._moved(state or {}).items() if n not in self.layout.head_names}
+        state = {n: tensor for n, tensor in self.moved(state or {}).items() if n not in self.layout.head_names}
         if not state:  # nothing, or only a head
             yield
             return
         with self.adapter.attached(layers, state, batch, dropout):
             yield
 
-    def _moved(self, state: State) -> State:
+    def moved(self, state: State) -> State:
         return {name: tensor.to(self.backbone.device) for name, tensor in state.items()}
 
     def _last_block_at(self, places: Tensor, shape: tuple[int, int]) -> AbstractContextManager:
@@ -316,19 +316,21 @@ class SteeredModel:
         return last_block.read_at(self.backbone.layers[-1], places, shape)
 
     @contextmanager
-    def _blocks(self, batch: Batch) -> Iterator[tuple]:
+    def blocks(self, batch: Batch) -> Iterator[tuple]:
         """(blocks by number, inputs): the whole model on ids, or the upper part on cached hidden states."""
         if batch.hidden is None:
             yield self.backbone.layers, {"input_ids": batch.as_read(batch.ids)}
             return
-        first = self.adapter.below
-        stand_in = _PassOn()
-        blocks = [stand_in, *self.backbone.layers[first + 1 :]]
-        with self._replaced(blocks):
-            yield dict(enumerate(blocks, start=first)), {"inputs_embeds": batch.hidden}
+        blocks = self.stand_in(self.adapter.below)
+        with self.replaced(blocks):
+            yield dict(enumerate(blocks, start=self.adapter.below)), {"inputs_embeds": batch.hidden}
+
+    def stand_in(self, last: int) -> list[nn.Module]:
+        """The upper blocks, after a module that takes the place of block `last` and passes on what it gets."""
+        return [_PassOn(), *self.backbone.layers[last + 1 :]]
 
     @contextmanager
-    def _replaced(self, blocks: list[nn.Module]) -> Iterator[None]:
+    def replaced(self, blocks: list[nn.Module]) -> Iterator[None]:
         base, original = self.backbone.model.base_model, self.backbone.layers
         base.layers = nn.ModuleList(blocks)
         try:

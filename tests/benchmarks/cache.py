@@ -16,6 +16,7 @@ import torch
 from fedreft_lib import RunConfig, run
 from fedreft_lib.federation import assembly
 from fedreft_lib.model.fast import hidden_cache, hidden_files
+from fedreft_lib.model.shared import shared_backbone
 from fedreft_lib.runs.results import Run
 from tests.benchmarks.contest import Contest, Rival, timed
 from tests.benchmarks.sizes import Size
@@ -45,7 +46,7 @@ def _contest(size: Size, layers: str) -> Contest:
     def check() -> str:
         pairs = [(a.states, b.states) for a, b in zip(ours(), theirs(), strict=True)]
         apart = max(float((a - b).norm() / b.norm()) for a, b in pairs)
-        if assembly.shared_backbone(config.backbone, config.dtype, config.device).dtype == torch.float32:
+        if shared_backbone(config.backbone, config.dtype, config.device).dtype == torch.float32:
             assert apart < 1e-3, f"the states differ by {apart:.1e} of their norm"
         return f"the states differ by {apart:.0e} of their norm"
 

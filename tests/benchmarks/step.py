@@ -21,11 +21,11 @@ from fedreft_lib import RunConfig
 from fedreft_lib.core.interventions import LoReFT
 from fedreft_lib.core.sites import Sites
 from fedreft_lib.core.state import State
-from fedreft_lib.federation.assembly import shared_backbone
 from fedreft_lib.federation.training import train_client as train
 from fedreft_lib.model.adapters import AtSites
 from fedreft_lib.model.backbone import Backbone
 from fedreft_lib.model.encoding import AnswerSet
+from fedreft_lib.model.shared import shared_backbone
 from fedreft_lib.model.steered import SteeredModel
 from fedreft_lib.model.tokens import Batch, Tokens
 from tests.benchmarks.contest import Contest, Marks, Rival, Side, timed

@@ -13,12 +13,12 @@ pytest.importorskip("flwr", reason="the flower extra is not installed")
 
 from fedreft_lib import RunConfig, run
 from fedreft_lib.errors import ConfigError, DataError, FedReFTError
-from fedreft_lib.federation import assembly
 from fedreft_lib.federation.assembly import assemble
 from fedreft_lib.flower import HIDDEN, MESSAGES, client_app, records, relay
 from fedreft_lib.flower.client_app import HANDLERS
 from fedreft_lib.flower.host import Host
 from fedreft_lib.flower.server_app import serve
+from fedreft_lib.model import shared
 from tests.flower.grid import DirectGrid
 from tests.flower.own_files import TASKS, own, written
 from tests.helpers.federations import same
@@ -114,11 +114,11 @@ def test_a_host_reads_its_own_client_alone_and_loads_the_model_once(folder):
     host = Host(1, folder / "nodes", folder / "data")
     federation = host.opened(config, 0)
     assert [len(client.train) for client in federation.clients] == [0, 8, 0]
-    assembly._shared.clear()
-    before = len(assembly.loaded)
+    shared._shared.clear()
+    before = len(shared.loaded)
     for _ in range(3):
         host.answer("query.hello", records.packed({"config": config.model_dump(mode="json")}))
-    assert len(assembly.loaded) == before + 1
+    assert len(shared.loaded) == before + 1
 
 
 def test_a_host_that_keeps_the_world_notices_that_its_files_changed(folder):

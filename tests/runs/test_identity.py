@@ -24,7 +24,7 @@ from fedreft_lib.data.items import content
 from fedreft_lib.data.partition import data_fingerprint
 from fedreft_lib.errors import ElsewhereWarning, FedReFTError
 from fedreft_lib.federation import assembly, dealing
-from fedreft_lib.model import identity
+from fedreft_lib.model import identity, shared
 from fedreft_lib.model import weights as packaged_weights
 from fedreft_lib.model.backbone import load_backbone
 from fedreft_lib.model.identity import backbone_identity
@@ -75,7 +75,7 @@ def home(tmp_path, saved, monkeypatch) -> Path:
 
 def forget() -> None:
     """As a new process: nothing is remembered but what is on the disk."""
-    assembly._shared.clear()
+    shared._shared.clear()
     dealing._remembered.clear()
     assembly._build.cache_clear()
     file_hashes._remembered.clear()
@@ -450,7 +450,7 @@ def test_what_is_unchanged_is_not_computed_again(home, monkeypatch, kind):
     (home / "model/README.md").write_text("more about it")
     (home / "data/client1/notes.txt").write_text("not asked for")
     computed = computes(monkeypatch)
-    loads, reads = counted(monkeypatch, assembly, "load_backbone"), counted(monkeypatch, dealing, "_partition")
+    loads, reads = counted(monkeypatch, shared, "load_backbone"), counted(monkeypatch, dealing, "_partition")
     for _ in range(3):
         same(finish(config, home / "run"), done)
     assert (computed, loads, reads) == ([], [], [])
@@ -531,14 +531,14 @@ def test_a_folder_that_is_gone_is_one_sentence_and_the_run_can_still_be_read(hom
 
 
 def test_files_that_change_while_they_are_loaded_are_refused(home, monkeypatch):
-    config, honest = config_of(home, "questions"), assembly.load_backbone
+    config, honest = config_of(home, "questions"), shared.load_backbone
 
     def changes(name, **how):
         found = honest(name, **how)
         weights(home)
         return found
 
-    monkeypatch.setattr(assembly, "load_backbone", changes)
+    monkeypatch.setattr(shared, "load_backbone", changes)
     with pytest.raises(FedReFTError, match="changed while they were loaded"):
         finish(config, home / "run")
 

@@ -34,6 +34,8 @@ def train_together(
     *,
     steps: int,
     seeds: Sequence[int],
+    before: int = 0,
+    of: int | None = None,
     trains: Sequence[str] | None = None,
     share: float | None = None,
     proximal: float = 0.0,
@@ -64,8 +66,8 @@ def train_together(
 
     stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
     trained, losses = optimise(
-        stacked, loss_at, recipe, steps=steps, rotated=model.layout.rotated, trains=trains, proximal=proximal,
-        device=model.backbone.device, on_step=everybodys_step, clip=clip_each,
+        stacked, loss_at, recipe, steps=steps, before=before, of=of, rotated=model.layout.rotated, trains=trains,
+        proximal=proximal, device=model.backbone.device, on_step=everybodys_step, clip=clip_each,
     )  # fmt: skip
     each = torch.stack(losses, 1).tolist()
     seconds = (time.perf_counter() - began) / len(states)

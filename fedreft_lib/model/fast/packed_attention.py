@@ -14,6 +14,7 @@ fused form keeps in float32; by itself it is about half as exact. In SmolLM2-135
 
 import itertools
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import transformers
@@ -57,9 +58,18 @@ class Grid:
         return x.flatten(0, 1).index_select(0, self.index)
 
 
+class Attends(Protocol):
+    """How the tokens of a packed batch attend."""
+
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, more: dict
+    ) -> Tensor:
+        """What they read: (1, h, N, n) -> (1, N, h, n); key and value (1, g, N, n), each for h / g heads."""
+
+
 @dataclass(frozen=True)
 class Packing:
-    """How the sequences of a packed batch attend."""
+    """How the sequences of a packed batch attend: each in a grid with others of similar length."""
 
     grids: tuple[Grid, ...]
     causal: bool  # each token sees all tokens before it in its sequence: no other mask is needed
@@ -82,6 +92,23 @@ class Packing:
             grids.append(Grid(first, first + len(index), index, (stop - start, T), rows))
             first += len(index)
         return cls(tuple(grids), causal)
+
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, more: dict
+    ) -> Tensor:
+        out = []
+        for grid in self.grids:
+            Q, K, V = (grid.laid_out(x) for x in (query, key, value))
+            if Q.device.type == "cpu" and Q.dtype == torch.bfloat16 and grid.shape[1] <= EXPLICIT:
+                scale = Q.shape[-1] ** -0.5 if scaling is None else scaling
+                found = Explicit.apply(Q, K, V, grid.mask, scale).transpose(1, 2)
+            else:
+                mask = None if self.causal else grid.mask  # torch has faster kernels without a mask
+                found, _ = sdpa_attention_forward(
+                    module, Q, K, V, mask, scaling=scaling, **{**more, "is_causal": self.causal}
+                )
+            out.append(grid.tokens(found))
+        return torch.cat(out).unsqueeze(0)
 
 
 def _runs(lengths: list[int], owners: list[int] | None) -> list[tuple[int, int]]:
@@ -129,7 +156,7 @@ def packs(model: nn.Module, longest: int) -> bool:
 
 def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
-    scaling: float | None = None, packing: Packing | None = None, **more,
+    scaling: float | None = None, packing: Attends | None = None, **more,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """What transformers calls: (1, h, N, n) of a packed batch -> (1, N, h, n). A padded batch uses torch's function.
 
@@ -137,19 +164,7 @@ def attention(
     """
     if packing is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)
-    out = []
-    for grid in packing.grids:
-        Q, K, V = (grid.laid_out(x) for x in (query, key, value))
-        if Q.device.type == "cpu" and Q.dtype == torch.bfloat16 and grid.shape[1] <= EXPLICIT:
-            scale = Q.shape[-1] ** -0.5 if scaling is None else scaling
-            found = Explicit.apply(Q, K, V, grid.mask, scale).transpose(1, 2)
-        else:
-            mask = None if packing.causal else grid.mask  # torch has faster kernels without a mask
-            found, _ = sdpa_attention_forward(
-                module, Q, K, V, mask, scaling=scaling, **{**more, "is_causal": packing.causal}
-            )
-        out.append(grid.tokens(found))
-    return torch.cat(out).unsqueeze(0), None
+    return packing.attend(module, query, key, value, scaling, more), None
 
 
 class Explicit(torch.autograd.Function):
