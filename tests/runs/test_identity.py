@@ -312,7 +312,7 @@ def test_a_commit_of_a_backbone_on_the_hub_counts_where_it_is_known(home, monkey
         said.append(then)
         unchanged.write(folder, "02_own", unchanged.made_of(job, folder), output, [])
         said.append(now)
-        assert unchanged.why_again(folder, "02_own", unchanged.made_of(job, folder)) == why
+        assert unchanged.why_execute(folder, "02_own", unchanged.made_of(job, folder)) == why
 
 
 def over_flower(config: RunConfig, home: Path, nodes: str, folder: Path | None, at_first_lesson=lambda: None):
