@@ -108,20 +108,20 @@ def rest_of(clients: Clients, config: RunConfig, store: Store, resume: bool, pro
     begin = clients.begin()
     saved = store.resume(begin) if resume else store.fresh(begin)
     X, memory, done = saved.states, saved.memory, saved.manifest["round"]
-    rows, listening = saved.history.to_dict("records"), list(saved.listening)
+    rows, round_mixing = saved.history.to_dict("records"), list(saved.round_mixing)
     total = sum(_steps_in(clients, config, t) for t in range(done + 1, config.rounds + 1))
     with tqdm(desc=config.run_id, total=total, unit="step", disable=not progress, leave=False) as bar:
         if not rows:
             rows = clients.evaluate(None, 0, memory, progress)
-            X = store.save(0, X, listening, rows, memory)
+            X = store.save(0, X, round_mixing, rows, memory)
         for t in range(done + 1, config.rounds + 1):
             X, report = _next_round(clients, config, X, t, memory, bar.update)
             memory = report.memory
-            rows, listening = rows + report.rows, [*listening, report.listening]
+            rows, round_mixing = rows + report.rows, [*round_mixing, report.round_mixing]
             if t == config.rounds or (config.eval_every and t % config.eval_every == 0):
                 rows = rows + clients.evaluate(X, t, memory, progress)
-            X = store.save(t, X, listening, rows, memory)
-    return store.run(X, listening, rows, memory)
+            X = store.save(t, X, round_mixing, rows, memory)
+    return store.run(X, round_mixing, rows, memory)
 
 
 def _steps_in(clients: Clients, config: RunConfig, t: int) -> int:
