@@ -387,8 +387,8 @@ def test_a_server_does_not_begin_with_a_host_that_has_another_backbone(home, mon
 def _says(content, **changes):
     from fedreft_lib.flower import records
 
-    told = records.told(content)
-    return records.packed({**told, "has": {**told["has"], **changes}})
+    values = records.values(content)
+    return records.packed({**values, "has": {**values["has"], **changes}})
 
 
 # ---- the example --------------------------------------------------------------------------------------------
