@@ -50,7 +50,7 @@ def replace_durably(temporary: Path, path: Path) -> None:
         temporary.unlink(missing_ok=True)
         raise
     os.replace(temporary, path)
-    if os.name == "posix":  # the new name is on the disk only when its folder is
+    if os.name == "posix":  # the name is on the disk only when its folder is flushed, too
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

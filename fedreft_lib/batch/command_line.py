@@ -1,7 +1,7 @@
 """The command line: `python -m fedreft_lib reproduce | parameters | assets | doctor`.
 
-An error that the user can fix is printed as one sentence, without a traceback (exit code 2). Ctrl-C gives 130. Modules
-that take seconds to import are imported by the command that needs them.
+An error that the user can fix is printed as one sentence, without a traceback (exit code 2). The exit code
+after Ctrl-C is 130. Modules that take seconds to import are imported by the command that needs them.
 """
 
 import argparse

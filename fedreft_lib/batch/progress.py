@@ -1,7 +1,7 @@
 """One line about the notebook that runs.
 
 papermill's own bar counts cells. Its estimate of the time left is far wrong where one cell takes minutes, and it prints
-one line a redraw where the output is no terminal.
+one line per redraw where the output is no terminal.
 """
 
 import threading
@@ -12,7 +12,7 @@ import nbformat
 
 
 class Progress:
-    """On a terminal, one line that is redrawn each second; elsewhere a line at start, each minute, and end."""
+    """On a terminal, one line, redrawn each second; elsewhere a line at the start, each minute and at the end."""
 
     def __init__(self, label: str, out: TextIO, begin: str = "starting"):
         self.label, self.out, self.begin = label, out, begin

@@ -82,7 +82,7 @@ def _bring_up_to_date(job: Job, folder: Path, label: str, out: TextIO) -> None:
         running = execute(job, folder, progress)
     files = unchanged.written(folder, before)
     set_aside(folder, job.name, unchanged.runs_of(files))
-    # The stamp comes first: so each output with its final name has a stamp, and `_recover` can find one without it.
+    # The stamp comes first: so each output with its final name has one, and `_recover` knows one that lacks the name.
     unchanged.write(folder, job.name, made_of | unchanged.on_the_hub(job), running, files)
     replace_durably(running, target)
     (folder / f"{job.name}.failed.ipynb").unlink(missing_ok=True)

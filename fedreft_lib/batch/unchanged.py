@@ -1,4 +1,4 @@
-"""Which notebooks need no new execution. Contents decide that, never times.
+"""Which notebooks need no new execution. Content decides that, never time.
 
 outputs/PROFILE/stamps/NN_name.json is written when a notebook has run through. It has
 

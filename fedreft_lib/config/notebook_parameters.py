@@ -1,7 +1,7 @@
 """The parameters of notebooks that are not fields of RunConfig, and their checks, which are as strict as RunConfig's.
 
 Most are lists that a notebook loops over; each element is a value of one of RunConfig's fields. A whole batch is
-checked so before it starts (`batch.jobs`), and each notebook again in its kernel (`RunConfig.from_notebook`).
+checked before it starts (`batch.jobs`), and each notebook again in its kernel (`RunConfig.from_notebook`).
 """
 
 import json

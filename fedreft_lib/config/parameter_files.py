@@ -7,7 +7,7 @@ YAML has much that parameters do not need: tags that call code, aliases that mul
 eight, 1:30 for ninety, yes for true. Each of these is refused in one sentence with its line. The only values are text,
 decimal numbers, true, false, null, and lists and mappings of these.
 
-PyYAML stays, and not ruamel.yaml in its YAML 1.2 mode, because ruamel.yaml still builds anchors, aliases and tags: the
+PyYAML reads it, and not ruamel.yaml in YAML 1.2 mode, because ruamel.yaml still builds anchors, aliases and tags: the
 same check of nodes would be needed, on a second YAML package.
 """
 
@@ -84,7 +84,7 @@ def _parameters(text: str) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader for plain values only. It refuses an alias at its event, so it follows none."""
+    """PyYAML's safe loader for plain values only: it refuses an alias, anchor or tag before it makes a node of it."""
 
     def __init__(self, text: str):
         super().__init__(text)

@@ -16,8 +16,8 @@ Where the ways lead to different choices, the rest of the file decides:
 * For texts, only the ways count that fit all texts of the file, of any form.
 
 An answer that still has two meanings is refused, and so is a form whose answers are written in different ways. Nothing
-is ever counted from 1: such a file is noticed only where an answer is out of range, and is refused there. For a test
-set, the training file is evidence too, so that both are read alike.
+is ever counted from 1: a file that does so is noticed only where an answer is out of range, and is refused there. For a
+test set, the training file is evidence too, so that both are read alike.
 """
 
 import json
@@ -129,7 +129,7 @@ A_CLASS = "; if it is the name of a class, choose another one"
 
 
 def why_missing(label: Any) -> str:
-    """Why -1, null or "" is refused: GLUE's public test sets and others have them in place of labels. Else ""."""
+    """Why -1, null and "" are refused, which GLUE's public test sets and others have in place of labels; else ""."""
     value = label.strip() if isinstance(label, str) else label
     if value is None or value in ("", -1) or (isinstance(value, str) and re.fullmatch(r"-1(\.0*)?", value)):
         return ", which stands for no label; leave out the rows without one, or use a file with labels"

@@ -31,7 +31,8 @@ another answer is refused, and so is a missing label (-1, "", null). All other r
 
 A file is read unchanged, or refused in one sentence with the row; `plain_text`, `strict_json` and `row_files` have the
 limits. Repeated questions are allowed: `partition.drop_repeats` keeps the first, and removes each test question from
-the training sets, so that no question is shared between splits or clients.
+the training sets, so that no question is shared between splits or clients. With setup="own" that holds within a client,
+and `partition.check_disjoint` refuses a question that two clients have.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Files of rows in UTF-8: JSON (a list, an object of rows), JSON lines, CSV and TSV with a header.
 
-They come from anywhere, so there are limits, see also `plain_text` and `strict_json`. A line, and a row of a list or an
-object, has at most `LONGEST` characters; a cell 131,072 (the csv module's limit). JSON lines and CSV are read row by
+They come from anywhere, so there are limits, see also `plain_text` and `strict_json`. A row of JSON, and a line of a
+table, has at most `LONGEST` characters; a cell has 131,072 (the csv module's limit). JSON lines and CSV are read row by
 row and may have any size. A list or an object is whole in memory and has at most `LARGEST` bytes; a TSV file is whole
 in memory, too, unless its header has quotation marks. A cell of a table is text, whatever it says ("NA", "007").
 
