@@ -131,7 +131,7 @@ def _reads_runs(notebook: Path) -> bool:
     """Whether its metadata has `"fedreft": {"reads": "runs"}`: it shows the runs of the notebooks before it."""
     entry = _read(notebook).metadata.get("fedreft", {})
     if entry not in ({}, {"reads": "runs"}):
-        raise ConfigError(f'{notebook.name}: its metadata may have "fedreft": {{"reads": "runs"}}, got {entry!r}')
+        raise ConfigError(f'{notebook.name}: its metadata may say "fedreft": {{"reads": "runs"}}, got {entry!r}')
     return bool(entry)
 
 
