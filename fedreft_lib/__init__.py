@@ -7,10 +7,10 @@
 tensor([2.])
 
     core        the paper in plain torch: interventions, one client's training, All-But-Me; read this first
-    data        items, prompts, grading, who holds what
+    data        items, prompts, grading, which client holds what
     config      every parameter of a run
     model       a frozen backbone, steered by a client's state; model.fast is there for speed alone
-    methods     one file a federated method
+    methods     the federated methods, one file each
     runs        a run's folder: checkpoints, results
     federation  the client's side and the server's side of a round, and the run
     flower      the same federation over Flower
@@ -21,7 +21,7 @@ tensor([2.])
 from importlib import import_module
 
 __version__ = "0.1.0"
-# name: the module that it comes from, imported when first asked for, so that `--help` need not wait for torch
+# name: its module, which is imported at first use, so that `--help` does not wait for torch
 _HOMES = {
     "AnswerSet": "model.encoding",
     "AtSites": "model.adapters",

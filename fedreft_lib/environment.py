@@ -1,4 +1,4 @@
-"""What results depend on besides the run's own parameters: code, versions, machine, the way threads add up."""
+"""What results depend on besides the run's own parameters: code, versions, machine, number of threads."""
 
 import functools
 import hashlib
@@ -10,15 +10,15 @@ from pathlib import Path
 import torch
 
 PACKAGES = ("torch", "transformers", "numpy")
-# What a repetition's bits depend on besides what makes a run start again.
+# Entries that the bits of a repetition also depend on. Where they differ, a run continues, with a warning.
 BITS = ("device", "threads", "versions", "machine")
-# What a run's numbers are computed by. A change in any other package leaves finished runs valid.
+# The code that computes a run's numbers. A change in any other part of the library leaves finished runs valid.
 COMPUTES = ("seeds.py", "config", "core", "data", "model", "methods", "federation")
 
 
-@functools.cache  # of what this process runs; the files may be edited meanwhile
+@functools.cache  # this process runs one version, even if the files are edited meanwhile
 def code_fingerprint() -> str:
-    """A hash of the library's own source and packaged items, as far as a run's numbers depend on them."""
+    """A hash of the library's source and packaged items that a run's numbers depend on; 16 hex digits."""
     here = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted([*here.rglob("*.py"), *here.rglob("*.jsonl")]):
@@ -27,17 +27,17 @@ def code_fingerprint() -> str:
     return digest.hexdigest()[:16]
 
 
-@functools.cache  # neither changes while a process lives
+@functools.cache  # computed once for each process
 def _fixed() -> tuple[tuple[str, str], ...]:
     there = {"python": platform.python_version(), "platform": platform.platform(terse=True)}
     return tuple({**there, "machine": platform.machine(), "commit": commit(Path(__file__).parent)}.items())
 
 
 def environment(device: torch.device | str = "cpu") -> dict:
-    """What a manifest says of where it was made. `commit` ends in "-dirty" where the working tree was changed.
+    """The entries of a manifest about code, versions and machine. `commit` ends in "-dirty" for a changed working tree.
 
-    deterministic: whether a repetition gives the same bits, given the same threads: on a CPU it does; on a GPU as far
-    as torch's deterministic algorithms, which `load_backbone` asks for there, go.
+    deterministic: whether a repetition with the same threads gives the same bits. On a CPU it does; on a GPU as far as
+    torch has deterministic algorithms, which `load_backbone` turns on there.
     """
     kind = torch.device(device).type
     return {
@@ -51,7 +51,7 @@ def environment(device: torch.device | str = "cpu") -> dict:
 
 
 def differences(manifest: dict) -> list[str]:
-    """In what a run's manifest differs from here and now, in words; of the code and the stack, not of the device."""
+    """How a run's manifest differs from here and now, in words: code, packages, Python, machine; not the device."""
     here, found = environment(), []
     if manifest.get("code") != here["code"]:
         found.append(f"other library code (commit {manifest.get('commit') or 'unknown'})")
@@ -62,7 +62,7 @@ def differences(manifest: dict) -> list[str]:
 
 
 def commit(folder: Path) -> str:
-    """The commit of the working tree that `folder` is in, "-dirty" where it was changed; "" where there is none."""
+    """The commit of the working tree with `folder`, with "-dirty" where it was changed; "" where there is none."""
     command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10)

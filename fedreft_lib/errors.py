@@ -1,7 +1,7 @@
-"""Errors that speak to the person at the keyboard.
+"""Errors for the user.
 
-Every error that a user can cause is a `FedReFTError` whose text is one sentence: what was given, what was
-expected, what to do. The command line prints the sentence alone; a traceback is left for our own mistakes.
+Every error that a user can cause is a `FedReFTError` whose text is one sentence: what was given, what was expected,
+what to do. The command line prints this sentence alone; a traceback means a mistake in the library.
 """
 
 import difflib
@@ -9,11 +9,11 @@ from collections.abc import Iterable
 
 
 class FedReFTError(Exception):
-    """Something that the user can put right; the message says how."""
+    """Something that the user can fix; the message says how."""
 
 
 class ConfigError(FedReFTError, ValueError):
-    """A parameter that does not exist, has the wrong type or is out of its range."""
+    """A parameter that does not exist, has a wrong type, is out of range, or does not go with another one."""
 
 
 class AssetError(FedReFTError):
@@ -25,21 +25,21 @@ class DataError(FedReFTError, ValueError):
 
 
 class NoFileError(DataError):
-    """A file of a dataset that is not there."""
+    """A file of a dataset that does not exist."""
 
 
 class DamageWarning(UserWarning):
-    """Something was damaged and the last good state is used instead; the message says which."""
+    """Something was damaged. An earlier state is used, or it is computed again; the message says which."""
 
 
 class ElsewhereWarning(UserWarning):
-    """A result was made with other code or another stack than the one here; the message says with which."""
+    """A result was made with other code, packages or hardware than here; the message says with which."""
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str | None = None) -> str:
-    """The end of a sentence about a name that does not exist: the nearest that does, or all of them.
+    """The end of a sentence about an unknown name: the nearest known name, or all of them.
 
-    otherwise: what to say in place of a list that would be long.
+    otherwise: a text in place of a list that would be long.
     """
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)

@@ -1,6 +1,6 @@
-"""Files that are whole or not there: written beside their place first, and hashed where they hold tensors.
+"""Files that are complete or absent: written under a temporary name first, and with a hash where they hold tensors.
 
-torch and safetensors take seconds to import, and who reads or writes a text needs neither.
+torch and safetensors take seconds to import, and code that reads or writes texts needs neither.
 """
 
 import hashlib
@@ -14,13 +14,13 @@ from .errors import FedReFTError
 if TYPE_CHECKING:
     from torch import Tensor
 
-HASH = "sha256"  # the note that a file's hash stands under
+HASH = "sha256"  # the name of the note with a file's hash
 
 
 def save_tensors(tensors: "dict[str, Tensor]", path: Path, notes: dict[str, str] | None = None) -> None:
-    """Write a safetensors file so that `path` is at any moment either the old file or the whole new one.
+    """Writes a safetensors file. At any moment `path` is either the old file or the complete new one.
 
-    notes: texts that go with the tensors. A hash of both is kept in the file, so that damage is noticed on reading.
+    notes: texts stored with the tensors. The file also has a hash of both, so that damage is noticed on reading.
     Raises OSError, and leaves no temporary file, where it cannot be written. One process at a time may write `path`.
     """
     temporary = path.with_name(path.name + ".tmp")
@@ -29,20 +29,20 @@ def save_tensors(tensors: "dict[str, Tensor]", path: Path, notes: dict[str, str]
 
 
 def write_tensors(tensors: "dict[str, Tensor]", path: Path, notes: dict[str, str]) -> None:
-    """What `load_tensors` reads, as a plain new file. Raises OSError, and leaves none, where it cannot be written."""
+    """Writes a new file for `load_tensors`. Raises OSError, and leaves no file, where it cannot be written."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         save_file(tensors, path, {**notes, HASH: hash_of(tensors, notes)})
-    except (SafetensorError, OSError) as error:  # a full disk, most often
+    except (SafetensorError, OSError) as error:  # most often a full disk
         path.unlink(missing_ok=True)
         raise OSError(str(error)) from None
 
 
 def replace_durably(temporary: Path, path: Path) -> None:
-    """Flush `temporary` to the disk, then let it take the name `path` in one step."""
+    """Flushes `temporary` to the disk, then renames it to `path` in one step."""
     try:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
@@ -50,7 +50,7 @@ def replace_durably(temporary: Path, path: Path) -> None:
         temporary.unlink(missing_ok=True)
         raise
     os.replace(temporary, path)
-    if os.name == "posix":  # a name is on the disk when its folder is
+    if os.name == "posix":  # the name is on the disk only when its folder is flushed, too
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -59,7 +59,7 @@ def replace_durably(temporary: Path, path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`save_tensors` for text."""
+    """Writes a text as `save_tensors` writes tensors, but without a hash."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -70,7 +70,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def load_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
-    """The tensors and the notes of a file of `save_tensors`. Raises FedReFTError when it is missing or damaged."""
+    """The tensors and notes in a file of `save_tensors`. Raises FedReFTError where it is missing or damaged."""
     from safetensors import safe_open
 
     try:
@@ -81,7 +81,7 @@ def load_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
         reason = " ".join(str(error).split())
         raise FedReFTError(f"{path} cannot be read as safetensors ({reason})") from None
     if notes.pop(HASH, None) != hash_of(tensors, notes):
-        raise FedReFTError(f"{path} is not as it was written (its hash is another)")
+        raise FedReFTError(f"{path} is damaged: its content does not have the hash stored in it")
     return tensors, notes
 
 
@@ -97,7 +97,7 @@ def hash_of(tensors: "dict[str, Tensor]", notes: dict[str, str] | None = None) -
 
 
 def cache_dir() -> Path:
-    """$FEDREFT_CACHE, else $XDG_CACHE_HOME/fedreft, else ~/.cache/fedreft; made when something is first stored."""
+    """$FEDREFT_CACHE, else $XDG_CACHE_HOME/fedreft, else ~/.cache/fedreft; created when something is first stored."""
     if "FEDREFT_CACHE" in os.environ:
         return Path(os.environ["FEDREFT_CACHE"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fedreft"

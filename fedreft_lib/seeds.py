@@ -1,4 +1,4 @@
-"""Randomness is a function of (seed, what it is for), never of history, so any round can be computed again."""
+"""Seeds depend only on (seed, purpose), never on what ran before, so any round can be computed again."""
 
 import hashlib
 

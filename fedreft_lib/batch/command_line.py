@@ -1,7 +1,7 @@
 """The command line: `python -m fedreft_lib reproduce | parameters | assets | doctor`.
 
-What a user can put right is told in one sentence, without a traceback (exit code 2); Ctrl-C gives 130. Modules that
-take seconds to import are imported by the command that needs them.
+An error that the user can fix is printed as one sentence, without a traceback (exit code 2). The exit code
+after Ctrl-C is 130. Modules that take seconds to import are imported by the command that needs them.
 """
 
 import argparse
@@ -23,7 +23,7 @@ DISK = 2  # GiB for downloads, converted weights and outputs
 
 
 def main(arguments: list[str] | None = None, root: Path = PROJECT) -> int:
-    """Run one command; returns the exit code."""
+    """Runs one command; returns the exit code."""
     parser = _parser()
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
@@ -36,13 +36,13 @@ def main(arguments: list[str] | None = None, root: Path = PROJECT) -> int:
     except FedReFTError as error:
         print(error, file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader has what it wanted, as with `| head`
+    except BrokenPipeError:  # the reader has closed the pipe, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS):
             raise
-        print(f"{error.strerror}: {error.filename or root}; put that right and run it again", file=sys.stderr)
+        print(f"{error.strerror}: {error.filename or root}; fix that and run it again", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted: finished rounds are kept, and the same command goes on from there", file=sys.stderr)
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _refuse_unknown_command(arguments: list[str]) -> None:
-    """argparse would list the choices; this names the nearest."""
+    """Raises FedReFTError that names the nearest command; argparse would list all of them."""
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
         raise FedReFTError(f"there is no command {arguments[0]!r}{did_you_mean(arguments[0], COMMANDS)}")
 
@@ -72,7 +72,7 @@ def _reproduce(options: argparse.Namespace, root: Path) -> int:
     from .jobs import plan
 
     only = None if options.only is None else [number.strip() for number in options.only.split(",")]
-    plan(options.profile, only, root)  # what is wrong is said before papermill and torch are imported
+    plan(options.profile, only, root)  # errors come before papermill and torch are imported
     from .reproduce import reproduce
 
     reproduce(options.profile, only, root)
@@ -96,7 +96,7 @@ def _assets(options: argparse.Namespace, root: Path) -> int:
 
     if not options.list:
         for name, asset in ASSETS.items():
-            if asset.only_for:  # fetched when it is first asked for
+            if asset.only_for:  # downloaded when it is first needed
                 continue
             path = backbone_folder(name) if asset.model else fetch(name)
             print(f"{name}: {path}", flush=True)
@@ -110,7 +110,7 @@ def _assets(options: argparse.Namespace, root: Path) -> int:
 
 
 def _found() -> dict[str, bool]:
-    """Which assets are in the cache, whole."""
+    """For each asset, whether it is in the cache and undamaged."""
     from ..data.downloads import ASSETS, find
 
     return {name: find(name) is not None for name in ASSETS}
@@ -120,17 +120,17 @@ def _found() -> dict[str, bool]:
 
 
 def _doctor(options: argparse.Namespace, root: Path) -> int:
-    """Print what was found; a line that starts with "!" is a problem and says what to do."""
+    """Prints the findings. A line that starts with "!" is a problem and says what to do; the exit code is then 1."""
     problems = 0
     for finding, remedy in _examination(root):
         problems += remedy is not None
         print(f"  {finding}" if remedy is None else f"! {finding}: {remedy}", flush=True)
-    print("all is fine" if not problems else f"{problems} to put right, see the lines with !")
+    print("all is fine" if not problems else f"{problems} to fix, see the lines with !")
     return int(problems > 0)
 
 
 def _examination(root: Path) -> Iterator[tuple[str, str | None]]:
-    """Findings, each with what to do about it, or None where it is fine."""
+    """Findings, each with what to do about it, or None where nothing is wrong."""
     python = platform.python_version()
     yield f"python {python}", None if sys.version_info >= (3, 11) else "use Python 3.11 or newer"
     missing = False
@@ -146,7 +146,7 @@ def _examination(root: Path) -> Iterator[tuple[str, str | None]]:
     few = memory is not None and memory < MEMORY
     yield (
         "memory unknown" if memory is None else f"{memory:.1f} GiB memory",
-        f"the profile quick may need {MEMORY} GiB; the profile smoke does with less" if few else None,
+        f"the profile quick may need {MEMORY} GiB; the profile smoke needs less" if few else None,
     )
     if missing:
         return
@@ -183,7 +183,7 @@ def _examination(root: Path) -> Iterator[tuple[str, str | None]]:
 
 
 def _memory() -> float | None:
-    """GiB that this process may use: the machine's, or less where a container is given less."""
+    """GiB that this process may use: the machine's, or a container's lower limit. None where it is unknown."""
     try:
         limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     except (AttributeError, ValueError, OSError):

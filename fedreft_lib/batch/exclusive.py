@@ -1,10 +1,13 @@
-"""One batch at a time in a folder, and nothing that an earlier one left running.
+"""One batch at a time in a folder, which first ends what a killed one left running.
 
-stamps/batch.lock     locked while a batch runs; the system lets go of it when the process ends, however it ends
-stamps/batch.holder   who that is, for the sentence that refuses a second one
+stamps/batch.lock     locked while a batch runs; the system releases it when the process ends, however it ends
+stamps/batch.holder   which process holds it, for the error of a second batch
 
-A batch that is killed leaves its kernel. ipykernel looks once a second whether its parent is still there and ends
-itself; the next batch does not wait for that, but ends every process that carries the folder's mark.
+A killed batch leaves its kernel. ipykernel checks once a second whether its parent still exists, and ends if not. The
+next batch does not wait for that: it ends every process that has the folder's mark.
+
+filelock does the lock. This file adds the holder's name for the refusal, and the end of a killed batch's kernels, which
+no library does.
 """
 
 import os
@@ -20,12 +23,12 @@ from filelock import FileLock, Timeout
 from ..errors import FedReFTError
 from ..files import write_text
 
-PATIENCE = 10  # seconds for a killed process to be gone
+PATIENCE = 10  # seconds to wait until killed processes are gone
 
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keeps other batches out of `folder`. Raises FedReFTError, at once, where there is one."""
+    """Keeps other batches out of `folder`. Raises FedReFTError at once where another one runs."""
     notes = folder / "stamps"
     notes.mkdir(parents=True, exist_ok=True)
     holder = notes / "batch.holder"
@@ -34,8 +37,8 @@ def alone_in(folder: Path) -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout:
         raise FedReFTError(
-            f"another batch is running in {folder} ({_said(holder)}): wait until it has ended, or end it, and run the "
-            "same command again"
+            f"another batch is running in {folder} ({_holder_text(holder)}): wait until it has ended, or end it, and "
+            "run the same command again"
         ) from None
     try:
         write_text(holder, f"process {os.getpid()}, since {datetime.now():%Y-%m-%d %H:%M:%S}")
@@ -46,7 +49,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _said(holder: Path) -> str:
+def _holder_text(holder: Path) -> str:
     try:
         return holder.read_text(encoding="utf-8")
     except OSError:
@@ -54,19 +57,19 @@ def _said(holder: Path) -> str:
 
 
 def mark(folder: Path) -> dict[str, str]:
-    """What the environment of a kernel that works in `folder` has to have."""
+    """The environment variable that marks the kernels of a batch in `folder`."""
     return {"FEDREFT_BATCH": str(folder.resolve())}
 
 
 def left_over(folder: Path) -> list[psutil.Process]:
-    """The processes with the mark of `folder`; while no batch runs in it, those of one that was killed."""
+    """The other processes with the mark of `folder`; while no batch runs there, they are a killed batch's."""
     ((name, value),) = mark(folder).items()
     found = []
     for process in psutil.process_iter():
         try:
             if process.pid != os.getpid() and process.environ().get(name) == value:
                 found.append(process)
-        except (psutil.Error, OSError):  # of another user, or gone meanwhile
+        except (psutil.Error, OSError):  # of another user, or ended meanwhile
             continue
     return found
 

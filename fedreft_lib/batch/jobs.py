@@ -1,10 +1,10 @@
-"""What a batch is going to execute: the notebooks of a profile, with their parameters, every name and value checked.
+"""What a batch executes: the notebooks of a profile, with their parameters, every name and value checked.
 
-    notebooks/NN_name.ipynb     in order of NN; the parameters and their defaults are in the cell tagged "parameters"
-    params/PROFILE/NN_name.yaml what is different in the profile; a notebook without one is not part of it
+    notebooks/NN_name.ipynb     in order of NN; parameters and defaults are in the cell tagged "parameters"
+    params/PROFILE/NN_name.yaml the values that differ in the profile; a notebook without this file is not part of it
 
-papermill computes with the default of a parameter whose name it does not know, so all is checked before the first
-kernel starts.
+papermill accepts a misspelt parameter, and the notebook then computes with the default. So everything is checked before
+the first kernel starts.
 """
 
 import ast
@@ -27,7 +27,7 @@ PROJECT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Job:
-    """A notebook, what to inject into it, all its parameters with their values, and whether it reads others' runs."""
+    """A notebook, the parameters to inject, all its parameters with values, and whether it reads others' runs."""
 
     notebook: Path
     parameters: dict[str, Any]
@@ -45,7 +45,7 @@ def ordered_notebooks(folder: Path) -> list[Path]:
 
 
 def plan(profile: str, only: Iterable[str] | None = None, root: Path | None = None) -> list[Job]:
-    """What `reproduce` would execute, in order; every name and value checked. Raises ConfigError."""
+    """What `reproduce` executes, in order, with every name and value checked. Raises ConfigError."""
     root = root or PROJECT
     notebooks = {path.stem: path for path in ordered_notebooks(root / "notebooks")}
     if not notebooks:
@@ -59,7 +59,7 @@ def plan(profile: str, only: Iterable[str] | None = None, root: Path | None = No
 
 
 def profiles(root: Path | None = None) -> list[str]:
-    """Names of the profiles that have parameters for a notebook."""
+    """Names of the profiles: the folders with params files."""
     return sorted({path.parent.name for path in ((root or PROJECT) / "params").glob("*/*.yaml")})
 
 
@@ -71,7 +71,7 @@ def _parameter_files(profile: str, root: Path) -> list[Path]:
 
 
 def _chosen(only: Iterable[str], notebooks: list[str], files: dict[str, Path], profile: str) -> list[str]:
-    """Names of the notebooks with the given numbers."""
+    """Names of the notebooks with these numbers. Raises ConfigError for one that is not there or not in the profile."""
     by_number = {int(name[:2]): name for name in notebooks}
     chosen = []
     for text in only:
@@ -89,8 +89,8 @@ def _job(notebook: Path, file: Path) -> Job:
     defaults = parameters_of(notebook)
     given = read_parameters(file)
     known = set(RunConfig.model_fields)
-    # A notebook that hands its parameters to RunConfig takes every field of it, also those that it does not show; but
-    # not the one that it runs through itself: `seed` where it has `seeds`.
+    # A notebook that has any field of RunConfig accepts all of them, also those that its cell does not show, but not
+    # one that it loops over: no `seed` where it has `seeds`.
     fields = known - set(singular(defaults, known)) if known & set(defaults) else []
     takes = {*defaults, *fields}
     try:
@@ -128,15 +128,15 @@ def parameters_of(notebook: Path) -> dict[str, Any]:
 
 
 def _reads_runs(notebook: Path) -> bool:
-    """Does its metadata say `"fedreft": {"reads": "runs"}`, that it shows the runs of the notebooks before it?"""
-    said = _read(notebook).metadata.get("fedreft", {})
-    if said not in ({}, {"reads": "runs"}):
-        raise ConfigError(f'{notebook.name}: its metadata may say "fedreft": {{"reads": "runs"}}, got {said!r}')
-    return bool(said)
+    """Whether its metadata has `"fedreft": {"reads": "runs"}`: it shows the runs of the notebooks before it."""
+    entry = _read(notebook).metadata.get("fedreft", {})
+    if entry not in ({}, {"reads": "runs"}):
+        raise ConfigError(f'{notebook.name}: its metadata may say "fedreft": {{"reads": "runs"}}, got {entry!r}')
+    return bool(entry)
 
 
 def _read(notebook: Path) -> "NotebookNode":
-    import nbformat  # 1.5 s to import; a profile that does not exist is refused before that
+    import nbformat  # takes 1.5 s to import; an unknown profile is refused before that
 
     try:
         return nbformat.read(notebook, as_version=4)
@@ -148,9 +148,9 @@ def _assignment(statement: ast.stmt) -> tuple[str, Any]:
     match statement:
         case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
             return name, ast.literal_eval(statement.value)
-    raise ValueError(f"not so line {statement.lineno}")
+    raise ValueError(f"line {statement.lineno} is not")
 
 
 def first_line(error: object) -> str:
-    """Of an error's text."""
+    """The first line of an error's text."""
     return (str(error).strip().splitlines() or [""])[0]

@@ -1,4 +1,8 @@
-"""One line about the notebook that is running."""
+"""One line about the notebook that runs.
+
+papermill's own bar counts cells. Its estimate of the time left is far wrong where one cell takes minutes, and it prints
+one line per redraw where the output is no terminal.
+"""
 
 import threading
 import time
@@ -8,7 +12,7 @@ import nbformat
 
 
 class Progress:
-    """One line about one notebook, that moves on a terminal; elsewhere a line at the start, each minute and the end."""
+    """On a terminal, one line, redrawn each second; elsewhere a line at the start, each minute and at the end."""
 
     def __init__(self, label: str, out: TextIO, begin: str = "starting"):
         self.label, self.out, self.begin = label, out, begin

@@ -1,9 +1,9 @@
-"""The executed notebooks of a profile as one page that needs nothing else: no server, no network, no kernel.
+"""The executed notebooks of a profile as one page that needs no server, no network and no kernel.
 
-In the order of the notebooks: prose, figures, tables and widgets; code and printed text are folded; what only makes
-sense while something runs (progress bars, stderr, ipywidgets without another form) is left out. A content security
-policy in the page forbids the browser to load anything from elsewhere, so the page shows the same on every machine.
-The page itself is the Jinja template `report.html.j2`.
+The notebooks are in order, with prose, figures, tables and widgets. Code and printed text are folded. Progress bars,
+stderr and ipywidgets without another form are left out: they make sense only while a kernel runs. A content security
+policy in the page forbids the browser to load anything from elsewhere, so the page looks the same on every machine. The
+page is made from the Jinja template `report.html.j2`.
 """
 
 import json
@@ -26,13 +26,13 @@ from .jobs import ordered_notebooks
 
 VERSIONS = ("torch", "transformers", "pyreft", "papermill")
 FOLDED = {"parameters": "default parameters", "injected-parameters": "parameters of this run"}  # cell tag: label
-IMAGES = ("image/svg+xml", "image/png", "image/jpeg")  # the first one that there is
+IMAGES = ("image/svg+xml", "image/png", "image/jpeg")  # the first that an output has is shown
 TABLE = '<table border="1" class="dataframe">'  # as pandas writes it
 WIDGET = "application/vnd.jupyter.widget-view+json"  # a live view; empty without its kernel
 
 
 def build_report(folder: Path, title: str) -> Path:
-    """Write folder/report.html out of the executed notebooks in `folder`; returns its path."""
+    """Writes folder/report.html from the executed notebooks in `folder`; returns its path."""
     paths = ordered_notebooks(folder)
     notebooks = [nbformat.read(path, as_version=4) for path in paths]
     stems = [path.stem for path in paths]
@@ -50,7 +50,7 @@ def _template() -> jinja2.Template:
 
 
 def facts(folder: Path, notebooks: list[nbformat.NotebookNode]) -> dict[str, str]:
-    """What the results depend on besides the notebooks; devices are those that the runs name in their manifests."""
+    """The facts at the top of the page. The devices are those in the manifests of the runs."""
     devices = set(filter(None, map(_device, folder.glob("runs/*/manifest.json"))))
     ends = [notebook.metadata.get("papermill", {}).get("end_time") for notebook in notebooks]
     last = max(filter(None, ends), default=None)
@@ -64,16 +64,16 @@ def facts(folder: Path, notebooks: list[nbformat.NotebookNode]) -> dict[str, str
 
 
 def _device(manifest: Path) -> str:
-    """What a run's manifest says of its device; "" where the manifest is damaged."""
+    """A run's device, dtype and threads, from its manifest; "" where the manifest is damaged."""
     try:
-        said = json.loads(manifest.read_text(encoding="utf-8"))
-        return f"{said['device']}, {said['dtype'].removeprefix('torch.')}, threads {said['threads']}"
+        entries = json.loads(manifest.read_text(encoding="utf-8"))
+        return f"{entries['device']}, {entries['dtype'].removeprefix('torch.')}, threads {entries['threads']}"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ""
 
 
 class _Prose(IPythonRenderer):
-    """Markdown to HTML: headings go one level down and get ids, links to other notebooks stay on the page."""
+    """Markdown to HTML. Headings go one level down and get ids; links to other notebooks stay on the page."""
 
     def __init__(self, chapter: str, chapters: list[str]):
         super().__init__(escape=False)
@@ -97,7 +97,7 @@ class _Prose(IPythonRenderer):
 
 
 class _Chapter:
-    """One executed notebook, as the template takes it."""
+    """One executed notebook, as the template uses it."""
 
     def __init__(self, stem: str, notebook: nbformat.NotebookNode, stems: list[str]):
         self.stem, self.cells, self.figures = stem, notebook.cells, 0
@@ -124,9 +124,9 @@ class _Chapter:
 
 
 def scoped(html: str) -> str:
-    """HTML whose inline scripts run each in a block, so that `const` and `let` of one do not meet another's.
+    """HTML with each inline script in its own block, so that `const` and `let` of two scripts do not collide.
 
-    Functions of a block stay reachable for onclick and the like. Modules have a scope already, and other types
+    Functions in a block stay reachable for onclick and the like. Modules have their own scope already, and other types
     (JSON) are no programs.
     """
 
@@ -139,11 +139,11 @@ def scoped(html: str) -> str:
 
 
 def _data_uri(content: str, kind: str) -> str:
-    """An image of any kind: an SVG has no ids or styles there that could meet the page's."""
+    """An image as a data URI. In it, an SVG's ids and styles cannot collide with the page's."""
     return f"data:{kind},{quote(content)}" if kind == IMAGES[0] else f"data:{kind};base64,{''.join(content.split())}"
 
 
 def _settled(printed: str) -> str:
-    """Printed text as a terminal would show it in the end: a carriage return starts the line anew."""
+    """Printed text in its final form: the text after a carriage return replaces the line before it."""
     lines = strip_ansi(printed).replace("\r\n", "\n").split("\n")
     return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)

@@ -1,11 +1,11 @@
 """The ordered notebooks, executed one after another by papermill.
 
     outputs/PROFILE/            NN_name.ipynb executed, runs/, results.csv, report.html
-    outputs/PROFILE/earlier/    runs that the notebooks no longer use
-    outputs/PROFILE/stamps/     what each executed notebook was made of (unchanged.py), who is at work (exclusive.py)
+    outputs/PROFILE/earlier/    runs that the notebooks no longer use, and what cannot be read
+    outputs/PROFILE/stamps/     what each executed notebook depends on (unchanged.py), which process runs (exclusive.py)
 
-A kill can tear the file that papermill is writing. So an output is made as NN_name.running.ipynb and gets its name when
-it is whole and its stamp is written; a batch that was killed goes on with the next one that it had not finished.
+A kill can tear the file that papermill writes. So an output is written as NN_name.running.ipynb, and gets its name when
+it is complete and its stamp is written. After a kill, the next batch continues with the first unfinished notebook.
 """
 
 import logging
@@ -33,23 +33,23 @@ from .progress import Progress
 from .report import build_report
 
 RUNNING = ".running.ipynb"
-logging.getLogger("papermill").addHandler(logging.NullHandler())  # what it logs as an error it also raises
+logging.getLogger("papermill").addHandler(logging.NullHandler())  # it also raises what it logs as an error
 
 
 class NotebookError(FedReFTError):
-    """A notebook that did not run through."""
+    """A notebook failed."""
 
 
 def reproduce(
     profile: str, only: Iterable[str] | None = None, root: Path | None = None, out: TextIO | None = None
 ) -> Path:
-    """Execute the profile's notebooks and write results.csv and the report; returns the report's path.
+    """Executes the profile's notebooks and writes results.csv and the report; returns the report's path.
 
-    A notebook whose outcome would be what is there already is kept, see `stamps`.
+    A notebook is kept where nothing that it depends on has changed, see `unchanged`.
 
-    only: numbers of notebooks, like ["02", "6"]. root: the project's folder. out: where progress is told.
-    Raises ConfigError before anything runs when a name or a value is wrong, FedReFTError when another batch is at work
-    in the same folder, NotebookError when a notebook fails.
+    only: numbers of notebooks, like ["02", "6"]. root: the project's folder. out: where progress is printed.
+    Raises ConfigError before anything runs where a name or a value is wrong, FedReFTError where another batch runs in
+    the same folder, NotebookError where a notebook fails.
     """
     root, out = root or PROJECT, out or sys.stdout
     jobs = plan(profile, only, root)
@@ -70,10 +70,10 @@ def reproduce(
 
 
 def _bring_up_to_date(job: Job, folder: Path, label: str, out: TextIO) -> None:
-    """Execute a notebook, unless the output that is there is what would come of it."""
+    """Executes a notebook, unless its output is up to date."""
     target = folder / job.notebook.name
     made_of = unchanged.made_of(job, folder)
-    why = unchanged.why_again(folder, job.name, made_of)
+    why = unchanged.why_execute(folder, job.name, made_of)
     if why is None:
         print(f"{job.name}: unchanged, kept; delete {target} to execute it again", file=out, flush=True)
         return
@@ -82,7 +82,7 @@ def _bring_up_to_date(job: Job, folder: Path, label: str, out: TextIO) -> None:
         running = execute(job, folder, progress)
     files = unchanged.written(folder, before)
     set_aside(folder, job.name, unchanged.runs_of(files))
-    # The stamp first: an output that has its name is then always vouched for, and one that has it not yet can be found.
+    # The stamp comes first: so each output with its final name has one, and `_recover` knows one that lacks the name.
     unchanged.write(folder, job.name, made_of | unchanged.on_the_hub(job), running, files)
     replace_durably(running, target)
     (folder / f"{job.name}.failed.ipynb").unlink(missing_ok=True)
@@ -98,7 +98,7 @@ def _write_results(folder: Path) -> None:
 
 
 def _recover(folder: Path) -> None:
-    """A killed batch's last output is taken over if it was whole and only lacked its name; the rest of it goes."""
+    """Keeps a killed batch's last output if it is complete and only lacks its name; deletes its temporary files."""
     for running in folder.glob(f"*{RUNNING}"):
         name = running.name.removesuffix(RUNNING)
         if unchanged.matches(folder, name, running):
@@ -110,10 +110,10 @@ def _recover(folder: Path) -> None:
 
 
 def set_aside(folder: Path, experiment: str, used: set[str]) -> None:
-    """Move runs of a notebook that it did not use this time (those of earlier parameters) to `folder`/earlier.
+    """Moves the runs that a notebook did not use this time (those of earlier parameters) to `folder`/earlier.
 
-    Its runs are those whose `experiment` is its name, or its name, a colon and a part: "06_mixing_ablation: rank". So
-    results.csv holds the runs of one set of parameters. used: the names of the runs that it used.
+    Its runs have its name as `experiment`, or its name, a colon and a part: "06_mixing_ablation: rank". So results.csv
+    has the runs of one set of parameters. used: the names of the runs that it used.
     """
     for run in map(read_run, _run_folders(folder)):
         own = run.config.experiment.split(":")[0] == experiment
@@ -122,7 +122,7 @@ def set_aside(folder: Path, experiment: str, used: set[str]) -> None:
 
 
 def set_aside_unreadable(folder: Path) -> None:
-    """Move to `folder`/earlier what cannot be read: runs, as of another version of the library, and damaged outputs."""
+    """Moves what cannot be read to `folder`/earlier: damaged outputs, and runs, such as those of other versions."""
     for run in _run_folders(folder):
         try:
             read_run(run)
@@ -153,23 +153,23 @@ def _move_to_earlier(folder: Path, path: Path) -> None:
 
 
 class ThisPython(AsyncKernelManager):
-    """Starts kernels of this very interpreter and library, whatever kernelspecs the user has installed."""
+    """Starts kernels with this interpreter and this library, whatever kernelspecs are installed."""
 
-    folder: Path  # that the kernel works in
+    folder: Path  # where the kernel works
 
     @property
     def kernel_spec(self) -> KernelSpec:
         path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
-        # A backend set by the user would leave the notebooks without pictures.
+        # With a backend that the user has set, the notebooks would have no pictures.
         env = {"PYTHONPATH": path, "MPLBACKEND": "module://matplotlib_inline.backend_inline", **mark(self.folder)}
-        # Its remarks about its own connection would break the line of progress; failures of cells come as outputs.
+        # Its messages about its connection would break the progress line. Errors of cells come as outputs.
         return KernelSpec(**get_kernel_dict(extra_arguments=["--log-level=CRITICAL"]), env=env)
 
 
 def execute(job: Job, folder: Path, progress: Progress) -> Path:
-    """Execute a notebook as `folder`/NN_name.running.ipynb, whose path is returned when it is whole.
+    """Executes a notebook as `folder`/NN_name.running.ipynb, and returns this path when it is complete.
 
-    One that fails is kept as NN_name.failed.ipynb, and raises NotebookError.
+    A notebook that fails is kept as NN_name.failed.ipynb. Raises NotebookError.
     """
     failed = folder / f"{job.name}.failed.ipynb"
     running = folder / f"{job.name}{RUNNING}"
@@ -185,24 +185,24 @@ def execute(job: Job, folder: Path, progress: Progress) -> Path:
             kernel_manager_class=type("Kernels", (ThisPython,), {"folder": folder}),
             on_notebook_start=progress.start,
             on_cell_start=progress.cell,
-            iopub_timeout=60,  # seconds; nbclient's 4 are few on a machine with more to do
+            iopub_timeout=60,  # seconds; nbclient's 4 are too few on a busy machine
         )
     except PapermillExecutionError as error:
         os.replace(running, failed)
         raise NotebookError(
             f"{job.name} stopped in cell [{error.exec_count}] with {error.ename}: {first_line(error.evalue)} "
-            f"(see {failed}); put it right and run the same command again, finished runs are kept"
+            f"(see {failed}); fix it and run the same command again, finished runs are kept"
         ) from None
-    except RuntimeError as error:  # nbclient's DeadKernelError, or of a kernel that died as it started
+    except RuntimeError as error:  # nbclient's DeadKernelError, or the error of a kernel that died at its start
         if "kernel" not in str(error).lower():
             raise
         os.replace(running, failed)
         raise NotebookError(
-            f"{job.name}: its kernel was ended from outside, most often for want of memory (see {failed}); close other "
-            "programs and run the same command again, finished rounds are kept"
+            f"{job.name}: its kernel was ended from outside, most often because memory ran out (see {failed}); close "
+            "other programs and run the same command again, finished rounds are kept"
         ) from None
     except (KeyboardInterrupt, SystemExit):
-        # papermill has ended the kernel; the event loop would report that death as an error of its own.
+        # papermill has ended the kernel; the event loop would report that as one more error.
         logging.getLogger("asyncio").addHandler(logging.NullHandler())
         running.unlink(missing_ok=True)
         raise
@@ -210,5 +210,5 @@ def execute(job: Job, folder: Path, progress: Progress) -> Path:
 
 
 def _literal(path: Path) -> str:
-    """papermill fills in {names} in a path; a folder's name may have braces of its own."""
+    """A path for papermill, which fills in {names} in a path: a folder's name may contain braces."""
     return str(path).replace("{", "{{").replace("}", "}}")

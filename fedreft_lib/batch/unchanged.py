@@ -1,16 +1,19 @@
-"""Which notebooks need not be executed again: decided by content, never by time.
+"""Which notebooks need no new execution. Content decides that, never time.
 
-outputs/PROFILE/stamps/NN_name.json is written when a notebook has run through, and says
+outputs/PROFILE/stamps/NN_name.json is written when a notebook has run through. It has
 
-    made_of   hashes of what it was made of: its cells, its parameters, the library, the packages and their lock, the
-              data and backbones that its parameters name, and, where it reads others' runs, those
+    made_of   hashes of what the notebook depends on: its cells, its parameters, the library's files except *.md, the
+              packages and their lock, the data and backbones that its parameters name, and the runs that it reads
     output    the SHA-256 of the executed notebook
-    files     the SHA-256 of each file that it wrote or used beside that: its runs, pictures, tables
+    files     the SHA-256 of each other file that it wrote or used: its runs, pictures, tables
 
-A notebook is kept if all of these are still so. The packaged weights and data are named by their hashes in the library
-(downloads.py), and checked against them when they are used. Of a backbone on the hub the commit that is on this machine
-counts, of one that is not here nothing. Not in it: what the hub holds of data (its revision is not known without
-asking; source="hub" is taken to be as it was) and the machine (runs made elsewhere keep).
+A notebook is kept if all of these are the same. Packaged weights and data have their hashes in the library
+(downloads.py), and are checked against them when they are used. Of a backbone on the hub, the commit on this machine is
+compared; before there is one, nothing is. Not compared: data on the hub (its revision is not known without a request,
+so source="hub" counts as unchanged) and the machine (runs that were made elsewhere are kept).
+
+The stamp is a file, and not one digest in the executed notebook's metadata: that could not vouch for the file that
+holds it, nor name the part that changed.
 """
 
 import hashlib
@@ -36,11 +39,11 @@ PACKAGES = (
     "datasets", "matplotlib", "ipywidgets", "ipykernel", "nbclient", "nbformat", "papermill",
 )  # fmt: skip
 HUB = "its backbones on the hub"
-# What of a profile's folder no notebook writes.
-NOT_ITS_OWN = ("earlier", "stamps", "results.csv", "report.html")
+# The parts of a profile's folder that no notebook writes.
+NOT_OF_NOTEBOOKS = ("earlier", "stamps", "results.csv", "report.html")
 
 
-# --- what it was made of ----------------------------------------------------------------------------------------------
+# --- what it depends on -----------------------------------------------------------------------------------------------
 
 
 def made_of(job: Job, folder: Path) -> dict[str, str]:
@@ -50,7 +53,7 @@ def made_of(job: Job, folder: Path) -> dict[str, str]:
     parts = {
         "the notebook": _cells(job.notebook),
         "its parameters": job.values,
-        "the library": hashes(LIBRARY, _below(LIBRARY)),
+        "the library": hashes(LIBRARY, (path for path in _below(LIBRARY) if path.suffix != ".md")),
         "the packages": {
             "python": platform.python_version(),
             **{name: _version(name) for name in PACKAGES},
@@ -67,7 +70,7 @@ def made_of(job: Job, folder: Path) -> dict[str, str]:
 
 
 def on_the_hub(job: Job) -> dict[str, str]:
-    """Which commits of its backbones are on this machine; to be asked again after a notebook has fetched one."""
+    """Which commits of its hub backbones are on this machine; ask again after the notebook has downloaded one."""
     found = [each for each in _backbones(job) if each.startswith(UNKNOWN)]
     return {HUB: UNKNOWN if UNKNOWN in found else _digest(found)}
 
@@ -85,7 +88,7 @@ def _version(package: str) -> str:
 
 
 def _named(values: Any, parameter: str, inside: bool = False) -> list[str]:
-    """The texts that a parameter, or one of its plural, has anywhere in nested parameters; inside: all of them."""
+    """The texts that a parameter or its plural has anywhere in nested parameters. inside: all texts count."""
     if isinstance(values, str):
         return [values] if inside and values else []
     if isinstance(values, dict):
@@ -97,17 +100,17 @@ def _named(values: Any, parameter: str, inside: bool = False) -> list[str]:
 
 
 def _data(folder: Path) -> dict[str, str | None]:
-    """What the files in a folder of data hold; nothing where there is none."""
+    """A hash of each file in a folder of data; {} where there is no folder."""
     return {path.relative_to(folder).as_posix(): hash_or_none(path) for path in _below(folder)}
 
 
 def _backbones(job: Job) -> list[str]:
-    """What each backbone that the parameters name is here and now."""
+    """The identity of each backbone that the parameters name, here and now."""
     found = []
     for name in _named(job.values, "backbone"):
         try:
             found.append(backbone_identity(name, job.notebook.parent))
-        except FedReFTError as error:  # the notebook will say so
+        except FedReFTError as error:  # the notebook will report it
             found.append(str(error))
     return found
 
@@ -120,20 +123,20 @@ def _digest(part: Any) -> str:
 
 
 def times(folder: Path) -> dict[Path, int]:
-    """When each file that a notebook may write in a profile's folder was last written, in nanoseconds."""
+    """The time of the last write to each file of a profile's folder that a notebook may write, in nanoseconds."""
     return {
         path: path.stat().st_mtime_ns
         for path in _below(folder)
-        if path.relative_to(folder).parts[0] not in NOT_ITS_OWN
+        if path.relative_to(folder).parts[0] not in NOT_OF_NOTEBOOKS
         and not (path.parent == folder and path.suffix == ".ipynb")
     }
 
 
 def written(folder: Path, before: dict[Path, int]) -> list[Path]:
-    """The files that are new or newer than `before` (see `times`), and all those of runs whose manifest is.
+    """The files that are new or changed since `before` (see `times`), and all files of runs whose manifest is.
 
-    A run that is read and not computed has its manifest's time renewed, see `runs.Store.finished`. Times are compared
-    with those that the file system itself gave before, so no clock counts.
+    If a run is read and not computed, `runs.store.Store.finished` renews its manifest's time. Times are compared only
+    with earlier times of the same file, so the clock does not matter.
     """
     now = times(folder)
     new = {path for path in now if before.get(path) != now[path]}
@@ -147,7 +150,7 @@ def runs_of(files: Iterable[Path]) -> set[str]:
 
 
 def write(folder: Path, name: str, made_of: dict[str, str], output: Path, files: list[Path]) -> None:
-    """Vouch for an executed notebook, which may still have another name than NN_name.ipynb."""
+    """Writes the stamp of an executed notebook. `output` may still have another name than NN_name.ipynb."""
     stamp = {"made_of": made_of, "output": read_hash(output), "files": hashes(folder, files)}
     path = _path(folder, name)
     path.parent.mkdir(exist_ok=True)
@@ -158,7 +161,7 @@ def write(folder: Path, name: str, made_of: dict[str, str], output: Path, files:
 
 
 def read(folder: Path, name: str) -> dict[str, Any] | None:
-    """A notebook's stamp, or None where there is none or one that is damaged."""
+    """A notebook's stamp; None where it is missing or damaged."""
     try:
         stamp = json.loads(_path(folder, name).read_text(encoding="utf-8"))
         whole = isinstance(stamp["output"], str) and isinstance(stamp["made_of"] | stamp["files"], dict)
@@ -168,13 +171,13 @@ def read(folder: Path, name: str) -> dict[str, Any] | None:
 
 
 def matches(folder: Path, name: str, output: Path) -> bool:
-    """Is this file the executed notebook that the stamp speaks of, whole?"""
+    """Whether this file is the executed notebook of the stamp, undamaged."""
     stamp = read(folder, name)
     return stamp is not None and output.is_file() and read_hash(output) == stamp["output"]
 
 
-def why_again(folder: Path, name: str, made_of: dict[str, str]) -> str | None:
-    """Why a notebook has to be executed, in words; None: it need not."""
+def why_execute(folder: Path, name: str, made_of: dict[str, str]) -> str | None:
+    """Why a notebook must be executed, in words; None where it need not be."""
     stamp = read(folder, name)
     if stamp is None:
         return "it has not been finished"
@@ -199,9 +202,9 @@ def hashes(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
 
 
 def _below(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Every file below a folder, but for hidden, temporary and compiled ones; nothing where it cannot be read.
+    """Every file below a folder, except hidden, temporary and compiled ones; none where it cannot be read.
 
-    Links to folders are followed, as who reads data follows them, but for those that lead back to one `above`.
+    Links to folders are followed, as they are where data is read, except links back to a folder in `above`.
     """
     real = os.path.realpath(folder)
     if real in above or not os.path.isdir(real) or not os.access(real, os.R_OK | os.X_OK):

@@ -1,4 +1,4 @@
-"""What the parameters of a run have to be together."""
+"""Checks of a run's parameters that a type and a range cannot express: which values go together, notations, names."""
 
 import re
 
@@ -7,13 +7,13 @@ from ..data.families import FAMILIES
 from ..errors import did_you_mean
 from .fields import Fields
 
-# The methods whose clients send what `sharing` says; of the others it is part of the method what is sent.
+# The methods for which `sharing` chooses what clients send. All other methods determine that themselves.
 SHARES_BY_NAME = ("fedavg", "fedreft", "fedprox", "fedadam")
-WITHOUT_IDENTITY = ("consreft",)  # no state of it leaves every hidden state as it is
+WITHOUT_IDENTITY = ("consreft",)  # no state of it leaves every hidden state unchanged
 
 
 def check(config: Fields) -> None:
-    """Raises ValueError, with one sentence, for the first two parameters that do not go together."""
+    """Raises ValueError, with one sentence, for the first rule that the parameters break."""
     if "R" in config.decayed:
         raise ValueError(
             'decayed must not name "R": under the orthogonal parametrisation decay shrinks the +-1 diagonal whose '
@@ -22,16 +22,16 @@ def check(config: Fields) -> None:
     if set(config.decayed) - {"W", "b"}:
         raise ValueError(f'decayed must name tensors out of ["W", "b"], got {list(config.decayed)}')
     parse_positions(config.positions)
-    parse_layers(config.layers, n_layers=1000)  # the bounds of the real model are checked once it is there
+    parse_layers(config.layers, n_layers=1000)  # the model's number of layers is checked when it is known
     if not config.tasks or len(set(config.tasks)) != len(config.tasks):
         raise ValueError(f"tasks must be one or more different names, got {list(config.tasks)}")
     for task in config.tasks:
         if not re.fullmatch(r"(?!\.|__)[^/\\\0]+", task):
             raise ValueError(
-                f"tasks: {task!r} is no name of files: it must not be empty, begin with . or __, or hold a slash"
+                f"tasks: {task!r} is not a file name: it must not be empty, begin with . or __, or contain a slash"
             )
     if "\0" in (config.data_dir or "") + config.backbone:
-        raise ValueError("data_dir and backbone must be names of folders, without a character NUL")
+        raise ValueError("data_dir and backbone must be names of folders without a NUL character")
     if (config.source == "local") != (config.data_dir is not None):
         raise ValueError(
             f'data_dir goes with source="local": got source={config.source!r}, data_dir={config.data_dir!r}'
@@ -59,10 +59,12 @@ def check(config: Fields) -> None:
     if config.method == "fedsb" and config.intervention not in ("lora", "loreft"):
         raise ValueError(f'method fedsb has a form over "lora" and "loreft", got intervention={config.intervention!r}')
     if config.sharing not in ("full", *(("A", "B") if lora else ("R", "Wb"))):
-        raise ValueError(f"sharing={config.sharing!r} names tensors that intervention={config.intervention!r} has not")
+        raise ValueError(
+            f"sharing={config.sharing!r} names tensors that intervention={config.intervention!r} does not have"
+        )
     if config.sharing != "full" and config.method not in SHARES_BY_NAME:
         raise ValueError(
-            f"sharing is a choice of {', '.join(SHARES_BY_NAME)}; {config.method} says itself what it sends"
+            f"sharing is a choice of {', '.join(SHARES_BY_NAME)}; {config.method} itself determines what it sends"
         )
     if config.head == "shared" and config.method not in SHARES_BY_NAME:
         raise ValueError(f'head="shared" is for {", ".join(SHARES_BY_NAME)}; with {config.method} use "averaged"')
@@ -82,7 +84,7 @@ def check(config: Fields) -> None:
         raise ValueError(f'device must be "auto", "cpu", "mps" or "cuda" (or "cuda:1"), got {config.device!r}')
     if config.engine == "cohort" and config.dropout:
         raise ValueError(
-            'engine="cohort" draws no dropout, since each client has draws of its own: use engine="one_by_one" or '
+            'engine="cohort" draws no dropout, since each client has its own draws: use engine="one_by_one" or '
             f"dropout=0, got dropout={config.dropout}"
         )
     at_last = not lora and parse_positions(config.positions) == (0, 1) and config.objective == "choice"

@@ -1,10 +1,11 @@
 """Every parameter of a run: its group, its symbol in the paper, its range and the reason for its default.
 
-The paper's public sources do not print lambda, the rounds, the local epochs, the learning rate or the positions
-(they are the workbook's, and marked "reconstruction"); what they do print is marked "paper".
+The paper's public sources do not print lambda, the rounds, the local epochs, the learning rate or the positions. The
+defaults of these are the workbook's. In the reasons, "paper" marks what the sources print; "reconstruction" and "not
+printed" mark what they do not.
 
-Names of interventions, aggregations, attacks and methods are listed here, and not taken from the code that knows them,
-so that a config can be checked without torch, which takes seconds to import. Tests compare the lists.
+Names of interventions, aggregations, attacks and methods are repeated here. So a config is checked without torch, which
+takes seconds to import. Tests compare the lists with the code.
 """
 
 from collections.abc import Iterable
@@ -25,19 +26,19 @@ ATTACKS = (
 GROUPS = {
     "model": "The frozen model",
     "state": "What a client trains",
-    "start": "What a client starts from",
-    "data": "On what",
+    "start": "Where a client starts",
+    "data": "The data",
     "tests": "How it is tested",
     "training": "How a client trains",
     "engine": "How it is computed",
     "exchange": "What is exchanged",
-    "participation": "Who takes part, who is hostile, and what the server does about it",
-    "rounds": "How long, and what is noted",
+    "participation": "Who takes part, who is hostile, and how the server handles it",
+    "rounds": "How long, and what is recorded",
 }
 
 
 def as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value  # YAML and papermill know lists only
+    return tuple(value) if isinstance(value, list) else value  # YAML and papermill have lists only
 
 
 def _pairs(value: Any) -> Any:
@@ -45,7 +46,7 @@ def _pairs(value: Any) -> Any:
 
 
 def param(group: str, default: Any, reason: str, *, symbol: str = "", **bounds: Any) -> Any:
-    """A parameter: its group in GROUPS, default, why it is so, the paper's symbol, and pydantic's bounds."""
+    """A parameter: its group in GROUPS, default, the reason for it, the paper's symbol, and pydantic's bounds."""
     return Field(default, description=reason, json_schema_extra={"symbol": symbol, "group": group}, **bounds)
 
 
@@ -57,7 +58,7 @@ Events = Annotated[tuple[tuple[int, int], ...], BeforeValidator(_pairs)]
 
 
 class Fields(BaseModel):
-    """The parameters; `RunConfig` is these, and what they have to be together."""
+    """The parameters, each checked by itself; `RunConfig` also checks them together."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -92,7 +93,7 @@ class Fields(BaseModel):
         "training", 0.0, "in training: on edited hidden states, lora's inputs and the head; ReFT: per task", ge=0, lt=1
     )
 
-    # On what
+    # The data
     benchmark: Literal[tuple(FAMILIES)] = param("data", "commonsense", "the family of tasks")
     tasks: Strings = param(
         "data", FAMILIES["commonsense"].default_tasks, "paper: eight; the default is a subset, another for each family"
@@ -105,14 +106,14 @@ class Fields(BaseModel):
         "data", "plain", 'paper: LLM-Adapters\' "the correct answer is answer1"; plain suits models of this size'
     )
     scoring: Literal["likelihood", "likelihood_per_character", "generation"] = param(
-        "tests", "likelihood_per_character", "how an answer is read off the model; the paper generates"
+        "tests", "likelihood_per_character", "how the model's answer is found; the paper generates it"
     )
     max_new_tokens: int = param(
         "tests", 32, "of a generation; ReFT: 32 for commonsense, more for chains of thought", ge=1, le=4096
     )
     max_length: int = param(
         "data",
-        256, "tokens; a longer prompt loses its beginning, down to half of them, and then an answer its end",
+        256, "tokens; a longer prompt loses its beginning, down to half of them, then the answer its end",
         ge=16, le=32768,
     )  # fmt: skip
     setup: Literal["distinct", "mixed", "iid", "dirichlet", "own"] = param(
@@ -146,7 +147,7 @@ class Fields(BaseModel):
     )
     test_size: int = param("tests", 100, "test questions of each client", ge=1)
     union_size: int = param(
-        "tests", 0, "questions of the union of all tests that every client answers at the end; 0: none", ge=0
+        "tests", 0, "questions from all tests together that every client answers at each evaluation; 0: none", ge=0
     )
 
     # How a client trains
@@ -228,9 +229,9 @@ class Fields(BaseModel):
     )
     dpa_w_max: Share = param("exchange", 0.5, "feddpa: the largest instance-wise share", symbol="w_max")
 
-    # Who takes part, who is hostile, and what the server does about it
+    # Who takes part, who is hostile, and how the server handles it
     sampled: int | None = param(
-        "participation", None, "clients that are drawn to take part in a round; none given: all", ge=2
+        "participation", None, "number of clients drawn for each round; null: all take part", ge=2
     )
     joins: Events = param(
         "participation",
@@ -245,18 +246,18 @@ class Fields(BaseModel):
     )
     attack: Literal[ATTACKS] = param("participation", "sign_flip", "what they send, see federation.attacks")
     attack_scale: float = param(
-        "participation", 5.0, "the length of a hostile step, in those that the client would have made", gt=0
+        "participation", 5.0, "the length of a hostile step, as a multiple of the client's honest step", gt=0
     )
     norm_limit: float = param(
         "participation",
         30.0,
-        "an update of more than so many times the usual norm is set aside; raise it for very uneven clients",
+        "an update above this many times the usual norm is refused; raise it for very uneven clients",
         gt=1,
     )
     norm_clip: float | None = param(
         "participation",
         None,
-        "longer updates are shortened to so many times the median norm before they are aggregated",
+        "updates are shortened to at most this many times the median norm before aggregation",
         gt=0,
     )
     min_clients: int = param(
@@ -275,7 +276,7 @@ def unknown_name(name: str, known: Iterable[str]) -> str:
 
 
 def wanted(findings: list[dict]) -> str:
-    """What the first finding asks for, and those of the same value."""
+    """What the first finding asks for, together with all findings about the same parameter."""
     alternatives = [e for e in findings if e["loc"][:1] == findings[0]["loc"][:1]]
     said = [str(e["ctx"]["error"]) if e["type"] == "value_error" else e["msg"] for e in alternatives]
     return " or ".join(dict.fromkeys(each[0].lower() + each[1:] for each in said)).replace("valid tuple", "valid list")

@@ -10,7 +10,7 @@ BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
 def listing() -> str:
-    """Every parameter below the heading of its group."""
+    """Every parameter, below the heading of its group."""
     lines = []
     for group, heading in GROUPS.items():
         lines.append(f"\n{heading}")
@@ -27,7 +27,7 @@ def listing() -> str:
 
 
 def range_of(name: str) -> str:
-    """What a parameter may be: "a whole number >= 1 and <= 512", "one of 'auto', 'float32', 'bfloat16'".
+    """The values that a parameter may have: "a whole number >= 1 and <= 512", "one of 'auto', 'float32', 'bfloat16'".
 
     >>> range_of("rank")
     'a whole number >= 1 and <= 512'

@@ -1,7 +1,7 @@
-"""The parameters that notebooks have beside RunConfig's fields, and how they are checked: as those are.
+"""The parameters of notebooks that are not fields of RunConfig, and their checks, which are as strict as RunConfig's.
 
-Most are lists of what a notebook goes through, each element a value that one of RunConfig's fields takes. The same
-check is made of a whole batch before it starts (batch/jobs.py) and in a notebook's kernel (`RunConfig.from_notebook`).
+Most are lists that a notebook loops over; each element is a value of one of RunConfig's fields. A whole batch is
+checked before it starts (`batch.jobs`), and each notebook again in its kernel (`RunConfig.from_notebook`).
 """
 
 import json
@@ -19,14 +19,14 @@ STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 class Own(NamedTuple):
-    """What a parameter has to be, and an example of it."""
+    """The type of a parameter, and an example."""
 
     type: Any
     example: Any
 
 
 def _field(name: str) -> Any:
-    """What RunConfig's field takes."""
+    """The type and the bounds of a field of RunConfig."""
     field = Fields.model_fields[name]
     return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
 
@@ -36,13 +36,13 @@ def _many(each: Any, least: int = 1) -> Any:
 
 
 def _words(*fields: str) -> Any:
-    """A text of words, each what a field of RunConfig takes; the last ones may be left out."""
+    """A text of words, one for each of these fields of RunConfig; the last ones may be left out."""
     kinds = [TypeAdapter(_field(name), config=STRICT) for name in fields]
 
     def checked(text: str) -> str:
         words = text.split()
         if not 0 < len(words) <= len(fields):
-            raise ValueError(f"a text of up to {len(fields)} words is meant: {', '.join(fields)}")
+            raise ValueError(f"expected a text of up to {len(fields)} words: {', '.join(fields)}")
         for name, kind, word in zip(fields, kinds, words, strict=False):
             try:
                 kind.validate_python(int(word) if word.isdigit() else word)
@@ -61,9 +61,9 @@ def _changes(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _factor(line: list) -> list:
-    """A factor of an ablation: its name, then its levels."""
+    """A factor of an ablation: its name, then its levels, each with some fields of RunConfig."""
     if len(line) < 2 or not isinstance(line[0], str) or not all(isinstance(level, dict) for level in line[1:]):
-        raise ValueError("a name and then mappings of RunConfig's fields are meant")
+        raise ValueError("expected a name, then mappings of RunConfig's fields")
     for level in line[1:]:
         _changes(level)
     return line
@@ -100,10 +100,10 @@ NOUNS = {list: "a list", dict: "a mapping", str: "a text", int: "a whole number"
 
 
 def check(values: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, *, by_hand: bool = False) -> None:
-    """Raises ConfigError for the first of a notebook's own parameters that is not as it has to be.
+    """Raises ConfigError for the first of a notebook's own parameters with a wrong type or value.
 
-    One that is not in OWN is compared with its default where that is known. by_hand: the error says how papermill's
-    command line gives lists.
+    A parameter that is not in OWN must be like its default, where that is known. by_hand: the error also says how to
+    give lists and mappings on papermill's command line.
     """
     for name, value in values.items():
         if name not in OWN:
@@ -124,19 +124,19 @@ def check(values: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, 
 
 
 def singular(names: Iterable[str], among: Iterable[str]) -> list[str]:
-    """The fields of RunConfig that a notebook goes through itself: `seed` where it has `seeds`."""
+    """The names in `among` whose plural is in `names`: a notebook with `seeds` sets `seed` itself."""
     return [name for name in among if f"{name}s" in set(names)]
 
 
 def first(values: Mapping[str, Sequence]) -> dict[str, Any]:
-    """What a notebook with several setups starts with: the first."""
+    """The field `setup` of a notebook that has `setups`: the first of them."""
     return {"setup": values["setups"][0]} if values.get("setups") else {}
 
 
 def _alike(value: Any, default: Any) -> bool:
-    """Has it the type of its default? (A whole number is a number, too.)
+    """Whether a value has the type of its default. A whole number is also a number; a default of None allows all.
 
-    In a list, each element must be like one of the default's; an empty one says nothing of them.
+    In a list, each element must be like an element of the default; an empty default allows all elements.
     """
     if isinstance(value, list) and isinstance(default, list):
         return not default or all(any(_alike(each, like) for like in default) for each in value)

@@ -1,11 +1,14 @@
-"""A params file: a flat YAML mapping of names to plain values, read so that no file does more than name values.
+"""A params file: a YAML mapping of names to plain values, read so that it can do nothing except name values.
 
     mixing: 0.3
     seeds: [0, 1]
 
-YAML can do much that parameters do not need: tags that call code, aliases that multiply, merge keys, dates, sets, 010
-for eight, 1:30 for ninety and yes for true. All of that is refused, each with a sentence and its line; the only values
-that are ever made are text, decimal numbers, true, false, null, and lists and mappings of these.
+YAML has much that parameters do not need: tags that call code, aliases that multiply, merge keys, dates, sets, 010 for
+eight, 1:30 for ninety, yes for true. Each of these is refused in one sentence with its line. The only values are text,
+decimal numbers, true, false, null, and lists and mappings of these.
+
+PyYAML reads it, and not ruamel.yaml in YAML 1.2 mode, because ruamel.yaml still builds anchors, aliases and tags: the
+same check of nodes would be needed, on a second YAML package.
 """
 
 import math
@@ -21,18 +24,18 @@ from ..errors import ConfigError
 LARGEST = 64 * 1024  # bytes of a file
 DEEPEST = 16  # levels of lists and mappings
 LONGEST = 80  # characters of a name, and of a value in an error
-# How a value without quotes may be written, by what YAML 1.1 takes it for; here 2e-3 is a number too, as in Python.
+# How a value may be written, for each type that YAML 1.1 gives it. Here 2e-3 is a number too, as in Python.
 _FORMS = {
     "str": ".*",
     "null": "|~|(?i:null)",
     "bool": "(?i:true|false)",
-    "int": "[-+]?(0|[1-9][0-9]{0,17})",  # of 18 digits, which every machine integer holds
+    "int": "[-+]?(0|[1-9][0-9]{0,17})",  # at most 18 digits, which fit into 64 bits
     "float": r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?",
 }
 
 
 def read_parameters(file: Path) -> dict[str, Any]:
-    """The names and values in a params file; {} where it is empty. Raises ConfigError, of one line, for all else."""
+    """The names and values in a params file; {} for an empty one. Raises ConfigError, in one line, for any other."""
     try:
         return _parameters(_text(file))
     except ConfigError as error:
@@ -40,12 +43,12 @@ def read_parameters(file: Path) -> dict[str, Any]:
 
 
 def short(file: Path) -> str:
-    """params/PROFILE/NN_name.yaml, as errors name it."""
+    """The name of a params file in errors: params/PROFILE/NN_name.yaml."""
     return file.relative_to(file.parents[2]).as_posix()
 
 
 def shortened(value: Any) -> str:
-    """A value as an error shows it."""
+    """A value in errors, cut to LONGEST characters."""
     text = repr(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
 
@@ -57,7 +60,7 @@ def _text(file: Path) -> str:
     except OSError as error:
         raise ConfigError(f"cannot be read ({error.strerror})") from None
     if len(content) > LARGEST:
-        raise ConfigError(f"is larger than {LARGEST // 1024} KiB, which no list of parameters needs")
+        raise ConfigError(f"is larger than {LARGEST // 1024} KiB, too large for a list of parameters")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -74,14 +77,14 @@ def _parameters(text: str) -> dict[str, Any]:
         line = text[: error.position].count("\n") + 1
         raise ConfigError(f"holds the control character {chr(error.character)!r} (line {line}): take it out") from None
     except yaml.MarkedYAMLError as error:
-        said = f"{error.context or ''} {error.problem} (line {error.problem_mark.line + 1})"
-        raise ConfigError(f"is not valid YAML: {' '.join(said.split())}") from None
+        text = f"{error.context or ''} {error.problem} (line {error.problem_mark.line + 1})"
+        raise ConfigError(f"is not valid YAML: {' '.join(text.split())}") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # "\UFFFFFFFF" in quotes is no character
         raise ConfigError(f"is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe one, which refuses what is more than plain values at its first event: no alias is followed."""
+    """PyYAML's safe loader for plain values only: it refuses an alias, anchor or tag before it makes a node of it."""
 
     def __init__(self, text: str):
         super().__init__(text)
@@ -120,7 +123,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.012
 
 
 def _check_value(kind: str, text: str, where: str) -> None:
-    if bad := Reader.NON_PRINTABLE.search(text):  # such as half a character
+    if bad := Reader.NON_PRINTABLE.search(text):  # such as half of a surrogate pair
         raise ConfigError(f"holds the control character {bad[0]!r} as an escape {where}: take it out")
     if not re.fullmatch(_FORMS.get(kind, "(?!)"), text, re.DOTALL) or (kind == "float" and math.isinf(float(text))):
         wanted = "a decimal and finite number, a whole one of up to 18 digits, true, false, null, or a text in quotes"

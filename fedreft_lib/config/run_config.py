@@ -1,4 +1,4 @@
-"""The parameters of one run, checked: each by itself (`fields`), and together (`checks`)."""
+"""The parameters of one run, checked: each by itself (`fields`), then together (`checks`)."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from .fields import Fields, unknown_name, wanted
 if TYPE_CHECKING:
     from ..core.training import Recipe
 
-# What a thing depends on, as groups of parameters: two configs that are alike in these can share it.
+# The groups of parameters that something depends on. Two configs that agree in these can share it.
 DEPENDS_ON = {
     "data": ("model", "data", "tests"),  # the items of all clients, as the model reads them
     "training": ("model", "state", "data", "training"),  # local training from a given state
@@ -24,10 +24,10 @@ DEPENDS_ON = {
 
 
 class RunConfig(Fields):
-    """One run of one federation: `RunConfig(mixing=0.3)` is valid, and so is any other subset of the fields.
+    """The parameters of one run. Any of them may be given, as in `RunConfig(mixing=0.3)`; the others have defaults.
 
-    Raises ConfigError, before anything is loaded, for a name that does not exist (with the nearest that does), a
-    wrong type, NaN, or a value out of its range.
+    Raises ConfigError, before anything is loaded, for an unknown name (and suggests the nearest known one), a wrong
+    type, NaN, a value out of range, or values that do not go together.
     """
 
     def __init__(self, **values: Any):
@@ -45,12 +45,12 @@ class RunConfig(Fields):
 
     @classmethod
     def from_notebook(cls, namespace: Mapping[str, Any], *, also: Iterable[str] = ()) -> "RunConfig":
-        """The parameters cell as a RunConfig: call it right after that cell, with `globals()`.
+        """The parameters cell as a RunConfig. Call it right after that cell, with `globals()`.
 
-        Every public plain value in the namespace must be a field or be named in `also` (a notebook's own
-        parameters, like `seeds`, which are checked too), so that a misspelt papermill parameter is refused and not just
-        passed over. Constants (IN_CAPITALS) that were imported before are left alone, unless one is a field's name.
-        Of what the notebook goes through itself, `setup` where it has `setups`, the first is taken.
+        Every public plain value in the namespace must be a field or be named in `also`. So a misspelt papermill
+        parameter is refused and not silently ignored. `also` names the notebook's own parameters, like `seeds`, which
+        are checked too. Constants (IN_CAPITALS) that were imported before are ignored, except one with a field's name.
+        Where a notebook has `setups`, the first of them becomes `setup`.
         """
         also = set(also)
         plain = (str, int, float, list, tuple, dict, types.NoneType)
@@ -69,7 +69,7 @@ class RunConfig(Fields):
         notebook_parameters.check(own, by_hand=True)
         for name in notebook_parameters.singular(also, list(values)):
             value, several = values.pop(name), own.get(f"{name}s", ())
-            if isinstance(value, str | int | float) and value not in several:  # else a loop of the notebook has left it
+            if isinstance(value, str | int | float) and value not in several:  # one of them is left from a loop
                 raise ConfigError(f"this notebook has no parameter {name!r}: it goes through {name}s, got {several!r}")
         return cls(**values, **notebook_parameters.first(own))
 
@@ -79,14 +79,14 @@ class RunConfig(Fields):
 
     @property
     def run_id(self) -> str:
-        """A readable name that is different for every different config."""
+        """A readable name that ends in a hash of all fields (32 bits)."""
         method = f"{self.method}-{self.aggregation}-{self.mixing}" if self.method == "fedreft" else self.method
         digest = hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:8]
         return f"{self.setup}-{method}-seed{self.seed}-{digest}"
 
     @property
     def mixing_name(self) -> str:
-        """How the mixing weight is set, named for what it is."""
+        """How the mixing weight is set: "none", "fixed 0.3", "scheduled 0.0->0.5" or "adaptive"."""
         if self.method != "fedreft":
             return "none"
         if self.mixing == "scheduled":
@@ -95,8 +95,8 @@ class RunConfig(Fields):
 
     @property
     def recipe(self) -> "Recipe":
-        """How a client trains, as `core.training` takes it."""
-        from ..core.training import Recipe  # which loads torch
+        """The parameters of a client's training, as `core.training` takes them."""
+        from ..core.training import Recipe  # loads torch
 
         return Recipe(**{name: getattr(self, name) for name in Recipe.__dataclass_fields__})
 
@@ -106,11 +106,11 @@ class RunConfig(Fields):
 
     @property
     def most_at_once(self) -> int:
-        """The most clients that can take part in one round: those drawn, and those whose update was late."""
+        """The most clients that can take part in one round: those drawn, and those with a late update."""
         return min(self.clients, (self.sampled or self.clients) + len(self.late))
 
     def parameters_of(self, what: str) -> dict[str, Any]:
-        """The parameters that something depends on, see DEPENDS_ON."""
+        """The parameters that `what`, a key of DEPENDS_ON, depends on."""
         groups = {name: field.json_schema_extra["group"] for name, field in RunConfig.model_fields.items()}
         return {name: getattr(self, name) for name, group in groups.items() if group in DEPENDS_ON[what]}
 
@@ -126,7 +126,7 @@ def _family_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sentence(error: ValidationError) -> str:
-    """pydantic's list of findings as one sentence about the first."""
+    """pydantic's findings as one sentence about the first parameter."""
     finding = error.errors()[0]
     name = str(finding["loc"][0]) if finding["loc"] else ""
     if finding["type"] == "extra_forbidden":

@@ -203,8 +203,8 @@ def _build(config: RunConfig, backbone: Backbone, below: int | None, deal: Deal,
     if writes and (ignored := left_out(backbone.model)):
         tqdm.write(f"{backbone.name} asks for {ignored} in its generation config: texts are plain greedy ones, without")
     federation = Federation(model, clients, union, questions, longest, writes, reader.pool)
-    if said := cuts.in_words(federation.cut):
-        tqdm.write(f"Not all texts fit into max_length={config.max_length}: {said}")
+    if text := cuts.in_words(federation.cut):
+        tqdm.write(f"Not all texts fit into max_length={config.max_length}: {text}")
     return federation
 
 

@@ -20,7 +20,7 @@ from ..seeds import derive
 from .admission import Update
 
 
-def _astray(step: Tensor, scale: float, generator: torch.Generator) -> Tensor:
+def _random_direction(step: Tensor, scale: float, generator: torch.Generator) -> Tensor:
     drawn = torch.randn(step.shape, generator=generator)
     return scale * step.norm() * (drawn / drawn.norm())
 
@@ -28,8 +28,8 @@ def _astray(step: Tensor, scale: float, generator: torch.Generator) -> Tensor:
 # Each takes the step (P,) that the client made, `scale`, and a generator: the client's, or the colluders' common one.
 ATTACKS: dict[str, Callable[[Tensor, float, torch.Generator], Tensor]] = {
     "sign_flip": lambda step, scale, own: -scale * step,
-    "noise": _astray,
-    "collude": _astray,
+    "noise": _random_direction,
+    "collude": _random_direction,
 }
 BAD_UPDATES: dict[str, Callable[[State, float], tuple[State, float]]] = {
     "one_nan": lambda state, n: (_with_first(state, math.nan), n),
@@ -75,12 +75,14 @@ def with_flipped_labels(clients: Sequence[ClientData], config: RunConfig) -> lis
     """
     flips = config.attack == "label_flip"
     return [
-        replace(client, train=tuple(map(_wrong, client.train))) if flips and is_hostile(config, k) else client
+        replace(client, train=tuple(map(_with_wrong_answer, client.train)))
+        if flips and is_hostile(config, k)
+        else client
         for k, client in enumerate(clients)
     ]
 
 
-def _wrong(item: Item) -> Item:
+def _with_wrong_answer(item: Item) -> Item:
     if isinstance(item, Question):
         return replace(item, gold=(item.gold + 1) % len(item.choices))
     if isinstance(item, Labelled) and item.classes:

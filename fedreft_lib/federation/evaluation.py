@@ -15,7 +15,7 @@ from ..methods.method import alike
 from ..model import scoring
 from ..model.encoding import Client, Encoded, LabelSet
 from ..runs.client_states import ClientStates
-from ..runs.listening import Listening
+from ..runs.round_mixing import RoundMixing
 from . import participation
 from .assembly import Federation
 from .client import common_start
@@ -39,7 +39,7 @@ def evaluate_all(
     are not gone are tested with the newest. Labelled held-out items are scored too: ReFT chooses the epoch by them, and
     we the round.
     """
-    report = Report(Listening((), torch.eye(0)), len(federation.clients))
+    report = Report(RoundMixing((), torch.eye(0)), len(federation.clients))
     gone, newest = participation.gone(config, t), held_for_all(memory or {})
     begin = common_start(federation.model.layout, config)
     head = {name: begin[name] for name in federation.model.layout.head_names}

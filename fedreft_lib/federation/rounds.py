@@ -132,13 +132,13 @@ class Rest:
         start = clients.begin()
         saved = store.resume(start) if resume else store.fresh(start)
         self.X, self.memory, self.done = saved.states, saved.memory, saved.manifest["round"]
-        self.rows, self.listening = saved.history.to_dict("records"), list(saved.listening)
+        self.rows, self.round_mixing = saved.history.to_dict("records"), list(saved.round_mixing)
 
     def begin(self) -> None:
         """Tests the untrained backbone, unless an earlier process has done so."""
         if not self.rows:
             self.rows = self.clients.evaluate(None, 0, self.memory, self.progress)
-            self.X = self.store.save(0, self.X, self.listening, self.rows, self.memory)
+            self.X = self.store.save(0, self.X, self.round_mixing, self.rows, self.memory)
 
     def to_train(self) -> dict[int, State]:
         """The state from which each client begins to train in the next round."""
@@ -151,15 +151,15 @@ class Rest:
         t, config = self.done + 1, self.config
         self.X, report = _next_round(self.clients, config, self.X, t, self.memory, on_step)
         self.memory = report.memory
-        self.rows, self.listening = self.rows + report.rows, [*self.listening, report.listening]
+        self.rows, self.round_mixing = self.rows + report.rows, [*self.round_mixing, report.round_mixing]
         if t == config.rounds or (config.eval_every and t % config.eval_every == 0):
             self.rows = self.rows + self.clients.evaluate(self.X, t, self.memory, self.progress)
-        self.X = self.store.save(t, self.X, self.listening, self.rows, self.memory)
+        self.X = self.store.save(t, self.X, self.round_mixing, self.rows, self.memory)
         self.done = t
 
     @property
     def run(self) -> Run:
-        return self.store.run(self.X, self.listening, self.rows, self.memory)
+        return self.store.run(self.X, self.round_mixing, self.rows, self.memory)
 
 
 def _steps_in(clients: Clients, config: RunConfig, t: int) -> int:

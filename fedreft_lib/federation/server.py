@@ -23,7 +23,7 @@ from ..methods import METHODS
 from ..methods.method import Sent
 from ..model.steered import SteeredModel
 from ..runs.client_states import ClientStates
-from ..runs.listening import Listening
+from ..runs.round_mixing import RoundMixing
 from . import participation
 from .admission import Update, refusal, refusals
 from .client import ClientResult, ClientUpdate, sent_names, sent_spec
@@ -73,7 +73,7 @@ class Clients(Protocol):
 class Report:
     """The result of a round: rows for the history, the mixing matrix, and the server's memory."""
 
-    listening: Listening
+    round_mixing: RoundMixing
     clients: int
     rows: list[dict] = field(default_factory=list)
     memory: State = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Report:
     @property
     def M(self) -> Tensor:
         """The mixing matrix (N, N) of all clients."""
-        return self.listening.among(self.clients)
+        return self.round_mixing.among(self.clients)
 
     def add(self, round: int, client: str, split: str, metric: str, value: float, **more: float | str) -> None:
         self.rows.append({"round": round, "client": client, "split": split, "metric": metric, "value": value, **more})
@@ -113,7 +113,7 @@ def round_of(
     `report.memory` holds those after this round. Raises FedReFTError where too few updates are admitted.
     """
     spec, method = layout.spec, METHODS[config.method]
-    report = Report(Listening(tuple(who), torch.eye(len(who))), len(clients.names))
+    report = Report(RoundMixing(tuple(who), torch.eye(len(who))), len(clients.names))
     report.memory = {name: tensor for name, tensor in memory.items() if not name.startswith(LATE)}
     X, missed = _brought_up_to_date(clients.names, layout, X, who, t, report)
     before = [spec.named(row) for row in X]
@@ -147,7 +147,7 @@ def round_of(
         lam = torch.zeros(len(who), dtype=torch.float64)
         for i, result in after.items():
             lam[i] = result.lam
-        report.listening = Listening(tuple(who), mixing_matrix(aggregate.A, lam))
+        report.round_mixing = RoundMixing(tuple(who), mixing_matrix(aggregate.A, lam))
     _report_answers(report, t, {i: updates[i].update.client for i in after}, aggregate, answers, after)
     some_miss_it = len(after) < len(clients.names) or participation.some_miss_rounds(config)
     if method.one_for_all and after and (some_miss_it or held_for_all(memory)):
@@ -171,7 +171,7 @@ def to_train(
 ) -> dict[int, State]:
     """The state from which each client that trains in round t begins; arguments as in `round_of`."""
     late = late_rows(memory)
-    rows, _ = _brought_up_to_date(names, layout, X, who, t, Report(Listening((), torch.eye(0)), 0, memory=memory))
+    rows, _ = _brought_up_to_date(names, layout, X, who, t, Report(RoundMixing((), torch.eye(0)), 0, memory=memory))
     return {k: layout.spec.named(row) for k, row in zip(who, rows, strict=True) if k not in late}
 
 

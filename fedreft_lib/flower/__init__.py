@@ -27,9 +27,9 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # otherwise Ray warns of a change in a later version
 }
-ARRAYS, TOLD = "arrays", "told"  # the parts of a message: its tensors, and all other values
+ARRAYS, VALUES = "arrays", "values"  # the parts of a message: its tensors, and all other values
 # The kinds of messages to a node; see `client_app`.
-MESSAGES = ("query.hello", "query.tell", "train.begin", "train.learn", "train.take_in", "evaluate.scores")
+MESSAGES = ("query.hello", "query.statistics", "train.begin", "train.learn", "train.take_in", "evaluate.scores")
 HIDDEN = "train.hidden"  # no message has this kind: it asks a node for the update that will be masked
 
 for variable, value in ENVIRONMENT.items():

@@ -1,4 +1,4 @@
-"""Certificates and keys for a federation on one machine: made for the occasion, and worth nothing elsewhere."""
+"""Keys and certificates for a federation on one machine: made for one federation, and of no use elsewhere."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -7,11 +7,11 @@ import trustme
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-VALID = timedelta(days=1)
+VALID = timedelta(days=1)  # the server's certificate
 
 
 def certificates(folder: Path, address: str = "127.0.0.1") -> tuple[Path, Path, Path]:
-    """ca.crt, server.pem and server.key: an authority, whose key is kept nowhere, and a server that it vouches for."""
+    """Writes ca.crt, server.pem, server.key: an authority, whose key is not stored, and a server that it has signed."""
     authority = trustme.CA(path_length=0)
     server = authority.issue_cert("localhost", address, not_after=datetime.now(UTC) + VALID)
     return (
@@ -22,7 +22,7 @@ def certificates(folder: Path, address: str = "127.0.0.1") -> tuple[Path, Path, 
 
 
 def node_key(path: Path) -> tuple[Path, Path]:
-    """A node's private key, and the public one to register, as ssh-keygen -t ecdsa -b 384 writes them."""
+    """Writes a node's private key and its public key, for the superlink, as ssh-keygen -t ecdsa -b 384 does."""
     key = ec.generate_private_key(ec.SECP384R1())
     private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)

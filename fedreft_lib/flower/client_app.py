@@ -1,13 +1,13 @@
 """Flower's ClientApp: one client, which keeps its state on its own disk.
 
-    query.hello      its report: client number, name, examples, steps, classes, outputs of its head, its longest text,
-                     how many texts are cut, whether the model generates, hashes of its data and its backbone
-    query.tell       the statistics of its data that its method needs before the first round
-    train.begin      receives the state that all begin with, where it depends on these statistics
-    train.learn      a round's local training; it sends its update: only the tensors that its method sends
-    train.hidden     the update for a secure sum; Flower's process masks it before it is sent (see relay)
-    train.take_in    receives its answer and mixes it in; it sends its share lam
-    evaluate.scores  its scores on its own test
+    query.hello       its report: client number, name, examples, steps, classes, outputs of its head, its longest text,
+                      how many texts are cut, whether the model generates, hashes of its data and its backbone
+    query.statistics  the statistics of its data that its method needs before the first round
+    train.begin       receives the state that all begin with, where it depends on these statistics
+    train.learn       a round's local training; it sends its update: only the tensors that its method sends
+    train.hidden      the update for a secure sum; Flower's process masks it before it is sent (see relay)
+    train.take_in     receives its answer and mixes it in; it sends its share lam
+    evaluate.scores   its scores on its own test
 
 Every message contains the run's config. So a node's only settings are its client's number, the folder for its states
 and the place of its data. All messages except the first contain the data and backbone that it reported. If these have
@@ -43,18 +43,18 @@ class Node:
     in the federation, FedReFTError where its data or its backbone have changed since the run began.
     """
 
-    def __init__(self, home: Path, k: int, told: dict, opened: Callable[[RunConfig, int], Federation]):
-        if "threads" in told:
-            torch.set_num_threads(told["threads"])
-        self.config = RunConfig(**told["config"])
-        self.k, self.t, self.told = k, told.get("round", 0), told
-        self.levels = Levels(*told["levels"]) if "levels" in told else None  # where the server sees only sums
+    def __init__(self, home: Path, k: int, values: dict, opened: Callable[[RunConfig, int], Federation]):
+        if "threads" in values:
+            torch.set_num_threads(values["threads"])
+        self.config = RunConfig(**values["config"])
+        self.k, self.t, self.values = k, values.get("round", 0), values
+        self.levels = Levels(*values["levels"]) if "levels" in values else None  # where the server sees only sums
         if not 0 <= k < self.config.clients:
             raise ConfigError(f"this node is client {k + 1} of a federation of {self.config.clients}")
-        self.clients = LocalClients(opened(self.config, told.get("outputs", 0)), self.config)
+        self.clients = LocalClients(opened(self.config, values.get("outputs", 0)), self.config)
         self.federation, self.model = self.clients.federation, self.clients.model
         self.has = {"data": self.federation.questions[k].fingerprint, "backbone": self.model.backbone.identity}
-        if changed := [what for what, said in told.get("has", {}).items() if said != self.has[what]]:
+        if changed := [what for what, known in values.get("has", {}).items() if known != self.has[what]]:
             raise FedReFTError(f"the {' and '.join(changed)} of client {k + 1} changed since the run began")
         # States from other data or another backbone are in another folder.
         run = hashlib.sha256(f"{self.config.model_dump_json()} {sorted(self.has.items())}".encode()).hexdigest()[:16]
@@ -73,7 +73,7 @@ class Node:
         spec, names = self.model.spec, client.sent_names(self.model.layout, self.config)
         for row in self._rows(before):
             state = {**spec.named(row), **missed}
-            if self.told["expects"] in (None, hash_of({name: state[name] for name in names})):
+            if self.values["expects"] in (None, hash_of({name: state[name] for name in names})):
                 return spec.row(state)
         raise FedReFTError(f"client {self.k + 1} has no state of before round {before} as the server holds it")
 
@@ -101,10 +101,10 @@ def hello(node: Node, records_: RecordDict) -> RecordDict:
     )
 
 
-def tell(node: Node, records_: RecordDict) -> RecordDict:
+def statistics(node: Node, records_: RecordDict) -> RecordDict:
     start = client.common_start(node.model.layout, node.config)
-    statistics = METHODS[node.config.method].client_statistics
-    return records.packed({}, statistics(node.model, node.config, start, node.federation.clients[node.k]))
+    compute = METHODS[node.config.method].client_statistics
+    return records.packed({}, compute(node.model, node.config, start, node.federation.clients[node.k]))
 
 
 def begin(node: Node, records_: RecordDict) -> RecordDict:
@@ -118,8 +118,8 @@ def learn(node: Node, records_: RecordDict) -> RecordDict:
     found = node.clients.train({k: spec.named(before)}, {}, t, lambda: None)[k]
     usable = refusal(found.state, 1, spec) is None
     node.files.keep_learned(before, spec.row(found.state) if usable else None)
-    told = {"examples": found.update.examples, "fault": found.fault, "loss": found.loss, "seconds": found.seconds}
-    return records.packed(told, {} if node.levels else found.update.state)
+    values = {"examples": found.update.examples, "fault": found.fault, "loss": found.loss, "seconds": found.seconds}
+    return records.packed(values, {} if node.levels else found.update.state)
 
 
 def hidden(node: Node, records_: RecordDict) -> RecordDict:
@@ -129,10 +129,10 @@ def hidden(node: Node, records_: RecordDict) -> RecordDict:
 
 def take_in(node: Node, records_: RecordDict) -> RecordDict:
     k, t, spec = node.k, node.t, node.model.spec
-    row = node.files.learned(node.told["refused"])
-    answer = records.tensors(records_) if node.told["answered"] else None
+    row = node.files.learned(node.values["refused"])
+    answer = records.tensors(records_) if node.values["answered"] else None
     if node.levels:
-        of_others = (answer["sum"] - node.on_grid(row)) / (node.told["sum_of"] - 1)
+        of_others = (answer["sum"] - node.on_grid(row)) / (node.values["sum_of"] - 1)
         answer = client.sent_spec(node.model.layout, node.config).named(of_others.float())
     taken = client.take_answer(node.model, node.config, node.federation.clients[k], t, spec.named(row), answer)
     node.files.keep(t, spec.row(taken.state))
@@ -141,7 +141,7 @@ def take_in(node: Node, records_: RecordDict) -> RecordDict:
 
 def scores(node: Node, records_: RecordDict) -> RecordDict:
     newest, X = records.tensors(records_), None
-    if not node.told["untrained"]:
+    if not node.values["untrained"]:
         X = node.row(node.t + 1, {})[None]
     memory = {f"{server.FOR_ALL}{name}": tensor for name, tensor in newest.items()}
     rows = evaluation.evaluate_all(node.federation, node.config, X, node.t, memory=memory, who=[node.k])
@@ -150,7 +150,7 @@ def scores(node: Node, records_: RecordDict) -> RecordDict:
 
 HANDLERS: dict[str, Callable[[Node, RecordDict], RecordDict]] = {
     "query.hello": hello,
-    "query.tell": tell,
+    "query.statistics": statistics,
     "train.begin": begin,
     "train.learn": learn,
     HIDDEN: hidden,
@@ -163,7 +163,7 @@ def answer(
     kind: str, content: RecordDict, k: int, home: Path, opened: Callable[[RunConfig, int], Federation]
 ) -> RecordDict:
     """The answer of client k (from 0) to a message. home, opened: see Node."""
-    return HANDLERS[kind](Node(home, k, records.told(content), opened), content)
+    return HANDLERS[kind](Node(home, k, records.values(content), opened), content)
 
 
 def in_this_process(home: Path) -> relay.Answers:

@@ -123,7 +123,7 @@ class Loopback:
 
         Raises FedReFTError where the run fails or takes longer than `seconds`.
         """
-        deadline, asked, seen, said = time.monotonic() + seconds, float("-inf"), None, ""
+        deadline, asked, seen, printed = time.monotonic() + seconds, float("-inf"), None, ""
         while time.monotonic() < deadline:
             time.sleep(1)
             now = look()
@@ -131,8 +131,8 @@ class Loopback:
                 continue
             status, details = self.status(run_id)
             asked, seen = time.monotonic(), now
-            if (now := " ".join(filter(None, [status, now]))) != said:
-                print(said := now, flush=True)
+            if (now := " ".join(filter(None, [status, now]))) != printed:
+                print(printed := now, flush=True)
             if status == "finished:completed":
                 return
             if status.startswith("finished"):
@@ -146,8 +146,8 @@ class Loopback:
         try:
             return json.loads(done.stdout[done.stdout.index("{") :])
         except ValueError:
-            said = " ".join((done.stdout + done.stderr).split())
-            raise FedReFTError(f"{' '.join(command)} answered: {said}") from None
+            output = " ".join((done.stdout + done.stderr).split())
+            raise FedReFTError(f"{' '.join(command)} answered: {output}") from None
 
     def start(self, name: str, *command: object) -> None:
         """Start a process of the deployment under its own name."""

@@ -8,16 +8,16 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from ..core.state import State
-from . import ARRAYS, TOLD
+from . import ARRAYS, VALUES
 
 
-def packed(told: Mapping[str, Any], tensors: State | None = None) -> RecordDict:
+def packed(values: Mapping[str, Any], tensors: State | None = None) -> RecordDict:
     arrays = ArrayRecord({name: Array(tensor.detach().cpu().contiguous()) for name, tensor in (tensors or {}).items()})
-    return RecordDict({ARRAYS: arrays, TOLD: ConfigRecord({"json": json.dumps(told)})})
+    return RecordDict({ARRAYS: arrays, VALUES: ConfigRecord({"json": json.dumps(values)})})
 
 
-def told(records: RecordDict) -> dict[str, Any]:
-    return json.loads(records[TOLD]["json"])
+def values(records: RecordDict) -> dict[str, Any]:
+    return json.loads(records[VALUES]["json"])
 
 
 def tensors(records: RecordDict) -> State:

@@ -16,7 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.client.mod import secaggplus_mod
 from flwr.clientapp import ClientApp
 
-from . import ARRAYS, HIDDEN, MESSAGES, TOLD
+from . import ARRAYS, HIDDEN, MESSAGES, VALUES
 
 Answers = Callable[[str, RecordDict, Context], RecordDict]  # (kind, content, context) of a message -> the answer
 
@@ -31,8 +31,8 @@ def app_of(answers: Answers) -> ClientApp:
     def masked(message: Message, context: Context) -> Message:
         if message.metadata.message_type != "train":  # "train.default" comes here too, but would not be masked
             raise ValueError("an update is sent behind masks or not at all")
-        asked = RecordDict({ARRAYS: ArrayRecord(), TOLD: message.content["fitins.config"]})
-        found = answers(HIDDEN, asked, context)
+        request = RecordDict({ARRAYS: ArrayRecord(), VALUES: message.content["fitins.config"]})
+        found = answers(HIDDEN, request, context)
         # The update to be masked, in the records of Flower's older interface, which SecAgg+ reads.
         content = RecordDict(
             {
@@ -60,19 +60,19 @@ def client_app(otherwise: Callable[[Path], Answers]) -> ClientApp:
 
     def answers(kind: str, content: RecordDict, context: Context) -> RecordDict:
         if address := context.node_config.get("link"):
-            return asked(str(address), kind, content)
+            return ask(str(address), kind, content)
         return otherwise(Path(str(context.run_config["folder"])) / "nodes")(kind, content, context)
 
     return app_of(answers)
 
 
-def asked(address: str, kind: str, content: RecordDict) -> RecordDict:
+def ask(address: str, kind: str, content: RecordDict) -> RecordDict:
     """The answer of the host at an address. Raises RuntimeError with the host's error where it fails."""
     with Client(address) as connection:
         _send(connection, kind, content)
         kind, answer = _received(connection)
     if kind == "error":
-        raise RuntimeError(answer[TOLD]["json"])
+        raise RuntimeError(answer[VALUES]["json"])
     return answer
 
 
@@ -80,14 +80,14 @@ def answer_one(listener: Listener, answer: Callable[[str, RecordDict], RecordDic
     """Wait for a message and answer it. An error of `answer` is sent as the answer."""
     with listener.accept() as connection:
         try:
-            asked = _received(connection)
+            request = _received(connection)
         except (EOFError, OSError, LookupError, TypeError, ValueError):
             return  # the sender is not one of our processes, or has ended
         try:
-            kind, content = "answer", answer(*asked)
+            kind, content = "answer", answer(*request)
         except Exception as error:  # of any kind: the host continues
-            said = f"{type(error).__name__}: {error}"
-            kind, content = "error", RecordDict({ARRAYS: ArrayRecord(), TOLD: ConfigRecord({"json": said})})
+            reason = f"{type(error).__name__}: {error}"
+            kind, content = "error", RecordDict({ARRAYS: ArrayRecord(), VALUES: ConfigRecord({"json": reason})})
         with contextlib.suppress(OSError):  # the sender may have ended
             _send(connection, kind, content)
 
@@ -95,7 +95,7 @@ def answer_one(listener: Listener, answer: Callable[[str, RecordDict], RecordDic
 def _send(connection: Connection, kind: str, content: RecordDict) -> None:
     arrays = dict(content[ARRAYS])
     form = {name: [array.dtype, array.shape, array.stype] for name, array in arrays.items()}
-    connection.send_bytes(json.dumps({"kind": kind, "told": content[TOLD]["json"], "arrays": form}).encode())
+    connection.send_bytes(json.dumps({"kind": kind, "values": content[VALUES]["json"], "arrays": form}).encode())
     for array in arrays.values():
         connection.send_bytes(array.data)
 
@@ -105,4 +105,4 @@ def _received(connection: Connection) -> tuple[str, RecordDict]:
     arrays = {}
     for name, (dtype, shape, stype) in head["arrays"].items():
         arrays[name] = Array(dtype=dtype, shape=tuple(shape), stype=stype, data=connection.recv_bytes())
-    return head["kind"], RecordDict({ARRAYS: ArrayRecord(arrays), TOLD: ConfigRecord({"json": head["told"]})})
+    return head["kind"], RecordDict({ARRAYS: ArrayRecord(arrays), VALUES: ConfigRecord({"json": head["values"]})})

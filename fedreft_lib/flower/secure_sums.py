@@ -63,21 +63,21 @@ def serve_sums(grid: Grid, context: Context, config: RunConfig, *, seconds: floa
     rows = _scores(nodes, 0)
     sums = []
     for t in range(1, config.rounds + 1):
-        told = {"round": t, "levels": [levels.clip, levels.count]}
-        learned, missing = _answered(nodes, "train.learn", told | {"expects": None}, range(config.clients))
+        values = {"round": t, "levels": [levels.clip, levels.count]}
+        learned, missing = _answered(nodes, "train.learn", values | {"expects": None}, range(config.clients))
         for k, reply in learned.items():
             fault = reply["fault"] or ""
             rows.append(_row(t, nodes.names[k], "train", "loss", reply["loss"], note=fault))
             missing |= {k: fault} if fault else {}
         who = [k for k in learned if k not in missing]
-        asked = {nodes.nodes[k]: nodes.told(k, told) for k in who}
-        S, summed = _sum(grid, context, asked, t, levels, seconds)
+        messages = {nodes.nodes[k]: nodes.message_to(k, values) for k in who}
+        S, summed = _sum(grid, context, messages, t, levels, seconds)
         if S is None:
             raise FedReFTError(f"round {t}: there is no sum out of {len(who)} clients, clients keep what they have")
         sums.append(S)
         who = [k for k in who if nodes.nodes[k] in summed]
-        told |= {"refused": False, "answered": True, "sum_of": len(who)}
-        taken, away = _answered(nodes, "train.take_in", told, who, {"sum": S})
+        values |= {"refused": False, "answered": True, "sum_of": len(who)}
+        taken, away = _answered(nodes, "train.take_in", values, who, {"sum": S})
         rows += [_row(t, nodes.names[k], "held_out", "lam", reply["lam"]) for k, reply in taken.items()]
         for k, why in ({k: "its update is not in the sum" for k in learned if k not in who} | missing | away).items():
             rows.append(_row(t, nodes.names[k], "server", "answered", 0.0, note=why))
@@ -104,19 +104,19 @@ def check_sums(config: RunConfig) -> None:
 
 
 def _answered(
-    nodes: FlowerClients, kind: str, told: dict, who: Sequence[int], tensors: dict[str, Tensor] | None = None
+    nodes: FlowerClients, kind: str, values: dict, who: Sequence[int], tensors: dict[str, Tensor] | None = None
 ) -> tuple[dict[int, dict], dict[int, str]]:
     """By client: the answers, and why there is none."""
-    found = nodes.asked(kind, {k: nodes.told(k, told, tensors) for k in who})
+    found = nodes.ask(kind, {k: nodes.message_to(k, values, tensors) for k in who})
     return (
-        {k: records.told(reply) for k, reply in sorted(found.items()) if not isinstance(reply, str)},
+        {k: records.values(reply) for k, reply in sorted(found.items()) if not isinstance(reply, str)},
         {k: reply for k, reply in sorted(found.items()) if isinstance(reply, str)},
     )
 
 
 def _scores(nodes: FlowerClients, t: int) -> list[dict]:
-    told = {"round": t, "untrained": t == 0, "expects": None}
-    found, _ = _answered(nodes, "evaluate.scores", told, range(len(nodes.names)))
+    values = {"round": t, "untrained": t == 0, "expects": None}
+    found, _ = _answered(nodes, "evaluate.scores", values, range(len(nodes.names)))
     return [row for reply in found.values() for row in reply["rows"]]
 
 
@@ -127,18 +127,18 @@ def _row(t: int, client: str, split: str, metric: str, value: float, **more: str
 # ---- SecAgg+ --------------------------------------------------------------------------------------------------------
 
 
-class _Everyone(Strategy):
+class _SumStrategy(Strategy):
     """The strategy that the protocol needs: it names the clients to ask, and receives the mean."""
 
-    def __init__(self, asked: dict[int, RecordDict]):
-        self.asked = asked
+    def __init__(self, messages: dict[int, RecordDict]):
+        self.messages = messages
         self.mean: Tensor | None = None
         self.summed: set[int] = set()
 
     def configure_fit(self, server_round, parameters, client_manager):
         return [
-            (SimpleNamespace(node_id=node), FitIns(Parameters([], ""), dict(content[records.TOLD])))
-            for node, content in self.asked.items()
+            (SimpleNamespace(node_id=node), FitIns(Parameters([], ""), dict(content[records.VALUES])))
+            for node, content in self.messages.items()
         ]
 
     def aggregate_fit(self, server_round, results, failures):
@@ -150,18 +150,18 @@ class _Everyone(Strategy):
 
 
 def _sum(
-    grid: Grid, context: Context, asked: dict[int, RecordDict], t: int, levels: Levels, seconds: float
+    grid: Grid, context: Context, messages: dict[int, RecordDict], t: int, levels: Levels, seconds: float
 ) -> tuple[Tensor | None, set[int]]:
-    """S (Q,) float64 and the nodes whose updates are in it; None where too few answered. asked: messages, by node."""
-    if len(asked) < LEAST:
+    """S (Q,) float64 and the nodes whose updates are in it; None where too few answered. messages: by node."""
+    if len(messages) < LEAST:
         return None, set()
-    strategy = _Everyone(asked)
+    strategy = _SumStrategy(messages)
     legacy = LegacyContext(context, strategy=strategy, client_manager=SimpleClientManager())
     legacy.state["config"] = ConfigRecord({"current_round": t})
     legacy.state["parameters"] = ArrayRecord()
     workflow = SecAggPlusWorkflow(
         num_shares=1.0,  # one share of each secret for every other client
-        reconstruction_threshold=max(LEAST, math.ceil(2 * len(asked) / 3)),
+        reconstruction_threshold=max(LEAST, math.ceil(2 * len(messages) / 3)),
         max_weight=1.0,  # for all clients: All-But-Me counts clients, not examples
         clipping_range=levels.clip,
         quantization_range=levels.count,

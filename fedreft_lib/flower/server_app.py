@@ -88,7 +88,7 @@ class FlowerClients:
         """The common start. Raises FedReFTError where it needs every client's statistics and one does not answer."""
         method, start = METHODS[self.config.method], client.common_start(self.model.layout, self.config)
         if method.client_statistics:
-            known = self._all("query.tell", None)
+            known = self._all("query.statistics", None)
             start = method.initial_state(self.model.layout, self.config, start, known, max(self.steps))
             if any(known):
                 self._all("train.begin", start)
@@ -96,7 +96,7 @@ class FlowerClients:
 
     def _all(self, kind: str, tensors: State | None) -> list[State]:
         """The tensors that all clients send in reply. Raises FedReFTError where one does not answer."""
-        found = self.asked(kind, {k: self.told(k, {}, tensors) for k in range(self.config.clients)})
+        found = self.ask(kind, {k: self.message_to(k, {}, tensors) for k in range(self.config.clients)})
         for k, reply in sorted(found.items()):
             if isinstance(reply, str):
                 raise FedReFTError(f"{self.names[k]} is needed for the start and did not answer: {reply}")
@@ -105,46 +105,47 @@ class FlowerClients:
     def train(
         self, before: dict[int, State], missed: dict[int, State], t: int, on_step: Callable[[], object]
     ) -> dict[int, ClientUpdate | str]:
-        asked = {
-            k: self.told(k, {"round": t, "expects": self._name(state)}, missed.get(k)) for k, state in before.items()
+        messages = {
+            k: self.message_to(k, {"round": t, "expects": self._name(state)}, missed.get(k))
+            for k, state in before.items()
         }
 
         def trained(k: int) -> None:
             for _ in range(self.steps[k]):
                 on_step()
 
-        found = self.asked("train.learn", asked, trained)
+        found = self.ask("train.learn", messages, trained)
         return {k: self._learned(k, before[k], found[k]) for k in before}
 
     def _learned(self, k: int, before: State, reply: RecordDict | str) -> ClientUpdate | str:
         if isinstance(reply, str):
             return reply
         try:
-            told, sent = records.told(reply), records.tensors(reply)
-            update = Update(self.names[k], sent, told["examples"] + 0)
+            values, sent = records.values(reply), records.tensors(reply)
+            update = Update(self.names[k], sent, values["examples"] + 0)
             # Tensors that are not sent stay unknown here. Admission refuses a bad update before anything uses it.
-            fault = told["fault"] and str(told["fault"])
-            return ClientUpdate({**before, **sent}, update, fault, float(told["loss"]), float(told["seconds"]))
+            fault = values["fault"] and str(values["fault"])
+            return ClientUpdate({**before, **sent}, update, fault, float(values["loss"]), float(values["seconds"]))
         except (KeyError, TypeError, ValueError) as error:
             return f"its reply cannot be read ({type(error).__name__}: {error})"
 
     def apply_answers(
         self, states: dict[int, State], answers: dict[int, State | None], refused: set[int], t: int
     ) -> dict[int, ClientResult | str]:
-        asked = {}
+        messages = {}
         for k in states:
-            told = {"round": t, "refused": k in refused, "answered": answers[k] is not None}
-            asked[k] = self.told(k, told, answers[k])
-        found = self.asked("train.take_in", asked)
+            values = {"round": t, "refused": k in refused, "answered": answers[k] is not None}
+            messages[k] = self.message_to(k, values, answers[k])
+        found = self.ask("train.take_in", messages)
         return {k: self._taken(states[k], answers[k], found[k], t) for k in states}
 
     def _taken(self, state: State, answer: State | None, reply: RecordDict | str, t: int) -> ClientResult | str:
         if isinstance(reply, str):
             return reply
         try:
-            told = records.told(reply)
-            lam, losses = float(told["lam"]), {float(lam): float(loss) for lam, loss in told["losses"]}
-            errors = tuple(map(float, told["errors"]))
+            values = records.values(reply)
+            lam, losses = float(values["lam"]), {float(lam): float(loss) for lam, loss in values["losses"]}
+            errors = tuple(map(float, values["errors"]))
         except (KeyError, TypeError, ValueError) as error:
             return f"its reply cannot be read ({type(error).__name__}: {error})"
         if not 0 <= lam <= 1:
@@ -157,11 +158,11 @@ class FlowerClients:
 
     def evaluate(self, X: ClientStates | None, t: int, memory: State, progress: bool) -> list[dict]:
         newest = server.held_for_all(memory) if X is not None else {}
-        asked = {}
+        messages = {}
         for k in range(self.config.clients):
             expects = "" if X is None else self._name(self.model.spec.named(X[k]))
-            asked[k] = self.told(k, {"round": t, "untrained": X is None, "expects": expects}, newest)
-        found = self.asked("evaluate.scores", asked)
+            messages[k] = self.message_to(k, {"round": t, "untrained": X is None, "expects": expects}, newest)
+        found = self.ask("evaluate.scores", messages)
         return [row for k in sorted(found) for row in self._rows(k, t, found[k])]
 
     def _rows(self, k: int, t: int, reply: RecordDict | str) -> list[dict]:
@@ -172,7 +173,7 @@ class FlowerClients:
             return [
                 {"round": t, "client": self.names[k], "split": str(row["split"]), "metric": str(row["metric"]),
                  "value": float(row["value"]), "task": str(row["task"])}
-                for row in records.told(reply)["rows"]
+                for row in records.values(reply)["rows"]
             ]  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             warnings.warn(f"there are no scores of {self.names[k]} after round {t}: {error}", stacklevel=3)
@@ -182,7 +183,7 @@ class FlowerClients:
         """The hash by which a node finds this state among its own."""
         return hash_of({name: state[name] for name in self.sent})
 
-    def told(self, k: int, more: dict[str, Any], tensors: State | None = None) -> RecordDict:
+    def message_to(self, k: int, more: dict[str, Any], tensors: State | None = None) -> RecordDict:
         """A message to client k, with the data and backbone that it reported; the client checks that they match."""
         return records.packed({**self.common, "has": self.has[k], **more}, tensors)
 
@@ -209,17 +210,17 @@ class FlowerClients:
             if isinstance(reply, str):
                 warnings.warn(f"a node cannot take part: {reply}", stacklevel=2)
                 continue
-            told = records.told(reply)
-            k = told["client"]
+            values = records.values(reply)
+            k = values["client"]
             if self.nodes.get(k) in online:
                 warnings.warn(
                     f"another node says that it is client {k + 1}, which is there: it is ignored", stacklevel=2
                 )
                 continue
-            self.nodes[k], found[k] = node, told
+            self.nodes[k], found[k] = node, values
         return found
 
-    def asked(
+    def ask(
         self, kind: str, what: dict[int, RecordDict], on_reply: Callable[[int], object] = lambda k: None
     ) -> dict[int, RecordDict | str]:
         """By client: its reply, or why there is none."""

@@ -52,7 +52,7 @@ def simulate_sums(config: RunConfig, folder: str | Path, *, at_once: int = 1) ->
     return _simulated(served, config, str(Path(folder) / "nodes"), at_once)
 
 
-class _BrokenDown(Exception):
+class _SimulationFailed(Exception):
     """Flower's simulation failed, not the run."""
 
 
@@ -60,16 +60,16 @@ def _simulated(served: Callable[..., Outcome], config: RunConfig, home: str, at_
     """The server's result of a simulation. On a busy machine Ray may not start within half a minute and then fails, so
     a failed simulation is tried once more."""
     try:
-        return _tried(served, config, home, at_once)
-    except _BrokenDown:
+        return _attempt(served, config, home, at_once)
+    except _SimulationFailed:
         warnings.warn("Flower's simulation broke down, its log says why: it is tried once more", stacklevel=3)
     try:
-        return _tried(served, config, home, at_once)
-    except _BrokenDown as error:
+        return _attempt(served, config, home, at_once)
+    except _SimulationFailed as error:
         raise FedReFTError("Flower's simulation broke down twice: its log above says why") from error
 
 
-def _tried(served: Callable[..., Outcome], config: RunConfig, home: str, at_once: int) -> Outcome:
+def _attempt(served: Callable[..., Outcome], config: RunConfig, home: str, at_once: int) -> Outcome:
     ended, over = threading.Event(), threading.Event()
     # In a simulation no node gets lost.
     how = {"threads": max(1, torch.get_num_threads() // at_once), "patience": float("inf"), "ended": ended}
@@ -97,7 +97,7 @@ def _tried(served: Callable[..., Outcome], config: RunConfig, home: str, at_once
     except RuntimeError as error:
         ended.set()
         over.wait(GRACE)  # until the server has released the run's folder
-        raise _BrokenDown from error
+        raise _SimulationFailed from error
     finally:
         ended.set()
         log.setLevel(level)

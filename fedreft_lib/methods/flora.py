@@ -38,7 +38,7 @@ def stacked(sent: Sent, aggregate: Aggregate) -> list[State]:
     return [answer for _ in states]
 
 
-def start_afresh(layout, state: State, answer: State, lam: float, config, t: int) -> State:
+def apply_stacked(layout, state: State, answer: State, lam: float, config, t: int) -> State:
     """Puts the answer into round t's slot. The fresh branch starts again, with the same numbers for all clients."""
     fresh = layout.start(config.init, derive(config.seed, "start", t))
     after = {**state, **{name: fresh[name] for name in of_branch(state, "fresh")}}
@@ -60,5 +60,5 @@ FLORA = Method(
     phases=lambda names, kind, config, t: [Phase(of_branch(names, "fresh"))],
     sends=lambda names, kind, config: of_branch(names, "fresh"),
     answer=stacked,
-    apply_answer=start_afresh,
+    apply_answer=apply_stacked,
 )

@@ -1,7 +1,7 @@
 """Generation, token by token: the logits of the next token, for several prompts at once.
 
     Cached   with a key-value cache, so each token is read once; prompts are padded on the left
-    Anew     reads the whole text again for each token, for models whose cache or padding changes values (ways.py)
+    Uncached reads the whole text again for each token, for models whose cache or padding changes values (ways.py)
 
 Interventions steer only the prompt; additions in linear modules act on every token.
 """
@@ -80,11 +80,11 @@ class Cached(Continuation):
 
 def empty_cache(config: PretrainedConfig) -> DynamicCache:
     """A cache that fits each of the model's blocks, where the library can read that from the configuration."""
-    told = "config" in inspect.signature(DynamicCache.__init__).parameters
-    return DynamicCache(config=config) if told else DynamicCache()
+    takes_config = "config" in inspect.signature(DynamicCache.__init__).parameters
+    return DynamicCache(config=config) if takes_config else DynamicCache()
 
 
-class Anew(Continuation):
+class Uncached(Continuation):
     """`logits` and `go_on` as in `Cached`."""
 
     def __init__(self, prompts: Sequence[Tokens], *steered):

@@ -19,7 +19,7 @@ from .backbone import Backbone
 from .fast import last_block
 from .fast.owners import Lines, filled
 from .fast.packed_attention import LLAMA_LIKE, Packing
-from .generation import Anew, Cached
+from .generation import Cached, Uncached
 from .heads import Head
 from .tokens import Batch, Tokens, added_to_scores, by_length, collate
 from .ways import Ways, known_to
@@ -192,12 +192,12 @@ class SteeredModel:
         longest: int,
         share: Tensor | None = None,
         owners: Tensor | None = None,
-    ) -> Cached | Anew:
+    ) -> Cached | Uncached:
         """The continuation of the prompts, token by token, in texts of up to `longest` tokens.
 
         share, owners (B,): see `Batch`.
         """
-        how = Cached if self.ways(longest, writes=True).cached else Anew
+        how = Cached if self.ways(longest, writes=True).cached else Uncached
         return how(prompts, self, state and self.moved(state), share, owners)
 
     @torch.no_grad()

@@ -4,7 +4,7 @@
     results        reads it: one run, many runs, results.csv; read this first
     checkpoints    a complete round in one file, with a hash that reveals damage
     client_states  X (N, P) for more clients than memory holds
-    listening      the mixing matrix of each round
+    round_mixing   the mixing matrix of each round
 
 This room loads no model and trains nothing. What a run's folder depends on comes in as arguments.
 """

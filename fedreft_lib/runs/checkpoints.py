@@ -28,7 +28,7 @@ from ..core.state import Spec, State, is_finite
 from ..errors import DamageWarning, FedReFTError
 from ..files import load_tensors, save_tensors
 from .client_states import TENSOR, ClientStates, OnDisk
-from .listening import PACKED, Listening, packed, unpacked
+from .round_mixing import PACKED, RoundMixing, packed, unpacked
 
 HISTORY = ("round", "client", "task", "split", "metric", "value", "uplink_bytes", "downlink_bytes", "seconds", "note")
 # The entries of every manifest.
@@ -49,7 +49,7 @@ class Saved:
     manifest: dict
     history: pd.DataFrame
     states: ClientStates
-    listening: Sequence[Listening] = ()
+    round_mixing: Sequence[RoundMixing] = ()
     memory: State = field(default_factory=dict)
 
     @property
@@ -86,7 +86,7 @@ def write(folder: Path, saved: Saved) -> ClientStates:
     tensors = {
         TENSOR: states[clients], "clients": torch.tensor(clients, dtype=torch.long), "where": where,
         "start": states.common, "history": torch.frombuffer(bytearray(text), dtype=torch.uint8),
-        **packed(saved.listening),
+        **packed(saved.round_mixing),
     }  # fmt: skip
     tensors |= {SERVER + name: tensor for name, tensor in saved.memory.items()}
     notes = {"config": saved.config.model_dump_json(), "manifest": json.dumps(saved.manifest)}
@@ -147,10 +147,10 @@ def read(path: Path) -> Saved:
         config, manifest = RunConfig(**json.loads(notes["config"])), json.loads(notes["manifest"])
         text, where, start = bytes(tensors.pop("history").numpy()), tensors.pop("where"), tensors.pop("start")
         rows = dict(zip(tensors.pop("clients").tolist(), tensors.pop(TENSOR), strict=True))
-        listening = unpacked({name: tensors.pop(name) for name in PACKED})
+        round_mixing = unpacked({name: tensors.pop(name) for name in PACKED})
         memory = {name.removeprefix(SERVER): tensor for name, tensor in tensors.items()}
         states = ClientStates(start, len(where), rows)
-        saved = Saved(config, manifest, _history_from(text), states, listening, memory)
+        saved = Saved(config, manifest, _history_from(text), states, round_mixing, memory)
         own = (where == manifest["round"]).nonzero()[:, 0].tolist()
         fits = not (NEEDED - set(manifest)) and sorted(rows) == own
         fits = fits and all(row.shape == (saved.spec.size,) for row in (start, *rows.values()))

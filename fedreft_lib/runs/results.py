@@ -21,7 +21,7 @@ from ..errors import ConfigError, ElsewhereWarning, FedReFTError
 from . import checkpoints
 from .checkpoints import NEEDED, Saved
 from .client_states import ClientStates
-from .listening import Listening
+from .round_mixing import RoundMixing
 
 # The columns of results.csv: one row per (run, round, client, metric).
 RESULTS = (
@@ -39,7 +39,7 @@ class Run:
     history: pd.DataFrame
     clients: ClientStates
     spec: Spec
-    listening: Sequence[Listening]
+    round_mixing: Sequence[RoundMixing]
     manifest: dict
     folder: Path | None
     memory: State = field(default_factory=dict)  # tensors that the server keeps between rounds, for some methods
@@ -53,7 +53,8 @@ class Run:
     def mixing_matrices(self) -> Tensor:
         """M (rounds, N, N)."""
         n = len(self.clients)
-        return torch.stack([each.among(n) for each in self.listening]) if self.listening else torch.zeros(0, n, n)
+        matrices = [each.among(n) for each in self.round_mixing]
+        return torch.stack(matrices) if matrices else torch.zeros(0, n, n)
 
     @property
     def cut(self) -> dict[str, Cuts]:
@@ -110,8 +111,8 @@ def load_runs(folder: str | Path) -> list[Run]:
 
 
 def run_of(saved: Saved, folder: Path) -> Run:
-    states, listening = saved.states, saved.listening
-    return Run(saved.config, saved.history, states, saved.spec, listening, saved.manifest, folder, saved.memory)
+    states, round_mixing = saved.states, saved.round_mixing
+    return Run(saved.config, saved.history, states, saved.spec, round_mixing, saved.manifest, folder, saved.memory)
 
 
 def warn_of_elsewhere(found: Sequence[Run | Saved], folder: str | Path) -> None:

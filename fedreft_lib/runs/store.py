@@ -25,8 +25,8 @@ from ..files import write_text
 from . import checkpoints
 from .checkpoints import Saved, history_of
 from .client_states import ClientStates
-from .listening import Listening
 from .results import Run, run_of, saved_in, warn_of_elsewhere
+from .round_mixing import RoundMixing
 
 
 class Store:
@@ -132,7 +132,7 @@ class Store:
         return self.saved
 
     def save(
-        self, t: int, states: ClientStates, listening: Sequence[Listening], rows: list[dict], memory: State
+        self, t: int, states: ClientStates, round_mixing: Sequence[RoundMixing], rows: list[dict], memory: State
     ) -> ClientStates:
         """Write round t. Until its checkpoint is complete, the round before it stays valid.
 
@@ -145,7 +145,7 @@ class Store:
         ]  # fmt: skip
         if self.folder is None:
             return states
-        saved = Saved(self.config, self.manifest, history_of(rows), states, listening, memory)
+        saved = Saved(self.config, self.manifest, history_of(rows), states, round_mixing, memory)
         try:
             states = checkpoints.write(self.folder, saved)
             self._write_copies(saved)
@@ -168,5 +168,5 @@ class Store:
             if not path.exists() or path.read_bytes() != text.encode():
                 write_text(path, text)
 
-    def run(self, states: ClientStates, listening: Sequence[Listening], rows: list[dict], memory: State) -> Run:
-        return Run(self.config, history_of(rows), states, self.spec, listening, self.manifest, self.folder, memory)
+    def run(self, states: ClientStates, round_mixing: Sequence[RoundMixing], rows: list[dict], memory: State) -> Run:
+        return Run(self.config, history_of(rows), states, self.spec, round_mixing, self.manifest, self.folder, memory)

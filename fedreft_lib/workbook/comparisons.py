@@ -153,7 +153,7 @@ def keep(folder: Path, runs: Sequence[Run], results: pd.DataFrame) -> dict[str, 
     return facts
 
 
-def listening(runs: Sequence[Run], results: pd.DataFrame, most: int = 8) -> dict[str, list[tuple[str, Tensor]]]:
+def mixing_matrices(runs: Sequence[Run], results: pd.DataFrame, most: int = 8) -> dict[str, list[tuple[str, Tensor]]]:
     """heading -> (label, mixing matrix M of the last round) of FedAvg and FedReFT, in the comparisons of `results`.
 
     It takes the first seed of each comparison, without lora, and no comparison with more than `most` clients, since its

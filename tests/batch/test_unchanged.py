@@ -46,7 +46,7 @@ def finish(root: Path, name: str, files: list[str]) -> None:
 
 
 def why(root: Path, name: str = NAME) -> str | None:
-    return unchanged.why_again(root / "outputs/quick", name, made_of(root, name))
+    return unchanged.why_execute(root / "outputs/quick", name, made_of(root, name))
 
 
 def test_what_is_unchanged_is_kept(project):
@@ -90,6 +90,7 @@ def test_another_library_or_package_is_noticed(project, tmp_path_factory, monkey
     monkeypatch.setattr(unchanged, "LIBRARY", library)
     finish(project, "00_tour", [])
     write(library / "__pycache__/figures.pyc", "compiled")
+    write(library / "flower/README.md", "no code reads this")
     assert why(project, "00_tour") is None
     write(library / "figures.py", "colour = 2")
     assert why(project, "00_tour") == "the library changed"
@@ -150,7 +151,7 @@ def test_no_single_flipped_bit_of_a_stamp_keeps_what_it_should_not(project):
         bad = bytearray(good)
         bad[place] ^= 1 << place % 8
         path.write_bytes(bad)
-        reason = unchanged.why_again(project / "outputs/quick", NAME, now)
+        reason = unchanged.why_execute(project / "outputs/quick", NAME, now)
         try:
             same = json.loads(bad) == json.loads(good)  # only white space became other white space
         except ValueError:

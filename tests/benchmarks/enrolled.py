@@ -48,7 +48,7 @@ def saved_rounds(config: RunConfig, rounds: Iterable[int], folder: str) -> Itera
     yield X
     for t in rounds:
         after, report = federated_round(federation, config, X, t)
-        X = kept.save(t, after, [report.listening], report.rows, report.memory)
+        X = kept.save(t, after, [report.round_mixing], report.rows, report.memory)
         yield X
 
 

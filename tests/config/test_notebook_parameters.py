@@ -67,7 +67,7 @@ WRONG = {
     ],
     "contestants": [(["fedit lora 0"], "rank: input should be greater"), (["fedit lorra"], "intervention: ")],
     "per_task": [({"mrpc": {"trian_size": 3}}, "no parameter 'trian_size', did you mean 'train_size'"), ({"a": 3}, "")],
-    "ablations": [([["rank"]], "a name and then mappings"), ([["rank", {"rnk": 1}]], "no parameter 'rnk'")],
+    "ablations": [([["rank"]], "a name, then mappings"), ([["rank", {"rnk": 1}]], "no parameter 'rnk'")],
     "fixed": [([1.5], "less than or equal to 1"), ([float("nan")], "finite")],
     "hostile_counts": [([-1], "greater than or equal to 0")],
     "steps": [(0, "greater than or equal to 1"), (2.5, "a whole number like 40, got 2.5")],

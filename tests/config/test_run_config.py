@@ -108,14 +108,14 @@ BAD = [
     ({"method": "fedit"}, 'intervention="lora"'),
     ({"method": "fedsb", "intervention": "direft"}, '"lora" and "loreft"'),
     ({"method": "fedpros"}, "'fedprox'"),
-    ({"sharing": "A"}, "intervention='loreft' has not"),
-    ({"sharing": "B", "intervention": "direft"}, "intervention='direft' has not"),
-    ({"sharing": "R", "intervention": "lora"}, "intervention='lora' has not"),
-    ({"sharing": "Wb", "intervention": "lora"}, "intervention='lora' has not"),
+    ({"sharing": "A"}, "intervention='loreft' does not have"),
+    ({"sharing": "B", "intervention": "direft"}, "intervention='direft' does not have"),
+    ({"sharing": "R", "intervention": "lora"}, "intervention='lora' does not have"),
+    ({"sharing": "Wb", "intervention": "lora"}, "intervention='lora' does not have"),
     ({"sharing": "W"}, "'Wb'"),
-    ({"sharing": "R", "method": "fedsa"}, "fedsa says itself what it sends"),
-    ({"sharing": "A", "method": "fedit", "intervention": "lora"}, "fedit says itself what it sends"),
-    ({"sharing": "R", "method": "local"}, "local says itself what it sends"),
+    ({"sharing": "R", "method": "fedsa"}, "fedsa itself determines what it sends"),
+    ({"sharing": "A", "method": "fedit", "intervention": "lora"}, "fedit itself determines what it sends"),
+    ({"sharing": "R", "method": "local"}, "local itself determines what it sends"),
     ({"head": "public"}, "'averaged'"),
     ({"head": "shared", "method": "ffa"}, 'with ffa use "averaged"'),
     ({"head": "shared", "method": "local"}, 'with local use "averaged"'),
@@ -385,7 +385,7 @@ def test_the_mixing_rule_is_named_for_what_it_is():
 
 @pytest.mark.parametrize("task", ["", ".hidden", "__pycache", "../up", "a/b", "a\\b"])
 def test_a_task_is_the_name_of_files_and_no_path(task):
-    with pytest.raises(ConfigError, match="is no name of files"):
+    with pytest.raises(ConfigError, match="is not a file name"):
         RunConfig(source="local", data_dir="x", tasks=[task])
 
 

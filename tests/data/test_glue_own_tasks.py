@@ -73,7 +73,11 @@ def test_your_own_test_file_is_the_test_set_and_the_dev_file_is_then_whole(tmp_p
             [],
             "train.jsonl, line 3: the label must be a name or a number, got '', which stands for no",
         ),
-        ([0, 1, -1, 0], [], "train.jsonl: some labels are -1, which stands for no label; .* you call so needs another"),
+        (
+            [0, 1, -1, 0],
+            [],
+            "train.jsonl: some labels are -1, which stands for no label; .* the name of a class, choose another",
+        ),
         (["0", "1", "-1"], [], "train.jsonl: some labels are '-1', which stands for no label; leave out the rows"),
         (
             [0, 1],

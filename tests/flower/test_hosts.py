@@ -123,10 +123,10 @@ def test_a_host_reads_its_own_client_alone_and_loads_the_model_once(folder):
 
 def test_a_host_that_keeps_the_world_notices_that_its_files_changed(folder):
     config, host = own(folder), Host(1, folder / "nodes", folder / "data")
-    told = {"config": config.model_dump(mode="json")}
-    said = records.told(host.answer("query.hello", records.packed(told)))
-    scores = records.packed({**told, "has": said["has"], "round": 0, "untrained": True, "expects": ""})
-    assert records.told(host.answer("evaluate.scores", scores))["rows"]
+    values = {"config": config.model_dump(mode="json")}
+    said = records.values(host.answer("query.hello", records.packed(values)))
+    scores = records.packed({**values, "has": said["has"], "round": 0, "untrained": True, "expects": ""})
+    assert records.values(host.answer("evaluate.scores", scores))["rows"]
     path = folder / "data/client2/rivers_test.json"
     good = path.read_text(encoding="utf-8")
     rows = json.loads(good)
@@ -134,8 +134,8 @@ def test_a_host_that_keeps_the_world_notices_that_its_files_changed(folder):
     with pytest.raises(FedReFTError, match="the data of client 2 changed since the run began"):
         host.answer("evaluate.scores", scores)
     path.write_text(good, encoding="utf-8")
-    assert records.told(host.answer("evaluate.scores", scores))["rows"]
-    assert records.told(host.answer("query.hello", records.packed(told))) == said
+    assert records.values(host.answer("evaluate.scores", scores))["rows"]
+    assert records.values(host.answer("query.hello", records.packed(values))) == said
 
 
 def test_also_of_what_is_dealt_a_host_encodes_its_own_clients_part_alone(folder):
@@ -167,14 +167,14 @@ def test_where_files_are_is_for_the_host_to_say(folder):
 def test_a_host_goes_on_after_an_error_and_after_somebody_who_leaves(folder):
     with hosts(folder, 1) as [config]:
         with pytest.raises(RuntimeError, match="ConfigError: lr: input should be greater"):
-            relay.asked(config["link"], "query.hello", records.packed({"config": {"lr": -1}}))
+            relay.ask(config["link"], "query.hello", records.packed({"config": {"lr": -1}}))
         with pytest.raises(RuntimeError, match="KeyError: 'query.secrets'"):
-            relay.asked(config["link"], "query.secrets", records.packed({}))
+            relay.ask(config["link"], "query.secrets", records.packed({}))
         for nonsense in (b"{}", b"[1]", b"\xff", b'{"arrays": {"a": 1}}'):
             with Client(config["link"]) as connection:
                 connection.send_bytes(nonsense)
         asked = records.packed({"config": own(folder).model_dump(mode="json")})
-        assert records.told(relay.asked(config["link"], "query.hello", asked))["examples"] == 8
+        assert records.values(relay.ask(config["link"], "query.hello", asked))["examples"] == 8
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.int64))
@@ -183,8 +183,8 @@ def test_what_goes_over_the_link_arrives_to_the_bit(dtype):
     with Listener() as listener:
         threading.Thread(target=relay.answer_one, args=(listener, lambda kind, content: content), daemon=True).start()
         sent = records.packed({"round": 3, "text": "é\n"}, tensors)
-        found = relay.asked(listener.address, "train.learn", sent)
-    assert found == sent and records.told(found) == {"round": 3, "text": "é\n"}
+        found = relay.ask(listener.address, "train.learn", sent)
+    assert found == sent and records.values(found) == {"round": 3, "text": "é\n"}
     for name, tensor in records.tensors(found).items():
         assert tensor.dtype == dtype and torch.equal(tensor, tensors[name])
 

@@ -27,7 +27,7 @@ def absent(done):
 
 
 def said(content, **changes):
-    return records.packed({**records.told(content), **changes}, records.tensors(content))
+    return records.packed({**records.values(content), **changes}, records.tensors(content))
 
 
 NONSENSE = {

@@ -74,7 +74,7 @@ def equal(found, expected):
 
 
 def vars_of(done):
-    names = ("config", "history", "clients", "spec", "listening", "manifest", "folder", "memory")
+    names = ("config", "history", "clients", "spec", "round_mixing", "manifest", "folder", "memory")
     return {name: getattr(done, name) for name in names}
 
 
@@ -215,7 +215,7 @@ def test_a_start_that_is_made_of_what_all_tell_survives_the_servers_end(over, tm
 
 def test_a_start_needs_everybody(over):
     def one_breaks(grid):
-        grid.breaks = lambda kind, k: kind == "query.tell" and k == 2
+        grid.breaks = lambda kind, k: kind == "query.statistics" and k == 2
 
     with pytest.raises(FedReFTError, match="client3-siqa is needed for the start"):
         over(small(method="fedsb", intervention="lora"), before=one_breaks)

@@ -103,7 +103,7 @@ def test_no_update_reaches_the_server_but_behind_masks(grid, tmp_path):
 
 
 def test_an_update_does_not_leave_without_masks(grid):
-    content = RecordDict({"fitins.config": records.packed({})[records.TOLD]})
+    content = RecordDict({"fitins.config": records.packed({})[records.VALUES]})
     for kind in ("train.default", "train.hidden"):
         grid.push_messages([message := Message(content, 100, kind)])
         (reply,) = grid.pull_messages([message.metadata.message_id])

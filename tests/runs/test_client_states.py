@@ -41,7 +41,7 @@ def test_clients_that_nobody_has_drawn_cost_nothing():
     done = finish(config)
     drawn = {k for t in (1, 2) for k in range(8) if k not in away(config, t)}
     assert set(done.clients.own) == drawn and len(drawn) < 8
-    assert [len(each.A) for each in done.listening] == [3, 3] and done.mixing_matrices.shape == (2, 8, 8)
+    assert [len(each.A) for each in done.round_mixing] == [3, 3] and done.mixing_matrices.shape == (2, 8, 8)
 
 
 # ---- on disk --------------------------------------------------------------------------------------------------------

@@ -312,7 +312,7 @@ def test_a_commit_of_a_backbone_on_the_hub_counts_where_it_is_known(home, monkey
         said.append(then)
         unchanged.write(folder, "02_own", unchanged.made_of(job, folder), output, [])
         said.append(now)
-        assert unchanged.why_again(folder, "02_own", unchanged.made_of(job, folder)) == why
+        assert unchanged.why_execute(folder, "02_own", unchanged.made_of(job, folder)) == why
 
 
 def over_flower(config: RunConfig, home: Path, nodes: str, folder: Path | None, at_first_lesson=lambda: None):
@@ -387,8 +387,8 @@ def test_a_server_does_not_begin_with_a_host_that_has_another_backbone(home, mon
 def _says(content, **changes):
     from fedreft_lib.flower import records
 
-    told = records.told(content)
-    return records.packed({**told, "has": {**told["has"], **changes}})
+    values = records.values(content)
+    return records.packed({**values, "has": {**values["has"], **changes}})
 
 
 # ---- the example --------------------------------------------------------------------------------------------

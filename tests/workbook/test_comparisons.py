@@ -101,11 +101,11 @@ def test_verdicts_are_given_where_local_training_stands_beside_others():
 
 
 def test_matrices_are_those_of_the_last_round(runs):
-    found = comparisons.listening(runs, results_of(runs), most=3)
+    found = comparisons.mixing_matrices(runs, results_of(runs), most=3)
     assert list(found) == ["commonsense, iid (08_some: 3)"]
     (fedavg,) = [M for label, M in found["commonsense, iid (08_some: 3)"] if label == "FedAvg"]
     assert torch.allclose(fedavg, torch.full((3, 3), 1 / 3, dtype=fedavg.dtype))
-    assert comparisons.listening([], results()) == {}
+    assert comparisons.mixing_matrices([], results()) == {}
 
 
 def test_with_three_clients_our_runs_end_in_one_place(runs):

@@ -1,22 +1,23 @@
-"""Which of its choices a row's answer means, where an answer can be said in four ways.
+"""Which choice a row's answer means. An answer can be written in four ways.
 
     text    the choice's own words            {"choices": ["no", "yes"], "answer": "yes"}
-    label   what the row itself calls it      {"choices": {"text": ["no", "yes"], "label": ["1", "2"]}, "answer": "2"}
+    label   the row's own name of a choice    {"choices": {"text": ["no", "yes"], "label": ["1", "2"]}, "answer": "2"}
     index   from 0, a number or its digits    {"choices": ["no", "yes"], "answer": 1}
     letter  from A                            {"choices": ["no", "yes"], "answer": "B"}
 
-A number of JSON (with or without .0) is an index and a text is a text, so {"choices": ["1", "2"], "answer": 1} is "2".
-Where an answer could be meant in two ways that come to different choices, what else the file says decides:
+A JSON number (with or without .0) is an index and a text is a text, so {"choices": ["1", "2"], "answer": 1} is "2".
+Where the ways lead to different choices, the rest of the file decides:
 
-* All its answers of one form (numbers, digits as text, single capital letters) are said in one way, so a way counts
-  only if it fits each of them. Answers 15, 18 and 3 out of choices "3", "12", "15", "18" are texts.
-* Of the ways that fit, a label counts before all others. But a number is no text that looks like it, and a label that
-  looks like it is as likely as an index, as is a choice that is a number itself.
-* For texts, the ways that fit all texts of the file, of whatever form.
+* In one file, all answers of one form (numbers, digits as text, single capital letters) are written in one way. So a
+  way counts only if it fits each of them. Answers 15, 18 and 3 with choices "3", "12", "15", "18" are texts.
+* Of the ways that fit, a label wins. For a JSON number, it wins only if there are numbers among the labels. A label
+  that is a text, as "1", is then as likely as an index; a choice that is such a text does not count beside other ways;
+  a choice that is a number itself is as likely as an index.
+* For texts, only the ways count that fit all texts of the file, of any form.
 
-What then still has two meanings is refused, as is a form whose answers are said in different ways. Nothing is ever
-counted from 1: that shows only where an answer is out of range, and is refused there. For a test set the training file
-is evidence, too, so that both are read alike.
+An answer that still has two meanings is refused, and so is a form whose answers are written in different ways. Nothing
+is ever counted from 1: a file that does so is noticed only where an answer is out of range, and is refused there. For a
+test set, the training file is evidence too, so that both are read alike.
 """
 
 import json
@@ -33,8 +34,8 @@ _HOW = "name the columns question, choices and gold, which is the index from 0"
 
 
 @dataclass(frozen=True)
-class Said:
-    """An answer and what it may be: texts, numbers and true or false, as JSON or a table's cell gave them."""
+class RawAnswer:
+    """An answer and its choices as they are in the file: texts, numbers, true or false."""
 
     answer: Any
     choices: tuple[Any, ...]
@@ -50,52 +51,52 @@ class Said:
 
     @cached_property
     def meanings(self) -> dict[str, str]:
-        """The choice that is meant in each of the ways that are possible."""
-        said, texts = spelled(self.answer), tuple(map(spelled, self.choices))
-        if isinstance(self.answer, bool) and said not in texts:
-            said = said.capitalize()  # as Python writes it
-        places = {"text": _place(said, texts), "label": _place(said, tuple(map(spelled, self.labels)))}
+        """For each way that is possible, the choice that the answer means."""
+        text, texts = spelled(self.answer), tuple(map(spelled, self.choices))
+        if isinstance(self.answer, bool) and text not in texts:
+            text = text.capitalize()  # as Python writes it
+        places = {"text": _place(text, texts), "label": _place(text, tuple(map(spelled, self.labels)))}
         if _is_number(self.answer):
             for way, values in (("text", self.choices), ("label", self.labels)):
                 same = [i for i, value in enumerate(values) if _is_number(value) and value == self.answer]
                 places[way] = same[0] if same else places[way]
             places["index"] = int(self.answer) if self.answer in range(len(texts)) else None
         else:
-            places["index"] = _place(said, tuple(map(str, range(len(texts)))))
-            places["letter"] = _place(said, tuple(ascii_uppercase[: len(texts)]))
+            places["index"] = _place(text, tuple(map(str, range(len(texts)))))
+            places["letter"] = _place(text, tuple(ascii_uppercase[: len(texts)]))
         return {way: texts[place] for way, place in places.items() if place is not None and place < len(texts)}
 
 
 class Ways:
-    """The ways in which the answers of a file, and of the training file beside it, are said."""
+    """The ways in which the answers of a file, and of the training file beside it, are written."""
 
-    def __init__(self, answers: Iterable[Said]):
+    def __init__(self, answers: Iterable[RawAnswer]):
         self.of_form: dict[str, set[str]] = {}
         self.of_texts: set[str] | None = None
-        for said in answers:
-            if ways := set(said.meanings):
-                self.of_form[said.form] = self.of_form.get(said.form, ways) & ways
-                if said.form != "number":
+        for raw in answers:
+            if ways := set(raw.meanings):
+                self.of_form[raw.form] = self.of_form.get(raw.form, ways) & ways
+                if raw.form != "number":
                     self.of_texts = ways if self.of_texts is None else self.of_texts & ways
 
-    def choice(self, said: Said) -> str:
-        """The choice that the answer means; raises `DataError` where that is none or cannot be told."""
-        meanings, form = said.meanings, said.form
+    def choice(self, raw: RawAnswer) -> str:
+        """The choice that the answer means. Raises `DataError` where it means none, or several are possible."""
+        meanings, form = raw.meanings, raw.form
         if not meanings:
-            raise DataError(_none_of(said))
+            raise DataError(_none_of(raw))
         if form == "text" and len(set(meanings.values())) == 1:
             return next(iter(meanings.values()))
         fitting = {way: choice for way, choice in meanings.items() if way in self.of_form[form]}
         if not fitting:
             raise DataError(
-                f"the answer {said.answer!r} is {_listed(meanings)}, and other answers of this file that are a {form} "
-                f"cannot be read so; {_HOW}"
+                f"the answer {raw.answer!r} is {_listed(meanings)}, and other answers of this file that are a {form} "
+                f"cannot be read that way; {_HOW}"
             )
         if form == "number":
             looks_like = []
-            if "label" in fitting and any(map(_is_number, said.labels)):
+            if "label" in fitting and any(map(_is_number, raw.labels)):
                 looks_like = ["text", "index"]
-            elif len(fitting) > 1 and not any(map(_is_number, said.choices)):
+            elif len(fitting) > 1 and not any(map(_is_number, raw.choices)):
                 looks_like = ["text"]
             fitting = {way: choice for way, choice in fitting.items() if way not in looks_like}
         elif "label" in fitting:
@@ -103,34 +104,34 @@ class Ways:
         elif len(set(fitting.values())) > 1:
             fitting = {way: choice for way, choice in fitting.items() if way in self.of_texts} or fitting
         if len(set(fitting.values())) > 1:
-            raise DataError(f"the answer {said.answer!r} may be {_listed(fitting)}; {_HOW}")
+            raise DataError(f"the answer {raw.answer!r} may be {_listed(fitting)}; {_HOW}")
         return next(iter(fitting.values()))
 
 
-def needs_others(said: Said) -> bool:
-    """Could the answer be an index or a letter in another row, and is a text or a label in this one?"""
-    return said.form != "text" and bool({"text", "label"} & said.meanings.keys())
+def needs_others(raw: RawAnswer) -> bool:
+    """Whether the answer is a text or a label in this row, but could be an index or a letter in another one."""
+    return raw.form != "text" and bool({"text", "label"} & raw.meanings.keys())
 
 
 def spelled(value: Any) -> str:
-    """A text without white space around it; a number, true or false as JSON writes it."""
+    """A text without surrounding white space; a number, true or false as JSON writes it."""
     return value.strip() if isinstance(value, str) else json.dumps(value)
 
 
 def in_order(names: Iterable[Any]) -> list[Any]:
-    """Sorted: whole numbers by size, also where they are written as texts, and all else as it is."""
+    """The names sorted; whole numbers by size, also where all of them are written as texts."""
     names = list(names)
     whole = all(isinstance(name, str) and re.fullmatch("0|-?[1-9][0-9]{0,300}", name) for name in names)
     return sorted(names, key=int) if whole else sorted(names)
 
 
-A_CLASS = "; a class that you call so needs another name"
+A_CLASS = "; if it is the name of a class, choose another one"
 
 
 def why_missing(label: Any) -> str:
-    """What to say of -1, null and "", which GLUE's public test sets and others have in place of labels; else ""."""
-    said = label.strip() if isinstance(label, str) else label
-    if said is None or said in ("", -1) or (isinstance(said, str) and re.fullmatch(r"-1(\.0*)?", said)):
+    """Why -1, null and "" are refused, which GLUE's public test sets and others have in place of labels; else ""."""
+    value = label.strip() if isinstance(label, str) else label
+    if value is None or value in ("", -1) or (isinstance(value, str) and re.fullmatch(r"-1(\.0*)?", value)):
         return ", which stands for no label; leave out the rows without one, or use a file with labels"
     return ""
 
@@ -139,16 +140,16 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _place(said: str, known: tuple[str, ...]) -> int | None:
-    return known.index(said) if said in known else None
+def _place(text: str, known: tuple[str, ...]) -> int | None:
+    return known.index(text) if text in known else None
 
 
 def _listed(meanings: dict[str, str]) -> str:
     return " or ".join(f"the {way} of {choice!r}" for way, choice in meanings.items())
 
 
-def _none_of(said: Said) -> str:
-    choices = ", ".join(repr(spelled(choice)) for choice in said.choices)
-    counted = said.form in ("number", "text of digits") and spelled(said.answer) == str(len(said.choices))
+def _none_of(raw: RawAnswer) -> str:
+    choices = ", ".join(repr(spelled(choice)) for choice in raw.choices)
+    counted = raw.form in ("number", "text of digits") and spelled(raw.answer) == str(len(raw.choices))
     hint = "; an index counts from 0 (if this file counts from 1, take one off)" if counted else ""
-    return f"the answer {spelled(said.answer)!r} is none of the choices {choices}{hint or why_missing(said.answer)}"
+    return f"the answer {spelled(raw.answer)!r} is none of the choices {choices}{hint or why_missing(raw.answer)}"

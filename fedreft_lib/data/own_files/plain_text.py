@@ -1,6 +1,8 @@
-"""Text files from other people, a piece at a time: in UTF-8, without NUL bytes, or refused in one line.
+"""Text files from other people, read in pieces: UTF-8 without NUL bytes, or refused in one line.
 
-Of lines, no more than one is in memory, so a file of them may have any size; a line may be `LONGEST` characters long.
+While lines are read, memory holds one line and one piece, so a file may have any size. A line may have `LONGEST`
+characters. Python's own reader would read a gzip file, UTF-16 or NUL bytes as damaged text, and one endless line into
+memory.
 """
 
 import codecs
@@ -14,7 +16,7 @@ from ...errors import DataError
 
 LONGEST = 1_000_000  # characters of a line or a row
 TOO_LONG = "here are more than {:,} characters; split or shorten the row"
-_MOST_SAID = 500  # characters of a reason, which may quote a cell
+_LONGEST_REASON = 500  # characters of an error's reason, which may quote a cell
 _PIECE = 1 << 20  # bytes
 _STARTS = {
     b"\x1f\x8b": "a gzip archive",
@@ -27,19 +29,19 @@ _STARTS = {
 }
 
 
-def refused(source: str | Path, where: str, said: object) -> DataError:
-    """The error about a place in a file ("" for all of it), as one line whatever the file has put into it."""
-    reason = str(said).rstrip(".")
-    if len(reason) > _MOST_SAID:
-        reason = f"{reason[: _MOST_SAID // 2]} ... {reason[-_MOST_SAID // 2 :]}"
+def refused(source: str | Path, where: str, fault: object) -> DataError:
+    """The error about a place in a file ("" for the whole file), on one line whatever the file contains."""
+    reason = str(fault).rstrip(".")
+    if len(reason) > _LONGEST_REASON:
+        reason = f"{reason[: _LONGEST_REASON // 2]} ... {reason[-_LONGEST_REASON // 2 :]}"
     return DataError(one_line(f"{source}, {where}: {reason}." if where else f"{source}: {reason}."))
 
 
 def pieces(path: Path, any_newline: bool = False, most: int | None = None) -> Iterator[str]:
-    """The text of a file, about a megabyte at a time; a byte-order mark is left out.
+    """The text of a file in pieces of about a megabyte, without a byte-order mark.
 
-    any_newline: every kind of line end becomes a line feed. most: bytes of a file that has to be one JSON document.
-    Raises `DataError` that names the line.
+    any_newline: every kind of line end becomes a line feed. most: the most bytes of a file that is one JSON document.
+    Raises `DataError`, with the line where one is at fault.
     """
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     if any_newline:
@@ -51,8 +53,8 @@ def pieces(path: Path, any_newline: bool = False, most: int | None = None) -> It
             if kind := next((kind for sign, kind in _STARTS.items() if start.startswith(sign)), None):
                 raise refused(path, "", f"this is {kind} and not UTF-8 text; save the data as text in UTF-8")
             if most and (size := os.fstat(file.fileno()).st_size) > most:
-                said = f"a JSON list or object of {size:,} bytes is too large, {most:,} are the most"
-                raise refused(path, "", f"{said}; save it as JSON lines, one row a line, which may have any size")
+                reason = f"a JSON list or object of {size:,} bytes is too large, {most:,} are the most"
+                raise refused(path, "", f"{reason}; save it as JSON lines, one row a line, which may have any size")
             for chunk in chain(iter(lambda: file.read(_PIECE), b""), [b""]):
                 text = decoder.decode(chunk, final=not chunk)
                 if "\0" in text:
@@ -60,7 +62,7 @@ def pieces(path: Path, any_newline: bool = False, most: int | None = None) -> It
                     raise refused(path, f"line {line}", "here is a NUL byte; save the file as plain text in UTF-8")
                 yield text
                 line += text.count("\n")
-    except UnicodeDecodeError as error:  # its object is what the decoder had kept, less than a character, and the chunk
+    except UnicodeDecodeError as error:  # its object: part of a character from the last chunk, and this chunk
         line += error.object[: error.start].count(b"\n")
         raise refused(path, f"line {line}", "this is not UTF-8 text; save the file as UTF-8") from None
     except OSError as error:
@@ -68,7 +70,7 @@ def pieces(path: Path, any_newline: bool = False, most: int | None = None) -> It
 
 
 def lines(path: Path, any_newline: bool = False) -> Iterator[str]:
-    """The lines of a file without their ends; a line ends at a line feed alone, since a text may hold U+2028."""
+    """The lines of a file without their ends. Only a line feed ends a line, since a text may contain U+2028."""
     number, rest = 1, ""
     for piece in pieces(path, any_newline):
         *whole, rest = (rest + piece).split("\n")
@@ -87,5 +89,5 @@ def _short_enough(line: str, path: Path, number: int) -> str:
 
 
 def one_line(text: str) -> str:
-    """Line breaks, control characters and halves of surrogate pairs as their escapes."""
+    """The text with escapes for line breaks, control characters and halves of surrogate pairs."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -1,18 +1,20 @@
-"""Files of rows: JSON (a list, an object of rows), JSON lines, CSV and TSV with a header, in UTF-8.
+"""Files of rows in UTF-8: JSON (a list, an object of rows), JSON lines, CSV and TSV with a header.
 
-They come from anywhere, so `plain_text` and `strict_json` say what is let in: rows of `LONGEST` characters, cells of
-131,072 (the csv module's limit). Lines and tables are read row by row and may have any size; a list or an object is
-whole in memory and may have `LARGEST` bytes. A cell of a table is text, whatever it says ("NA", "007").
+They come from anywhere, so there are limits, see also `plain_text` and `strict_json`. A row of JSON, and a line of a
+table, has at most `LONGEST` characters; a cell has 131,072 (the csv module's limit). JSON lines and CSV are read row by
+row and may have any size. A list or an object is whole in memory and has at most `LARGEST` bytes; a TSV file is whole
+in memory, too, unless its header has quotation marks. A cell of a table is text, whatever it says ("NA", "007").
 
-CSV is RFC 4180's: a cell that holds a comma, a line break or a quotation mark stands in quotation marks, each one in it
-doubled; a mark anywhere else is refused. TSV is written in two ways, and the whole file is in one of them:
+CSV follows RFC 4180: a cell with a comma, a line break or a quotation mark is in quotation marks, and each one in it is
+doubled. A mark anywhere else is refused. TSV is written in two ways, and a whole file is in one of them:
 
-* raw, as GLUE's own: a line is a row, a cell ends at a tab, a quotation mark is a character like any other;
+* raw, as GLUE's files: a line is a row, a tab ends a cell, a quotation mark is an ordinary character;
 * quoted, as CSV with tabs.
 
-A header with quotation marks says quoted. Otherwise the reading is taken that gives every row as many cells as the
-header; where both do, raw if quoted would join lines, and quoted if that explains the marks: some are doubled within a
-cell, or all cells of a column have them. What is left is refused, with its row.
+A header with quotation marks means quoted. Otherwise the way counts that gives every row as many cells as the header.
+Where both do, it is raw if quoted would join lines, and quoted if that explains the marks: some are doubled within a
+cell, or all cells of a column have them. A table that fits neither way, or still both with different rows, is refused
+with its row.
 """
 
 import csv
@@ -35,14 +37,14 @@ _BLANK = re.compile(r"[ \t\r\n]*")
 _OBJECT_OF_ROWS = re.compile(r'\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\{')  # {"0": {...}
 
 
-# What has been looked for since `noting` began, in this thread.
+# The files that this thread has looked for since `noting` began.
 _noted: ContextVar[dict[Path, str | None] | None] = ContextVar("noted", default=None)
 
 
 @contextmanager
 def noting() -> Iterator[dict[Path, str | None]]:
-    """The files that are looked for meanwhile: hashes of what they hold before they are read, None for those that are
-    not there. As long as all of these are so, reading again gives the same."""
+    """The files that are looked for meanwhile: the hash of each before it is read, None for a missing one. While all
+    of these stay the same, reading again gives the same."""
     token = _noted.set({})
     try:
         yield _noted.get()
@@ -51,7 +53,7 @@ def noting() -> Iterator[dict[Path, str | None]]:
 
 
 def find(names: Sequence[str], split: str, folder: Path, endings: Sequence[str] = ENDINGS) -> Path:
-    """The file of a task that goes by any of `names`; raises `DataError` that says how it would be called."""
+    """The file of a task under any of `names`. Raises `NoFileError` that says which names it could have."""
     if path := look_for(names, split, folder, endings):
         return path
     called = " or ".join(_paths(names, split, endings))
@@ -59,14 +61,14 @@ def find(names: Sequence[str], split: str, folder: Path, endings: Sequence[str] 
 
 
 def find_split(names: Sequence[str], split: str, folder: Path) -> Path | None:
-    """`find`, but that "dev", which may be called "validation" too, is None where there is no file for it."""
+    """`find`, but None where there is no file for "dev", which may also be called "validation"."""
     if split == "dev":
         return look_for(names, "validation", folder) or look_for(names, "dev", folder)
     return find(names, split, folder)
 
 
 def look_for(names: Sequence[str], split: str, folder: Path, endings: Sequence[str] = ENDINGS) -> Path | None:
-    """`find`, with None where nothing has such a name; raises `DataError` where it is a folder or a broken link."""
+    """`find`, but None where no file has such a name. Raises `DataError` for a folder or a broken link."""
     for candidate in _paths(names, split, endings):
         path = folder / candidate
         if (noted := _noted.get()) is not None and path not in noted:
@@ -84,7 +86,7 @@ def _paths(names: Sequence[str], split: str, endings: Sequence[str]) -> list[str
 
 @contextmanager
 def at(source: str | Path, where: str) -> Iterator[None]:
-    """What is wrong with a row, said with the name of its file or dataset and its place there."""
+    """Adds the name of the file or dataset, and the place in it, to an error about a row."""
     try:
         yield
     except DataError as error:
@@ -92,7 +94,7 @@ def at(source: str | Path, where: str) -> Iterator[None]:
 
 
 def rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Each row with where it stands: "row 3" of a list (from 1) or object, "line 3" of JSON lines and tables."""
+    """Each row with its place: "row 3" of a list (from 1), "row NAME" of an object, "line 3" of all others."""
     if path.suffix in (".csv", ".tsv"):
         yield from _table(path)
         return
@@ -132,7 +134,7 @@ def _raw_or_quoted(path: Path) -> Table:
     if not_raw:
         for where, row in quoted:
             if doubtful := next((cell for cell in row.values() if "\t" in cell and "\n" in cell), None):
-                raise refused(path, where, _DOUBTFUL.format(repr(doubtful)))  # or rows that two stray marks have joined
+                raise refused(path, where, _DOUBTFUL.format(repr(doubtful)))  # or two stray marks have joined rows
         return quoted
     if not_quoted or len(quoted) < len(raw):
         return raw
@@ -152,7 +154,7 @@ def _read_or_fault(path: Path, **layout: Any) -> tuple[Table, DataError | None]:
 
 
 def _explains_the_marks(raw: Table) -> bool:
-    """Do quoted cells account for the marks of a table that can be read in both ways?"""
+    """Whether quoted cells explain the marks of a table that can be read in both ways."""
     for name in raw[0][1]:
         cells = [row[name] for _, row in raw if row[name]]
         in_marks = [cell for cell in cells if len(cell) > 1 and cell[0] == cell[-1] == _MARK]
@@ -173,17 +175,17 @@ def _cells(path: Path, delimiter: str, quoting: int = csv.QUOTE_MINIMAL) -> Iter
 
 
 def _records(path: Path, delimiter: str, quoting: int) -> Iterator[tuple[str, list[str]]]:
-    """The cells of each row, the header's first, and where it ends; the csv module lets stray marks pass, we do not."""
+    """The cells of each row, the header first, and where it ends. Refuses stray marks, which the csv module accepts."""
     cell = rf'(?:"(?:[^"]|"")*+"|[^"{delimiter}]*+)'
     well_quoted = re.compile(rf"{cell}(?:{delimiter}{cell})*+\n?")
     record: list[str] = []  # the lines of the row that is being read
 
-    def remembered() -> Iterator[str]:
+    def recorded() -> Iterator[str]:
         for line in lines(path, any_newline=True):
             record.append(line + "\n")
             yield record[-1]
 
-    reader = csv.reader(remembered(), strict=True, delimiter=delimiter, quoting=quoting)
+    reader = csv.reader(recorded(), strict=True, delimiter=delimiter, quoting=quoting)
     try:
         for cells in reader:
             text = "".join(record)
@@ -193,10 +195,10 @@ def _records(path: Path, delimiter: str, quoting: int) -> Iterator[tuple[str, li
             if cells:
                 yield f"line {reader.line_num}", cells
     except csv.Error as error:
-        said = str(error)
-        if "field limit" in said or "end of data" in said:
-            said = f"a cell that began in quotation marks has no end here, or it is too long ({said})"
-        raise refused(path, f"line {reader.line_num}", said) from None
+        reason = str(error)
+        if "field limit" in reason or "end of data" in reason:
+            reason = f"a cell that began in quotation marks has no end here, or it is too long ({reason})"
+        raise refused(path, f"line {reader.line_num}", reason) from None
 
 
 # ---- JSON -------------------------------------------------------------------------------------------------------
@@ -212,23 +214,23 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _is_object_of_rows(text: str) -> bool:
-    """Is this the beginning of one {"0": {...}, "1": {...}}, and not of JSON lines whose first column is an object?"""
+    """Whether this begins one {"0": {...}, "1": {...}}, and not JSON lines whose first column is an object."""
     if not _OBJECT_OF_ROWS.match(text):
         return False
     line, _, more = text.partition("\n")
     try:
         first = loads(line)
     except Fault as fault:
-        return not more.strip() or fault.place >= len(line.rstrip())  # it goes on in the next line
+        return not more.strip() or fault.place >= len(line.rstrip())  # it continues on the next line
     return not more.strip() and all(isinstance(row, dict) for row in first.values())
 
 
 def _document(path: Path) -> Iterator[tuple[str, Any]]:
-    """Where each value of a list or an object stands, "row 1" or "row NAME", and the value; nothing may follow."""
+    """Each value of a list or an object, with its place, "row 1" or "row NAME". Nothing may follow the end."""
     text, row, number, names = "".join(pieces(path, most=LARGEST)), "", 0, set()
 
     def after(character: str, place: int) -> int:
-        """The place behind a character that has to be there, and behind the white space around it."""
+        """The place after a character that must be there, and after the white space around it."""
         place = _BLANK.match(text, place).end()
         if not text.startswith(character, place):
             raise Fault(NOT_JSON.format(f"expecting {character!r}"), place)

@@ -1,7 +1,9 @@
-"""JSON as its standard has it: what Python's reader lets pass, or fails on in words of its own, is refused.
+"""JSON, read strictly.
 
 Refused beyond what is no JSON: NaN and Infinity, numbers that are no finite float or have more than `MOST_DIGITS`
-digits, a name that is twice in an object, values nested more than `DEEPEST` deep, half a surrogate pair.
+digits, a name twice in an object, values nested more than `DEEPEST` deep, half a surrogate pair. `json.loads` accepts
+these, or fails in its own way (RecursionError for very deep nesting). So its decoder is used with hooks, and each
+refusal is one sentence, to which `row_files` adds the row.
 """
 
 import json
@@ -10,20 +12,20 @@ from math import isfinite
 from typing import Any
 
 DEEPEST, MOST_DIGITS = 50, 300
-NOT_JSON = "this is not JSON ({}); mend the row, or get the whole file again"
-_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # or a whole one; only the value tells
+NOT_JSON = "this is not JSON ({}); fix the row, or get the whole file again"
+_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # or a whole pair: that shows only in the value
 
 
 class Fault(ValueError):
-    """What is wrong, and at which character of the text."""
+    """What is wrong, and the index of the character where it is."""
 
-    def __init__(self, said: str, place: int):
-        super().__init__(said)
+    def __init__(self, reason: str, place: int):
+        super().__init__(reason)
         self.place = place
 
 
 def loads(text: str) -> Any:
-    """The one value of a text; raises `Fault`."""
+    """The value of a text that holds exactly one. Raises `Fault`."""
     value, end = decode(text, len(text) - len(text.lstrip(" \t\r\n")))
     if text[end:].strip(" \t\r\n"):
         raise Fault(NOT_JSON.format("more after its end"), end)
@@ -31,7 +33,7 @@ def loads(text: str) -> Any:
 
 
 def decode(text: str, start: int = 0) -> tuple[Any, int]:
-    """The value that begins at the character `start`, and the first character after it; raises `Fault`."""
+    """The value that begins at character `start`, and the index of the first character after it. Raises `Fault`."""
     try:
         value, end = _DECODER.raw_decode(text, start)
     except json.JSONDecodeError as error:

@@ -10,7 +10,7 @@ PACKED = ("M", "took_part", "sizes")  # the names of the tensors of `packed`
 
 
 @dataclass(frozen=True)
-class Listening:
+class RoundMixing:
     """A (n, n): the matrix among the clients `who` (from 0) that took part. All others kept their own state."""
 
     who: tuple[int, ...]
@@ -23,7 +23,7 @@ class Listening:
         return M
 
 
-def packed(rounds: Sequence[Listening]) -> dict[str, Tensor]:
+def packed(rounds: Sequence[RoundMixing]) -> dict[str, Tensor]:
     """Rounds as tensors. Their size grows with the clients that took part, not with N. Inverse: `unpacked`."""
     return {
         "M": torch.cat([each.A.flatten() for each in rounds]) if rounds else torch.zeros(0),
@@ -32,8 +32,8 @@ def packed(rounds: Sequence[Listening]) -> dict[str, Tensor]:
     }
 
 
-def unpacked(tensors: dict[str, Tensor]) -> list[Listening]:
+def unpacked(tensors: dict[str, Tensor]) -> list[RoundMixing]:
     """The rounds from `packed`. Raises KeyError, RuntimeError or ValueError for other tensors."""
     sizes = tensors["sizes"].tolist()
     parts = zip(tensors["took_part"].split(sizes), tensors["M"].split([n * n for n in sizes]), strict=True)
-    return [Listening(tuple(who.tolist()), A.view(len(who), len(who))) for who, A in parts]
+    return [RoundMixing(tuple(who.tolist()), A.view(len(who), len(who))) for who, A in parts]
