@@ -15,8 +15,8 @@ A family is declared by making its table: all rows of one call. A difference out
 The values of `verdict` are "above" and "below" (Holm's interval excludes 0), "equal within 1 point", and else
 "undecided: ...". Fewer than FEW seeds are noted as "few seeds": what they show is no claim.
 
-Scores are in percent, differences in percentage points. `scores` is always a table with the columns `seed`, `method`,
-`client`, `value`, the column that is given as `by`, and where there are such, `task` and `item`.
+Scores are in percent, differences in percentage points. `scores` is always a table with the columns `seed`, `method`
+and `value`, the column that is given as `by`, and where there are such, `client`, `task` and `item`.
 """
 
 from functools import cache
@@ -157,7 +157,7 @@ def bootstrap(scores: pd.DataFrame, reference: str, by: str) -> pd.DataFrame:
     these intervals are too narrow. With items they are wider than without: seeds differ by their items, too.
     """
     paired, rng, found = _paired(scores, reference, by), np.random.default_rng(0), {}
-    clients = [name for name in paired.index.names if name in ("client", "task")]
+    clients = [name for name in paired.index.names if name in ("seed", "client", "task")]
     for group, part in paired.groupby(level=by, sort=False):
         for method in paired:
             seeds = [
