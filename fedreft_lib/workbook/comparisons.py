@@ -107,27 +107,29 @@ def gains(results: pd.DataFrame) -> pd.DataFrame:
     """
     columns = ["benchmark", "experiment", "setup", "task", "clients", "layers", "method"]
     columns += ["untrained", "trained", "gain", "sd of gain", "seeds"]
-    task = results["task"].where(results["benchmark"] == "glue", "all")
+    tests = results[results["split"] == "test"]
+    task = tests["task"].where(tests["benchmark"] == "glue", "all")
     parts = [
         tables.summary(part).reset_index().assign(**dict(zip((*COMPARISON, "task"), key, strict=True)))
-        for key, part in results.groupby([*COMPARISON, task])
+        for key, part in tests.groupby([*COMPARISON, task])
     ]
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
 
 def headings(results: pd.DataFrame) -> pd.Series:
-    """The name of each row's comparison, like "commonsense, distinct (02_commonsense)" or "glue rte, iid (05_glue)"."""
-    task = (" " + results["task"]).where(results["benchmark"] == "glue", "")  # there each task is one of its own
-    return results["benchmark"] + task + ", " + results["setup"] + " (" + results["experiment"] + ")"
+    """The name of each row's comparison, like "glue, iid (05_glue)"."""
+    return results["benchmark"] + ", " + results["setup"] + " (" + results["experiment"] + ")"
 
 
 def against(scores: pd.DataFrame, reference: str) -> pd.DataFrame:
     """`statistics.against`, with `statistics.bootstrap`, in each comparison that has the reference and other methods.
 
-    scores: as `tables.accuracies` gives them. `comparison` is the heading; those of one notebook are one family.
+    scores: as `tables.accuracies` gives them. `comparison` is the heading; in GLUE each task is a comparison, like
+    "glue rte, iid (05_glue)". The comparisons of one notebook are one family.
     """
     rows = tables.values(scores, reference)
-    rows = rows.assign(comparison=headings(rows), notebook=notebooks(rows))
+    task = (" " + rows["task"]).where(rows["benchmark"] == "glue", "")
+    rows = rows.assign(comparison=headings(rows.assign(benchmark=rows["benchmark"] + task)), notebook=notebooks(rows))
     there = rows.groupby("comparison")["method"].agg(lambda found: reference in set(found) and found.nunique() > 1)
     rows = rows[rows["comparison"].isin(there.index[there.astype(bool)])]
     parts = [

@@ -131,7 +131,8 @@ def sentences(table: pd.DataFrame) -> list[str]:
         m, fewest, most = part["family"].iloc[0], part["seeds"].min(), part["seeds"].max()
         seeds = (f"{fewest} to " if fewest < most else "") + _counted(most, "seed")
         few = ": few seeds" if fewest < FEW else ""
-        lines.append(f"{group}, against {reference}: {said} (adjusted for {_counted(m, 'comparison')}; {seeds}{few}).")
+        adjusted = f"adjusted for {_counted(m, 'comparison')}; " if part["p"].notna().any() else ""
+        lines.append(f"{group}, against {reference}: {said} ({adjusted}{seeds}{few}).")
     return lines
 
 

@@ -63,8 +63,9 @@ def test_the_verdict_says_what_the_table_says():
 def test_levels_with_other_clients_are_not_paired():
     other = rows()
     other.loc[other["level"] == "rank 1", "client"] += "'"
-    family, apart = ablation_figures.verdict(other)
-    assert family.startswith("rank, against rank 8: rank 4 ") and "1 comparison;" in family
+    assert ablation_figures.compared(other)["family"].dropna().tolist() == [1]
+    paired, apart = ablation_figures.verdict(other)
+    assert paired.startswith("rank, against rank 8: rank 4 ") and "rank 1" not in paired
     assert apart == "rank: rank 1 not paired with rank 8, since the clients are others."
 
 

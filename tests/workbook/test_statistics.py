@@ -151,9 +151,10 @@ def test_a_sentence_names_the_reference_the_family_and_few_seeds():
     ]
     one = statistics.family(table(FedAvg=[1.0]))
     assert statistics.sentences(one) == [
-        "iid, against local only: FedAvg undecided: one seed has no interval "
-        "(adjusted for 1 comparison; 1 seed: few seeds)."
+        "iid, against local only: FedAvg undecided: one seed has no interval (1 seed: few seeds)."
     ]
+    only = statistics.family(table(FedAvg=9 + base))
+    assert statistics.sentences(only)[0].endswith("FedAvg above (adjusted for 1 comparison; 4 seeds: few seeds).")
     assert statistics.sentences(found.iloc[:0]) == []
 
 
