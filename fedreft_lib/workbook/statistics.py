@@ -170,7 +170,7 @@ def bootstrap(scores: pd.DataFrame, reference: str, by: str) -> pd.DataFrame:
                 drawn = np.stack(seeds)[rng.integers(len(seeds), size=shape), rng.integers(RESAMPLES, size=shape)]
                 found[group, reference, method] = np.percentile(drawn.mean(axis=1), [50 * ALPHA, 100 - 50 * ALPHA])
     index = pd.MultiIndex.from_tuples(found, names=[by, "against", "method"])
-    return pd.DataFrame(list(found.values()), index, ["low (bootstrap)", "high (bootstrap)"])
+    return pd.DataFrame(list(found.values()), index, ["low (bootstrap)", "high (bootstrap)"], dtype=float)
 
 
 def _resampled(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
