@@ -25,7 +25,9 @@ PINNED = (
     "tests/federation/test_training.py",
     "tests/data/test_downloads.py",  # the converted model
     "tests/runs/test_store.py",  # tables that come back to the bit
+    "tests/workbook/test_comparisons.py",
     "tests/workbook/test_figures.py",
+    "tests/workbook/test_statistics.py",
     "tests/workbook/test_tables.py",
     "tests/batch/test_notebooks.py::test_the_first_notebook",
     "tests/batch/test_reproduce.py::test_notebooks_run",

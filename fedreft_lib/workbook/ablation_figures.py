@@ -2,18 +2,18 @@
 
 An ablation is a factor and its levels. The tables here take `rows`: the columns of results.csv, and `factor` and
 `level`, which a run was made for. All differences are in percentage points. Each level of a factor is compared with the
-first one, paired by seed and client.
+first one, paired by seed (see `statistics`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy import stats
 
 from ..data.grading.metrics import PRIMARY
 from ..errors import DataError
 from ..runs.results import Run
+from . import statistics
 from .figures import BLACK, BLUE, GREY, mean_line, panel_row, score_unit, spread_note, test_scores, titled
 
 
@@ -53,46 +53,37 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
     return order.merge(table.reset_index(), on=["factor", "level"])
 
 
-def compared(rows: pd.DataFrame) -> pd.DataFrame:
-    """For each factor and level: trained, gain, sd of the gain over seeds, and the difference to the first level.
+def against_first(rows: pd.DataFrame) -> pd.DataFrame:
+    """`statistics.family` of each level's gain minus that of the first level of its factor; all factors together.
 
-    "95 % +-" is a t-interval over the pairs (seed, client). It may be too narrow, since the clients of one seed are not
-    independent. A level with other clients than the first has no pairs.
+    A level with other clients than the first has no pairs and no row.
     """
-    table = gains(rows)
-    found = []
-    for factor, part in table.groupby("factor", sort=False):
-        pairs = part.pivot_table(index=["seed", "client", "task"], columns="level", values="gain", sort=False)
-        first = part["level"].iloc[0]
-        for level, own in part.groupby("level", sort=False):
-            per_seed = own.groupby("seed")[["trained", "gain"]].mean()
-            difference = (pairs[level] - pairs[first]).dropna() if level != first else pd.Series(dtype=float)
-            n = len(difference)
-            found.append({
-                "factor": factor, "level": level, **per_seed.mean(), "sd of gain": per_seed["gain"].std(),
-                "seeds": len(per_seed), "against first": difference.mean(),
-                "95 % +-": stats.t.ppf(0.975, n - 1) * difference.sem() if n > 1 else float("nan"),
-            })  # fmt: skip
-    return pd.DataFrame(found).set_index(["factor", "level"])
+    scores = gains(rows).rename(columns={"level": "method", "gain": "value"})
+    parts = [
+        statistics.differences(part, part["method"].iloc[0], by="factor")
+        for _, part in scores.groupby("factor", sort=False)
+    ]
+    return statistics.family(pd.concat(parts))
+
+
+def compared(rows: pd.DataFrame) -> pd.DataFrame:
+    """For each factor and level: trained, gain, sd of the gain over seeds, and the columns of `against_first`."""
+    per_seed = gains(rows).groupby(["factor", "level", "seed"], sort=False)[["trained", "gain"]].mean()
+    levels = per_seed.groupby(["factor", "level"], sort=False)
+    table = levels.mean().assign(**{"sd of gain": levels["gain"].std()})
+    against = against_first(rows).droplevel("against").rename_axis(["factor", "level"])
+    return table.join(against)
 
 
 def verdict(rows: pd.DataFrame) -> list[str]:
-    """The result of `compared` in words, one sentence for each factor."""
-    lines = []
-    for factor, part in compared(rows).groupby(level="factor", sort=False):
-        (_, first), *_ = part.index
-        beyond = part["against first"].abs() > part["95 % +-"]
-        said = [
-            f"{', '.join(level for _, level in part.index[which])} {what}"
-            for which, what in (
-                (beyond & (part["against first"] > 0), f"above {first} by more than the noise"),
-                (beyond & (part["against first"] < 0), f"below {first} by more than the noise"),
-                (~beyond & part["against first"].notna(), f"not distinguishable from {first}"),
-                (part["against first"].isna() & (part.index != (factor, first)), f"not paired with {first}"),
-            )
-            if which.any()
-        ]
-        lines.append(f"{factor}: " + "; ".join(said or ["one level only"]) + ".")
+    """`statistics.sentences` of `against_first`, and one about the levels of a factor that have no pairs."""
+    table = compared(rows)
+    lines = statistics.sentences(against_first(rows))
+    for factor, part in table.groupby(level="factor", sort=False):
+        first, *others = part.index.get_level_values("level")
+        apart = [level for level in others if pd.isna(part.loc[(factor, level), "difference"])]
+        if apart:
+            lines.append(f"{factor}: {', '.join(apart)} not paired with {first}, since the clients are others.")
     return lines
 
 

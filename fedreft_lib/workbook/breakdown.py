@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..runs.results import Run
+from . import statistics
 from .figures import AGGREGATES, CYCLE, GREY, mean_line, panel_row, spread_note, titled
 
 RULES = {**AGGREGATES, "none": "FedAvg"}
@@ -29,6 +30,17 @@ def honest_scores(runs: Iterable[Run]) -> pd.DataFrame:
             "seed": config.seed, "value": float(scores.iloc[: config.clients - worst].mean()),
         })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def against(scores: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """`statistics.against` of the rules: without hostile clients, and under each attack by the largest number of them.
+
+    scores: from `honest_scores`. Other numbers of hostile clients are left to the curve.
+    """
+    most = scores["hostile"].max()
+    chosen = scores[scores["hostile"].isin([0, most])].rename(columns={"rule": "method"})
+    case = (chosen["attack"] + f", {most} hostile").where(chosen["hostile"] > 0, "nobody hostile")
+    return statistics.against(chosen.assign(case=case), reference, by="case")
 
 
 def breakdown(scores: pd.DataFrame, clients: int, untrained: float) -> Figure:

@@ -22,12 +22,16 @@ from ..config import RunConfig
 from ..core.aggregation import AGGREGATIONS as KINDS_OF_ABM
 from ..files import write_text
 from ..runs.results import Run
-from . import tables
+from . import statistics, tables
 from .figures import method_labels
 
 COMPARISON = ("benchmark", "experiment", "setup", "model", "layers", "clients", "rounds")
 AXES = ("method", "aggregation", "intervention")
 MEANS = ("mean", "geometric_median")  # the paper's two
+REFERENCES = {  # in file names: as a method
+    "untrained": "untrained", "local": "local only", "fedavg": "FedAvg", "fedreft": "FedReFT median, lam 0.3",
+}  # fmt: skip
+NO_COMPARISON = pd.MultiIndex.from_arrays([[], [], []], names=["comparison", "against", "method"])
 METHODS = get_args(RunConfig.model_fields["method"].annotation)
 
 
@@ -97,12 +101,17 @@ def widest(
 
 
 def gains(results: pd.DataFrame) -> pd.DataFrame:
-    """`tables.summary` of all comparisons: a line for each experiment, setup, clients, layers and method."""
-    columns = ["benchmark", "experiment", "setup", "clients", "layers", "method"]
+    """`tables.summary` of all comparisons: a line for each experiment, setup, clients, layers and method.
+
+    In GLUE each task is a comparison of its own; elsewhere `task` is "all".
+    """
+    columns = ["benchmark", "experiment", "setup", "task", "clients", "layers", "method"]
     columns += ["untrained", "trained", "gain", "sd of gain", "seeds"]
+    tests = results[results["split"] == "test"]
+    task = tests["task"].where(tests["benchmark"] == "glue", "all")
     parts = [
-        tables.summary(part).reset_index().assign(**dict(zip(COMPARISON, key, strict=True)))
-        for key, part in results.groupby(list(COMPARISON))
+        tables.summary(part).reset_index().assign(**dict(zip((*COMPARISON, "task"), key, strict=True)))
+        for key, part in tests.groupby([*COMPARISON, task])
     ]
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
@@ -112,34 +121,34 @@ def headings(results: pd.DataFrame) -> pd.Series:
     return results["benchmark"] + ", " + results["setup"] + " (" + results["experiment"] + ")"
 
 
-def verdicts(results: pd.DataFrame, reference: str = "local only") -> list[str]:
-    """`tables.verdict` for each comparison that has the reference and other methods; [] where none has."""
-    rows = _with_reference(results, reference)
-    return tables.verdict(rows, reference) if len(rows) else []
+def against(scores: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """`statistics.against`, with `statistics.bootstrap`, in each comparison that has the reference and other methods.
 
-
-def against_local(results: pd.DataFrame) -> pd.DataFrame:
-    """`tables.against` local training for each comparison that has it and other methods; `setup` is the heading."""
-    rows = _with_reference(results, "local only")
-    columns = ["setup", "method", "difference", "95 % +-", "pairs", "beyond_noise"]
-    return tables.against(rows, "local only").reset_index() if len(rows) else pd.DataFrame(columns=columns)
-
-
-def _with_reference(results: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """The rows of comparisons that have the reference and other methods, with their headings as `setup`."""
-    rows = results.assign(setup=headings(results), label=method_labels(results))
-    there = rows.groupby("setup")["label"].agg(lambda labels: reference in set(labels) and labels.nunique() > 1)
-    return rows[rows["setup"].isin(there.index[there.astype(bool)])]
+    scores: as `tables.accuracies` gives them. `comparison` is the heading; in GLUE each task is a comparison, like
+    "glue rte, iid (05_glue)". The comparisons of one notebook are one family.
+    """
+    rows = tables.values(scores, reference)
+    task = (" " + rows["task"]).where(rows["benchmark"] == "glue", "")
+    rows = rows.assign(comparison=headings(rows.assign(benchmark=rows["benchmark"] + task)), notebook=notebooks(rows))
+    there = rows.groupby("comparison")["method"].agg(lambda found: reference in set(found) and found.nunique() > 1)
+    rows = rows[rows["comparison"].isin(there.index[there.astype(bool)])]
+    parts = [
+        statistics.against(part, reference, "comparison").join(statistics.bootstrap(part, reference, "comparison"))
+        for _, part in rows.groupby("notebook", sort=False)
+    ]
+    return pd.concat(parts) if parts else statistics.family(pd.DataFrame(index=NO_COMPARISON))
 
 
 def keep(folder: Path, runs: Sequence[Run], results: pd.DataFrame) -> dict[str, Any]:
     """Write the small tables of all runs into `folder`. Returns the content of manifest.json: how the runs were made.
 
     The files are scores.csv (`tables.accuracies`: every client's score, so all means and intervals can be computed
-    again), gains.csv, against_local.csv and manifest.json.
+    again), gains.csv, a table of `against` for each of REFERENCES, and manifest.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    parts = {"scores": tables.accuracies(results), "gains": gains(results), "against_local": against_local(results)}
+    scores = tables.accuracies(results)
+    parts = {"scores": scores, "gains": gains(results)}
+    parts |= {f"against_{name}": against(scores, label).reset_index() for name, label in REFERENCES.items()}
     for name, table in parts.items():
         write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.3f"))
     made = {

@@ -49,8 +49,8 @@ def table_6(book: pd.DataFrame) -> pd.DataFrame:
 def figure_3(book: pd.DataFrame) -> pd.DataFrame:
     """The ablation of the aggregation (Table 1 and Figure 3), three clients: a row for each benchmark and method.
 
-    "over FedAvg": the published number minus FedAvg's, in percentage points. For ours see `tables.against`, which pairs
-    clients and seeds.
+    "over FedAvg": the published number minus FedAvg's, in percentage points. For ours see `tables.against`, which is
+    paired by seed.
     """
     table = _rows(book, "Table 1 / Figure 3", ["benchmark", "model", "method"])
     base = table["published"].xs("FedAvg+LoReFT", level="method")

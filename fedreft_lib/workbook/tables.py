@@ -1,4 +1,4 @@
-"""Tables of results: gains, differences beyond noise, and traffic.
+"""Tables of results: gains, differences between methods, and traffic.
 
 All take a table with the columns of results.csv. Scores are in percent, differences in percentage points.
 """
@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from ..data import cuts
 from ..data.glue_sources import MISMATCHED
 from ..data.grading.metrics import PRIMARY
 from ..errors import DataError
 from ..runs.results import Run
+from . import statistics
 from .figures import method_labels
 
 RUN = (
@@ -90,45 +90,19 @@ def summary(results: pd.DataFrame, by: str = "setup") -> pd.DataFrame:
 
 
 def against(results: pd.DataFrame, reference: str, by: str = "setup") -> pd.DataFrame:
-    """Each method minus `reference`, paired by seed and client, with a 95 % t-interval over the pairs.
+    """`statistics.against`: each method's trained score minus that of `reference`, or of the "untrained" backbone."""
+    return statistics.against(values(accuracies(results), reference), reference, by)
 
-    The interval may be too narrow, since clients of one seed are not independent. A difference inside it counts as
-    none; a difference just outside it is only a hint.
+
+def values(scores: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """`scores`, as `accuracies` gives them, with the trained score as `value`.
+
+    "untrained" becomes one more method where it is the reference.
     """
-    trained = accuracies(results)
-    pairs = list(dict.fromkeys([by, "seed", "client", "task"]))  # by may be one of them
-    table = trained.pivot_table(index=pairs, columns="method", values="trained", sort=False)
-    rows = []
-    for group, part in table.groupby(level=by, sort=False):
-        for method in part.columns.drop(reference):
-            difference = (part[method] - part[reference]).dropna()
-            if difference.empty:
-                continue
-            n = len(difference)
-            half = stats.t.ppf(0.975, n - 1) * difference.std() / np.sqrt(n) if n > 1 else np.nan
-            rows.append({by: group, "method": method, "difference": difference.mean(), "95 % +-": half, "pairs": n})
-    found = pd.DataFrame(rows).set_index([by, "method"])
-    return found.assign(beyond_noise=found["difference"].abs() > found["95 % +-"])
-
-
-def verdict(results: pd.DataFrame, reference: str, by: str = "setup") -> list[str]:
-    """The result of `against` in words, one sentence for each group."""
-    lines = []
-    for group, part in against(results, reference, by).groupby(level=by, sort=False):
-        better = [m for (_, m), row in part.iterrows() if row["beyond_noise"] and row["difference"] > 0]
-        worse = [m for (_, m), row in part.iterrows() if row["beyond_noise"] and row["difference"] < 0]
-        same = [m for (_, m), row in part.iterrows() if not row["beyond_noise"]]
-        said = [
-            f"{', '.join(methods)} {what}"
-            for methods, what in (
-                (better, f"above {reference} by more than the noise"),
-                (worse, f"below {reference} by more than the noise"),
-                (same, f"not distinguishable from {reference}"),
-            )
-            if methods
-        ]
-        lines.append(f"{group}: " + "; ".join(said) + ".")
-    return lines
+    trained = scores.assign(value=scores["trained"])
+    if reference != "untrained":
+        return trained
+    return pd.concat([trained, scores.assign(method="untrained", value=scores["untrained"])], ignore_index=True)
 
 
 def traffic(results: pd.DataFrame, by: str = "setup") -> pd.DataFrame:

@@ -35,34 +35,38 @@ def test_levels_are_named_by_what_they_do_not_share():
     assert ablation_figures.level_names(both) == ["local_epochs 1", "local_epochs 2 and rounds 1"]
 
 
-def test_levels_are_compared_in_pairs_as_scipy_does():
+def test_levels_are_compared_seed_by_seed_as_scipy_does():
     table = ablation_figures.compared(rows())
     assert list(table.index.get_level_values("level")) == list(GAINS)
-    for level in ("rank 1", "rank 4"):
-        found = table.loc[("rank", level)]
-        paired = stats.ttest_rel(GAINS[level], GAINS["rank 8"]).confidence_interval(0.95)
-        assert found["against first"] == pytest.approx((paired.low + paired.high) / 2)
-        assert found["95 % +-"] == pytest.approx((paired.high - paired.low) / 2)
+    found, paired = (
+        table.loc[("rank", "rank 1")],
+        stats.ttest_rel([8, 10], [11, 17]),
+    )  # the clients' means, seed by seed
+    assert (found["difference"], found["p"]) == (-5, pytest.approx(paired.pvalue))
+    assert (found["low"], found["high"]) == pytest.approx(tuple(paired.confidence_interval(0.95)))
+    assert set(table["family"].dropna()) == {2}
     first = table.loc[("rank", "rank 8")]
-    assert (first["trained"], first["gain"], first["seeds"]) == (54, 14, 2)
+    assert (first["trained"], first["gain"]) == (54, 14)
     assert first["sd of gain"] == pytest.approx(pd.Series([11.0, 17.0]).std())
-    assert pd.isna(first["against first"])
+    assert pd.isna(first["difference"])
 
 
 def test_the_verdict_says_what_the_table_says():
+    found = ablation_figures.compared(rows())["verdict"]
     assert ablation_figures.verdict(rows()) == [
-        "rank: rank 1 below rank 8 by more than the noise; rank 4 not distinguishable from rank 8."
+        f"rank, against rank 8: rank 1 {found['rank', 'rank 1']}; rank 4 {found['rank', 'rank 4']} "
+        "(adjusted for 2 comparisons; 2 seeds: few seeds)."
     ]
-    one_seed = rows().query("seed == 0 and client == 'a'")
-    assert ablation_figures.verdict(one_seed) == ["rank: rank 1, rank 4 not distinguishable from rank 8."]
+    assert ablation_figures.verdict(rows().query("level == 'rank 8'")) == []
 
 
 def test_levels_with_other_clients_are_not_paired():
     other = rows()
     other.loc[other["level"] == "rank 1", "client"] += "'"
-    assert ablation_figures.verdict(other) == [
-        "rank: rank 4 not distinguishable from rank 8; rank 1 not paired with rank 8."
-    ]
+    assert ablation_figures.compared(other)["family"].dropna().tolist() == [1]
+    paired, apart = ablation_figures.verdict(other)
+    assert paired.startswith("rank, against rank 8: rank 4 ") and "rank 1" not in paired
+    assert apart == "rank: rank 1 not paired with rank 8, since the clients are others."
 
 
 def test_the_picture_has_every_level_with_its_spread_over_seeds():

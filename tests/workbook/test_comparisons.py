@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedreft_lib import RunConfig, results_of, run
-from fedreft_lib.workbook import comparisons
+from fedreft_lib.workbook import comparisons, tables
 from tests.workbook.test_ledger import results
 from tests.workbook.test_ledger import run as rows_of
 
@@ -80,24 +80,42 @@ def test_gains_have_a_line_for_every_comparison_and_method():
     assert list(comparisons.gains(results())) == list(comparisons.gains(table))
 
 
+def test_in_glue_each_task_has_a_line():
+    gains = comparisons.gains(results(rows_of("rte", **FEW), rows_of("sst2", values=(70.0,), **FEW)))
+    assert gains[["task", "trained"]].values.tolist() == [["rte", 92.0], ["sst2", 70.0]]
+    other = comparisons.gains(results(rows_of("boolq", benchmark="commonsense", **FEW)))
+    assert other["task"].tolist() == ["all"]
+
+
 def test_kept_tables_give_the_scores_gains_and_differences_again(tmp_path, runs):
-    table = results(*many_methods(**MANY), *many_methods(seed=1, **MANY), rows_of(**FEW))
+    table = results(*many_methods(**MANY), *many_methods(seed=1, values=(80.0, 90.0, 97.0), **MANY), rows_of(**FEW))
     facts = comparisons.keep(tmp_path / "new", runs, table)
-    scores, gains, against = (
-        pd.read_csv(tmp_path / "new" / f"{name}.csv") for name in ("scores", "gains", "against_local")
-    )
-    paired = scores.pivot_table(index=["seed", "client"], columns="method", values="trained")
-    difference = (paired["FedAvg"] - paired["local only"]).mean()
-    assert against.set_index("method").loc["FedAvg", "difference"] == pytest.approx(difference)
-    assert set(against["setup"]) == {"glue, iid (07_many)"} and len(gains) == 4
+    kept = {path.stem: pd.read_csv(path) for path in (tmp_path / "new").glob("*.csv")}
+    assert set(kept) == {"scores", "gains", *(f"against_{name}" for name in comparisons.REFERENCES)}
+    again = comparisons.against(kept["scores"], "local only").reset_index()
+    pd.testing.assert_frame_equal(again, kept["against_local"], atol=1e-3, check_dtype=False)
+    assert set(again["comparison"]) == {"glue sst2, iid (07_many)"} and len(kept["gains"]) == 4
+    untrained = kept["against_untrained"].set_index(["comparison", "method"])["difference"]
+    assert untrained["glue sst2, iid (07_many)", "FedAvg"] == 40.5  # of seed 0: 42, of seed 1: 39
     assert facts["runs"] == {"08_some": 6} and facts["code"] == [runs[0].manifest["code"]]
     assert json.loads((tmp_path / "new" / "manifest.json").read_text()) == facts
 
 
-def test_verdicts_are_given_where_local_training_stands_beside_others():
-    lines = comparisons.verdicts(results(*many_methods(**MANY), rows_of(**FEW)))
-    assert len(lines) == 1 and lines[0].startswith("glue, iid (07_many): ")
-    assert comparisons.verdicts(results(rows_of(**FEW))) == comparisons.verdicts(results()) == []
+def test_the_comparisons_of_one_notebook_are_one_family():
+    parts = [many_methods(experiment="07_many: two", setup=setup, model="m") for setup in ("distinct", "mixed")]
+    table = results(*parts[0], *parts[1], *many_methods(**MANY), *many_methods(**FEW)[:2])
+    found = comparisons.against(tables.accuracies(table), "local only")
+    assert found.groupby("comparison", sort=False)["family"].agg(["size", "first"]).T.to_dict("list") == {
+        "glue sst2, distinct (07_many: two)": [2, 6], "glue sst2, mixed (07_many: two)": [2, 6],
+        "glue sst2, iid (07_many)": [2, 6], "glue sst2, iid (06_few)": [1, 1],
+    }  # fmt: skip
+
+
+def test_a_comparison_has_the_reference_and_another_method():
+    found = comparisons.against(tables.accuracies(results(*many_methods(**MANY), rows_of(**FEW))), "local only")
+    assert set(found.index.get_level_values("comparison")) == {"glue sst2, iid (07_many)"}
+    for alone in (results(rows_of(**FEW)), results()):
+        assert comparisons.against(tables.accuracies(alone), "local only").empty
 
 
 def test_matrices_are_those_of_the_last_round(runs):

@@ -1,4 +1,4 @@
-"""Tables say what the runs say: which round is shown, what differs by more than noise."""
+"""Tables say what the runs say: which round is shown, and how methods differ, seed by seed."""
 
 import pandas as pd
 import pytest
@@ -103,17 +103,22 @@ def test_tables_of_the_best_round_show_that_round():
     assert (row["untrained"], row["trained"], row["gain"]) == (10, 21.5, 11.5)
 
 
-@pytest.mark.parametrize("by", ["setup", "task"])
-def test_methods_are_compared_in_pairs_of_seed_and_client(by):
+@pytest.mark.parametrize(("by", "group"), [("setup", "iid"), ("task", "rte")])
+def test_methods_are_compared_in_pairs_of_seeds(by, group):
     ours, theirs = [(60, 62), (64, 70)], [(50, 55), (52, 51)]
     table = results(
         *(one_run(HELD_OUT, {0: (10, 10), 3: values}, seed=seed) for seed, values in enumerate(theirs)),
         *(one_run(HELD_OUT, {0: (9, 9), 3: v}, seed=seed, method="fedavg") for seed, v in enumerate(ours)),
     )
-    row = tables.against(table, "local only", by=by).iloc[0]
-    difference = [a - b for our, their in zip(ours, theirs, strict=True) for a, b in zip(our, their, strict=True)]
-    low, high = stats.ttest_1samp(difference, 0).confidence_interval(0.95)
-    assert row["pairs"] == 4 and row["difference"] == pytest.approx(sum(difference) / 4)
-    assert row["95 % +-"] == pytest.approx((high - low) / 2)
-    group = {"setup": "iid", "task": "rte"}[by]
-    assert tables.verdict(table, "local only", by=by) == [f"{group}: FedAvg above local only by more than the noise."]
+    found = tables.against(table, "local only", by=by)
+    assert found.index.tolist() == [(group, "local only", "FedAvg")]
+    expected = stats.ttest_rel([61, 67], [52.5, 51.5])  # the clients' means, seed by seed
+    row = found.iloc[0]
+    assert (row["difference"], row["p"], row["seeds"]) == (12.0, pytest.approx(expected.pvalue), 2)
+
+
+def test_training_is_compared_with_the_untrained_backbone():
+    table = results(*(one_run(HELD_OUT, {0: (10, 20), 3: (40 + s, 60)}, seed=s) for s in (0, 1)))
+    found = tables.against(table, "untrained")
+    assert found["difference"].to_dict() == {("iid", "untrained", "local only"): 35.25}
+    assert found["p"].iloc[0] == pytest.approx(stats.ttest_1samp([35, 35.5], 0).pvalue)
