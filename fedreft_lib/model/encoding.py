@@ -19,7 +19,9 @@ from ..data import Exchange
 from ..data.cuts import Cuts, counted
 from .fast.last_token import LastTokens
 from .steered import SteeredModel
-from .tokens import Batch, Tokens
+from .tokens import Batch, Tokens, by_length
+
+LAST_TOKENS = 256  # items of a pass without gradients that reads one token of each
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,10 @@ class Encoded:
         hidden = None if self.hidden is None else [self.hidden[i] for i in indices]
         share = rows_share(share, indices, model.backbone.device)
         return model.batch([self.sequences[i] for i in indices], hidden=hidden, owners=owners, share=share)
+
+    def in_passes(self, size: int) -> list[list[int]]:
+        """All indices, in passes of `size` items of similar length."""
+        return by_length(self.sequences, size)
 
     def subset(self, indices: Sequence[int]) -> Self:
         """The items at `indices`, with their cached hidden states."""
@@ -98,6 +104,9 @@ class ChoiceSet(Encoded):
     tasks: list[str]
     labels: list[tuple[str, ...]]  # the answer words of a generation
     last: list[tuple[LastTokens, int]] | None = None  # what is kept of each item, and its number there
+
+    def in_passes(self, size: int) -> list[list[int]]:
+        return by_length(self.sequences, size if self.last is None else max(size, LAST_TOKENS))
 
     def option_scores(
         self, model: SteeredModel, indices: Sequence[int], state: State | None, *, share=None, owners=None, dropout=0.0

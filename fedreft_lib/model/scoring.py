@@ -27,7 +27,7 @@ def loss(
 ) -> float:
     """Mean loss of an answer token (nats) or of a labelled text; forward passes only."""
     total, count = 0.0, 0
-    for indices in by_length(data.sequences, batch_size):
+    for indices in data.in_passes(batch_size):
         losses = data.losses(model, indices, state, share=share)
         total, count = total + float(losses.sum()), count + len(losses)
     return total / count
@@ -105,7 +105,7 @@ def correct(
 def chosen(model: SteeredModel, state: State | None, data: ChoiceSet, config: RunConfig, share: Share = None) -> Tensor:
     """For each question the option with the highest log-likelihood, or log-likelihood per character: (questions,)."""
     found = torch.empty(len(data), dtype=torch.long)
-    for indices in by_length(data.sequences, 2 * config.batch_size):
+    for indices in data.in_passes(2 * config.batch_size):
         totals = data.option_scores(model, indices, state, share=share).cpu()  # (B, most options)
         if config.scoring == "likelihood_per_character":
             totals = totals / nn.utils.rnn.pad_sequence([data.characters[i] for i in indices], True, 1)
