@@ -23,6 +23,7 @@ from ..methods import METHODS
 from ..model.fast.hidden_cache import offer
 from ..model.identity import backbone_identity, may_be_same
 from ..runs.client_states import ClientStates
+from ..runs.item_scores import taken_out
 from ..runs.results import Run
 from ..runs.store import Store
 from . import participation, server
@@ -108,20 +109,21 @@ def rest_of(clients: Clients, config: RunConfig, store: Store, resume: bool, pro
     begin = clients.begin()
     saved = store.resume(begin) if resume else store.fresh(begin)
     X, memory, done = saved.states, saved.memory, saved.manifest["round"]
-    rows, listening = saved.history.to_dict("records"), list(saved.listening)
+    rows, items, listening = saved.history.to_dict("records"), saved.items, list(saved.listening)
     total = sum(_steps_in(clients, config, t) for t in range(done + 1, config.rounds + 1))
     with tqdm(desc=config.run_id, total=total, unit="step", disable=not progress, leave=False) as bar:
         if not rows:
-            rows = clients.evaluate(None, 0, memory, progress)
-            X = store.save(0, X, listening, rows, memory)
+            rows, items = taken_out(clients.evaluate(None, 0, memory, progress))
+            X = store.save(0, X, listening, rows, memory, items)
         for t in range(done + 1, config.rounds + 1):
             X, report = _next_round(clients, config, X, t, memory, bar.update)
             memory = report.memory
             rows, listening = rows + report.rows, [*listening, report.listening]
             if t == config.rounds or (config.eval_every and t % config.eval_every == 0):
-                rows = rows + clients.evaluate(X, t, memory, progress)
-            X = store.save(t, X, listening, rows, memory)
-    return store.run(X, listening, rows, memory)
+                scores, of_items = taken_out(clients.evaluate(X, t, memory, progress))
+                rows, items = rows + scores, items | of_items
+            X = store.save(t, X, listening, rows, memory, items)
+    return store.run(X, listening, rows, memory, items)
 
 
 def _steps_in(clients: Clients, config: RunConfig, t: int) -> int:

@@ -231,7 +231,7 @@ def test_any_history_survives_the_csv_to_the_bit(tmp_path):
     ]
     own = store.Store(done.config, tmp_path)
     own.manifest = dict(done.manifest)
-    own.save(0, done.clients, [], rows, {})
+    own.save(0, done.clients, [], rows, {}, {})
     back, expected = load_run(tmp_path).history, history_of(rows)
     pd.testing.assert_frame_equal(back, expected, check_exact=True)
     bits = [[float(value).hex() for value in table["value"]] for table in (back, expected)]  # -0.0 too
