@@ -23,7 +23,7 @@ def calibrated_nll(scores: Sequence[ArrayLike], correct: Sequence[int]) -> np.nd
 
     scores: s (options,) of each item, for example log-likelihoods or logits. correct: the index of its correct option.
     T of the items 0, 2, 4, ... is the one with the least mean on the items 1, 3, 5, ..., and the other way round. All
-    scores times one factor, or one item's scores plus one number, give the same.
+    scores times one positive factor, or one item's scores plus one number, give the same.
     None for fewer than 4 items, and where a score is not finite.
     """
     if len(scores) < LEAST or not all(np.isfinite(each).all() for each in scores):
