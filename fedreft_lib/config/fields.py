@@ -267,6 +267,9 @@ class Fields(BaseModel):
     eval_every: int = param(
         "rounds", 0, "rounds between evaluations; 0: before the first and after the last round", ge=0
     )
+    item_scores: bool = param(
+        "rounds", False, "whether each evaluation's score of every item is kept, as Run.item_scores; for paired tests"
+    )
     seed: int = param("data", 0, "fixes partition, batches and start", ge=0, lt=2**32)
     experiment: str = param("rounds", "", "a label in the results; changes nothing")
 

@@ -34,6 +34,8 @@ def evaluate_all(
 ) -> list[dict]:
     """The scores of every client, or of the clients `who`, on its own test, and on the union where `union_size` > 0.
 
+    With `item_scores` there are further rows for its own items: their value is a list, with a number for each item.
+
     X (N, P), or (1, P) where all have one state. None: the untrained backbone without an intervention (with the
     untrained head, where the task needs one). Where the server holds one state for all (in `memory`), all clients that
     are not gone are tested with the newest. Labelled held-out items are scored too: ReFT chooses the epoch by them, and
@@ -71,13 +73,16 @@ def evaluate_all(
             )
             scores = ask(part) if row is not None else federation.remembered(key, functools.partial(ask, part))
             for task, metric, value in scores:
+                if isinstance(value, list) and not config.item_scores:
+                    continue
                 report.add(t, client.name, split, metric, value, task=task)
         if federation.union and row is not None:
             key = (hash_of({"X": row}), client.name if own_shares else "")
             if key not in on_union:
                 on_union[key] = [score for part in federation.union for score in ask(part)]
             for _, metric, value in on_union[key]:
-                report.add(t, client.name, "union", metric, value, task="union")
+                if not isinstance(value, list):
+                    report.add(t, client.name, "union", metric, value, task="union")
     return report.rows
 
 

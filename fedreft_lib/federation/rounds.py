@@ -23,6 +23,7 @@ from ..methods import METHODS
 from ..model.fast.hidden_cache import offer
 from ..model.identity import backbone_identity, may_be_same
 from ..runs.client_states import ClientStates
+from ..runs.item_scores import taken_out
 from ..runs.results import Run
 from ..runs.store import Store
 from . import participation, server
@@ -132,13 +133,14 @@ class Rest:
         start = clients.begin()
         saved = store.resume(start) if resume else store.fresh(start)
         self.X, self.memory, self.done = saved.states, saved.memory, saved.manifest["round"]
-        self.rows, self.round_mixing = saved.history.to_dict("records"), list(saved.round_mixing)
+        self.rows, self.items = saved.history.to_dict("records"), saved.items
+        self.round_mixing = list(saved.round_mixing)
 
     def begin(self) -> None:
         """Tests the untrained backbone, unless an earlier process has done so."""
         if not self.rows:
-            self.rows = self.clients.evaluate(None, 0, self.memory, self.progress)
-            self.X = self.store.save(0, self.X, self.round_mixing, self.rows, self.memory)
+            self._evaluate(None, 0)
+            self._save(0)
 
     def to_train(self) -> dict[int, State]:
         """The state from which each client begins to train in the next round."""
@@ -153,13 +155,20 @@ class Rest:
         self.memory = report.memory
         self.rows, self.round_mixing = self.rows + report.rows, [*self.round_mixing, report.round_mixing]
         if t == config.rounds or (config.eval_every and t % config.eval_every == 0):
-            self.rows = self.rows + self.clients.evaluate(self.X, t, self.memory, self.progress)
-        self.X = self.store.save(t, self.X, self.round_mixing, self.rows, self.memory)
+            self._evaluate(self.X, t)
+        self._save(t)
         self.done = t
+
+    def _evaluate(self, X: ClientStates | None, t: int) -> None:
+        scores, of_items = taken_out(self.clients.evaluate(X, t, self.memory, self.progress))
+        self.rows, self.items = self.rows + scores, self.items | of_items
+
+    def _save(self, t: int) -> None:
+        self.X = self.store.save(t, self.X, self.round_mixing, self.rows, self.memory, self.items)
 
     @property
     def run(self) -> Run:
-        return self.store.run(self.X, self.round_mixing, self.rows, self.memory)
+        return self.store.run(self.X, self.round_mixing, self.rows, self.memory, self.items)
 
 
 def _steps_in(clients: Clients, config: RunConfig, t: int) -> int:

@@ -83,7 +83,9 @@ class Report:
         """The mixing matrix (N, N) of all clients."""
         return self.round_mixing.among(self.clients)
 
-    def add(self, round: int, client: str, split: str, metric: str, value: float, **more: float | str) -> None:
+    def add(
+        self, round: int, client: str, split: str, metric: str, value: float | list[float], **more: float | str
+    ) -> None:
         self.rows.append({"round": round, "client": client, "split": split, "metric": metric, "value": value, **more})
 
 

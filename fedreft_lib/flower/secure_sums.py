@@ -97,6 +97,8 @@ def check_sums(config: RunConfig) -> None:
         raise ConfigError(
             "where only sums are known nobody is drawn, joins, leaves, is late or attacked, and nothing is shortened"
         )
+    if config.item_scores:
+        raise ConfigError("item_scores are kept in checkpoints, and a server of sums has none: leave item_scores out")
     if config.clients < LEAST:
         raise ConfigError(f"a sum of {config.clients} says everything of the other: use {LEAST} clients or more")
     if config.benchmark == "glue" and config.head == "averaged":

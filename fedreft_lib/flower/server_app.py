@@ -172,7 +172,7 @@ class FlowerClients:
                 raise ValueError(reply)
             return [
                 {"round": t, "client": self.names[k], "split": str(row["split"]), "metric": str(row["metric"]),
-                 "value": float(row["value"]), "task": str(row["task"])}
+                 "value": _value(row["value"]), "task": str(row["task"])}
                 for row in records.values(reply)["rows"]
             ]  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
@@ -254,6 +254,11 @@ class FlowerClients:
     def _wait(self) -> None:
         if self.ended.wait(POLL):
             raise FedReFTError("Flower ended before the run did: its log says why")
+
+
+def _value(value: Any) -> float | list[float]:
+    """The value of a row of `evaluation.evaluate_all`."""
+    return list(map(float, value)) if isinstance(value, list) else float(value)
 
 
 def check(config: RunConfig) -> None:

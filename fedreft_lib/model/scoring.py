@@ -1,13 +1,16 @@
 """The scores of a state: from the likelihood of each choice, from generated text, or from a head's outputs."""
 
 import re
+from collections.abc import Sequence
 from functools import singledispatch
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import RunConfig
 from ..core.state import State
+from ..data.grading.calibration import calibrated_nll
+from ..data.grading.metrics import CALIBRATED_NLL
 from ..data.grading.metrics import scores as label_scores
 from ..data.grading.numbers import graded
 from ..data.grading.rouge import rouge_l
@@ -18,7 +21,8 @@ from .steered import SteeredModel
 from .tokens import by_length
 
 Share = float | Tensor | None  # the local branch's, for states that have one: see methods.branches.Blend
-Score = tuple[str, str, float]  # task, metric, value; accuracies, correlations and ROUGE in percent
+# Task, metric, value; accuracies, correlations and ROUGE in percent. A list has the value of each item by itself.
+Score = tuple[str, str, float | list[float]]
 
 
 @torch.no_grad()
@@ -35,14 +39,19 @@ def loss(
 
 @singledispatch
 def scores(data, model: SteeredModel, state: State | None, config: RunConfig, share: Share = None) -> list[Score]:
-    """All scores of one part of a test. For each task exactly one has a metric in `metrics.PRIMARY`."""
+    """All scores of one part of a test. For each task exactly one number has a metric in `metrics.PRIMARY`.
+
+    The lists have one value for each of the task's items that the metric grades, in the order of the test.
+    """
     raise TypeError(f"{type(data).__name__} is no part of a test")
 
 
 @scores.register
 def _(data: ChoiceSet, model, state, config, share=None) -> list[Score]:
-    right = correct(model, state, data, config, share).double().mean()
-    return [(_task(data.tasks), "accuracy", 100 * float(right))]
+    task = _task(data.tasks)
+    right, options = correct(model, state, data, config, share)
+    found: list[Score] = [(task, "accuracy", 100 * float(right.double().mean()))]
+    return [*found, (task, "accuracy", (100.0 * right).tolist()), *_calibrated(task, options, data.gold)]
 
 
 @scores.register
@@ -52,15 +61,15 @@ def _(data: TextSet, model, state, config, share=None) -> list[Score]:
     free = [i for i, item in enumerate(data.items) if item.kind == "text"]
     exact = [i for i, item in enumerate(data.items) if item.kind != "text"]
     if exact:
-        right = sum(graded(data.items[i], texts[i]) for i in exact)
-        found.append((_task([data.tasks[i] for i in exact]), "accuracy", 100 * right / len(exact)))
+        right = [100.0 * graded(data.items[i], texts[i]) for i in exact]
+        found += _mean_and_items(_task([data.tasks[i] for i in exact]), "accuracy", right)
     if free:
-        likeness = sum(rouge_l(texts[i], data.items[i].response) for i in free)
-        found.append((_task([data.tasks[i] for i in free]), "rouge_l", likeness / len(free)))
+        likeness = [rouge_l(texts[i], data.items[i].response) for i in free]
+        found += _mean_and_items(_task([data.tasks[i] for i in free]), "rouge_l", likeness)
     styled = [i for i in free if data.tasks[i] in STYLES]
     if styled:
-        kept = sum(STYLES[data.tasks[i]](texts[i]) for i in styled)
-        found.append((_task([data.tasks[i] for i in styled]), "style", 100 * kept / len(styled)))
+        kept = [100.0 * STYLES[data.tasks[i]](texts[i]) for i in styled]
+        found += _mean_and_items(_task([data.tasks[i] for i in styled]), "style", kept)
     return found
 
 
@@ -71,10 +80,23 @@ def _(data: LabelSet, model, state, config, share=None) -> list[Score]:
     for task in dict.fromkeys(data.tasks):
         own = [i for i, each in enumerate(data.tasks) if each == task]
         classes = data.classes[own[0]]
-        said = outputs[own, :classes].argmax(1) if classes else outputs[own, 0]
-        named = label_scores(task, said.tolist(), [data.labels[i] for i in own], classes)
-        found += [(task, metric, value) for metric, value in named.items()]
+        labels = [data.labels[i] for i in own]
+        said = (outputs[own, :classes].argmax(1) if classes else outputs[own, 0]).tolist()
+        found += [(task, metric, value) for metric, value in label_scores(task, said, labels, classes).items()]
+        if classes:  # which are right is of use for a task without the metric accuracy (CoLA), too
+            found.append((task, "accuracy", [100.0 * (a == b) for a, b in zip(said, labels, strict=True)]))
+            found += _calibrated(task, outputs[own, :classes], labels)
     return found
+
+
+def _mean_and_items(task: str, metric: str, values: list[float]) -> list[Score]:
+    return [(task, metric, sum(values) / len(values)), (task, metric, values)]
+
+
+def _calibrated(task: str, options: Sequence[Tensor], labels: Sequence[int]) -> list[Score]:
+    """The calibrated NLL, from the scores of each item's options; [] where it has none."""
+    values = calibrated_nll([each.numpy() for each in options], labels)
+    return [] if values is None else _mean_and_items(task, CALIBRATED_NLL, values.tolist())
 
 
 def _task(tasks: list[str]) -> str:
@@ -92,25 +114,34 @@ def class_outputs(model: SteeredModel, state: State, data: LabelSet, batch_size:
 
 def correct(
     model: SteeredModel, state: State | None, data: ChoiceSet, config: RunConfig, share: Share = None
-) -> Tensor:
-    """For each test question, whether the answer is correct: bool (questions,)."""
+) -> tuple[Tensor, list[Tensor]]:
+    """For each test question, whether the answer is correct, bool (questions,); and `option_scores` where they decide.
+
+    A generated answer is read from its text, and there are no scores: [].
+    """
     if config.scoring == "generation":
         texts = generated(model, state, data, config, share)
         answers = zip(texts, data.labels, data.gold, strict=True)
-        return torch.tensor([extract_label(text, labels) == labels[gold] for text, labels, gold in answers])
-    return chosen(model, state, data, config, share).eq(torch.tensor(data.gold))
+        return torch.tensor([extract_label(text, labels) == labels[gold] for text, labels, gold in answers]), []
+    options = option_scores(model, state, data, config, share)
+    return torch.tensor([int(each.argmax()) == gold for each, gold in zip(options, data.gold, strict=True)]), options
 
 
 @torch.no_grad()
-def chosen(model: SteeredModel, state: State | None, data: ChoiceSet, config: RunConfig, share: Share = None) -> Tensor:
-    """For each question the option with the highest log-likelihood, or log-likelihood per character: (questions,)."""
-    found = torch.empty(len(data), dtype=torch.long)
+def option_scores(
+    model: SteeredModel, state: State | None, data: ChoiceSet, config: RunConfig, share: Share = None
+) -> list[Tensor]:
+    """For each question the log-likelihood, or log-likelihood per character, of its options: (options,) float64.
+
+    Log-likelihoods are known up to a number for each question where it is read at its last token.
+    """
+    found: dict[int, Tensor] = {}
     for indices in data.in_passes(2 * config.batch_size):
-        totals = data.option_scores(model, indices, state, share=share).cpu()  # (B, most options)
-        if config.scoring == "likelihood_per_character":
-            totals = totals / nn.utils.rnn.pad_sequence([data.characters[i] for i in indices], True, 1)
-        found[indices] = totals.argmax(1)
-    return found
+        totals = data.option_scores(model, indices, state, share=share).double().cpu()  # (B, most options)
+        for i, row in zip(indices, totals, strict=True):
+            own = row[: len(data.sequences[i].answer_lengths)]
+            found[i] = own / data.characters[i] if config.scoring == "likelihood_per_character" else own
+    return [found[i] for i in range(len(data))]
 
 
 def generated(

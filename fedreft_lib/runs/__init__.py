@@ -5,6 +5,7 @@
     checkpoints    a complete round in one file, with a hash that reveals damage
     client_states  X (N, P) for more clients than memory holds
     round_mixing   the mixing matrix of each round
+    item_scores    the scores of single items, where a run keeps them
 
 This room loads no model and trains nothing. What a run's folder depends on comes in as arguments.
 """

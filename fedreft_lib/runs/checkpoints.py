@@ -1,8 +1,8 @@
 """A run's complete rounds on disk: one file each, with a hash that reveals damage.
 
 round_NNNN.safetensors holds states X (m, P) after the round and the numbers of their clients, the start that all other
-clients still have, the mixing matrices so far, the server's own tensors, and the history (CSV, as bytes). Its notes
-hold the config and the manifest. Nothing is unpickled.
+clients still have, the mixing matrices so far, the server's own tensors, the history (CSV, as bytes), and the scores of
+single items so far if the run keeps them. Its notes hold the config and the manifest. Nothing is unpickled.
 
 Up to `IN_ONE_FILE` bytes of states, a file has all of them and needs no other file. A run continues from the newest
 undamaged one, whatever happened to the others. In a larger federation a round's file has only the states that the round
@@ -36,6 +36,7 @@ NEEDED = {
     "round", "rounds", "checkpoint", "code", "backbone", "data", "dtype", "spec", "trainable_params", "head_params",
 }  # fmt: skip
 SERVER = "server."  # prefix of the names of the server's own tensors
+ITEMS = "items."  # and of the scores of single items
 KEPT = 2  # rounds: the last, and the one before it in case the last is damaged
 IN_ONE_FILE = 2**26  # bytes of states
 AT_START = -1  # in `where`: no round has changed this client
@@ -43,7 +44,7 @@ AT_START = -1  # in `where`: no round has changed this client
 
 @dataclass(frozen=True)
 class Saved:
-    """A complete round: all states, the mixing matrices and the history so far, the server's tensors."""
+    """A complete round: all states, the mixing matrices and the history so far, the server's tensors, item scores."""
 
     config: RunConfig
     manifest: dict
@@ -51,6 +52,7 @@ class Saved:
     states: ClientStates
     round_mixing: Sequence[RoundMixing] = ()
     memory: State = field(default_factory=dict)
+    items: State = field(default_factory=dict)
 
     @property
     def spec(self) -> Spec:
@@ -89,6 +91,7 @@ def write(folder: Path, saved: Saved) -> ClientStates:
         **packed(saved.round_mixing),
     }  # fmt: skip
     tensors |= {SERVER + name: tensor for name, tensor in saved.memory.items()}
+    tensors |= {ITEMS + name: tensor for name, tensor in saved.items.items()}
     notes = {"config": saved.config.model_dump_json(), "manifest": json.dumps(saved.manifest)}
     path = checkpoints / name_of(t)
     save_tensors(tensors, path, notes)
@@ -148,9 +151,10 @@ def read(path: Path) -> Saved:
         text, where, start = bytes(tensors.pop("history").numpy()), tensors.pop("where"), tensors.pop("start")
         rows = dict(zip(tensors.pop("clients").tolist(), tensors.pop(TENSOR), strict=True))
         round_mixing = unpacked({name: tensors.pop(name) for name in PACKED})
+        items = {name.removeprefix(ITEMS): tensors.pop(name) for name in list(tensors) if name.startswith(ITEMS)}
         memory = {name.removeprefix(SERVER): tensor for name, tensor in tensors.items()}
         states = ClientStates(start, len(where), rows)
-        saved = Saved(config, manifest, _history_from(text), states, round_mixing, memory)
+        saved = Saved(config, manifest, _history_from(text), states, round_mixing, memory, items)
         own = (where == manifest["round"]).nonzero()[:, 0].tolist()
         fits = not (NEEDED - set(manifest)) and sorted(rows) == own
         fits = fits and all(row.shape == (saved.spec.size,) for row in (start, *rows.values()))

@@ -21,6 +21,7 @@ from ..errors import ConfigError, ElsewhereWarning, FedReFTError
 from . import checkpoints
 from .checkpoints import NEEDED, Saved
 from .client_states import ClientStates
+from .item_scores import table_of
 from .round_mixing import RoundMixing
 
 # The columns of results.csv: one row per (run, round, client, metric).
@@ -43,6 +44,7 @@ class Run:
     manifest: dict
     folder: Path | None
     memory: State = field(default_factory=dict)  # tensors that the server keeps between rounds, for some methods
+    items: State = field(default_factory=dict)  # see `item_scores`
 
     @cached_property
     def states(self) -> Tensor:
@@ -74,6 +76,11 @@ class Run:
             trainable_params=self.manifest["trainable_params"], head_params=self.manifest["head_params"],
         )  # fmt: skip
         return table[list(RESULTS)]
+
+    @cached_property
+    def item_scores(self) -> pd.DataFrame:
+        """The score of every item of a client's own tests, see runs.item_scores; empty without config.item_scores."""
+        return table_of(self.items)
 
     def accuracy(self, round: int | None = None, split: str = "test") -> pd.Series:
         """Each client's accuracy (or its task's primary metric) in percent after a round (default: the last)."""
@@ -111,8 +118,10 @@ def load_runs(folder: str | Path) -> list[Run]:
 
 
 def run_of(saved: Saved, folder: Path) -> Run:
-    states, round_mixing = saved.states, saved.round_mixing
-    return Run(saved.config, saved.history, states, saved.spec, round_mixing, saved.manifest, folder, saved.memory)
+    return Run(
+        saved.config, saved.history, saved.states, saved.spec, saved.round_mixing, saved.manifest, folder, saved.memory,
+        saved.items,
+    )  # fmt: skip
 
 
 def warn_of_elsewhere(found: Sequence[Run | Saved], folder: str | Path) -> None:

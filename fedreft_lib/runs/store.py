@@ -132,7 +132,13 @@ class Store:
         return self.saved
 
     def save(
-        self, t: int, states: ClientStates, round_mixing: Sequence[RoundMixing], rows: list[dict], memory: State
+        self,
+        t: int,
+        states: ClientStates,
+        round_mixing: Sequence[RoundMixing],
+        rows: list[dict],
+        memory: State,
+        items: State,
     ) -> ClientStates:
         """Write round t. Until its checkpoint is complete, the round before it stays valid.
 
@@ -145,7 +151,7 @@ class Store:
         ]  # fmt: skip
         if self.folder is None:
             return states
-        saved = Saved(self.config, self.manifest, history_of(rows), states, round_mixing, memory)
+        saved = Saved(self.config, self.manifest, history_of(rows), states, round_mixing, memory, items)
         try:
             states = checkpoints.write(self.folder, saved)
             self._write_copies(saved)
@@ -168,5 +174,8 @@ class Store:
             if not path.exists() or path.read_bytes() != text.encode():
                 write_text(path, text)
 
-    def run(self, states: ClientStates, round_mixing: Sequence[RoundMixing], rows: list[dict], memory: State) -> Run:
-        return Run(self.config, history_of(rows), states, self.spec, round_mixing, self.manifest, self.folder, memory)
+    def run(
+        self, states: ClientStates, round_mixing: Sequence[RoundMixing], rows: list[dict], memory: State, items: State
+    ) -> Run:
+        history = history_of(rows)
+        return Run(self.config, history, states, self.spec, round_mixing, self.manifest, self.folder, memory, items)

@@ -44,11 +44,11 @@ def saved_rounds(config: RunConfig, rounds: Iterable[int], folder: str) -> Itera
     """The states at the start and after each round, once they are in their file."""
     federation, kept = assemble(config), store.Store(config, folder)
     kept.describe(federation.model.spec, facts_of(LocalClients(federation, config), config))
-    X = kept.save(0, enrolled(federation, config), [], [], {})
+    X = kept.save(0, enrolled(federation, config), [], [], {}, {})
     yield X
     for t in rounds:
         after, report = federated_round(federation, config, X, t)
-        X = kept.save(t, after, [report.round_mixing], report.rows, report.memory)
+        X = kept.save(t, after, [report.round_mixing], report.rows, report.memory, {})
         yield X
 
 

@@ -51,7 +51,8 @@ def contest(size: Size, dtype: str) -> Contest:
         return [totals(model, state, sequences, rows) for sequences in parts]
 
     def ours() -> Tensor:
-        return torch.cat([scoring.chosen(model, state, data, config) for data in tests])
+        each = [scores for data in tests for scores in scoring.option_scores(model, state, data, config)]
+        return torch.stack([options.argmax() for options in each])
 
     def theirs() -> Tensor:
         each = zip(scored(apart), counts, strict=True)

@@ -347,7 +347,7 @@ def test_each_single_parameter_changes_the_run_id():
         "server_tau": 0.1, "dpa_share": 0.1, "dpa_weighting": "fixed", "dpa_w_max": 0.1,
         "sampled": 2, "joins": [[1, 2]], "leaves": [[1, 2]], "drops": [[1, 2]], "late": [[1, 2]], "hostile": 1,
         "attack": "noise", "attack_scale": 2.0, "norm_limit": 9.0, "norm_clip": 2.0, "min_clients": 3, "byzantine": 0,
-        "engine": "cohort", "agreement": 0.9, "objective": "choice", "schedule_over": "rounds",
+        "engine": "cohort", "agreement": 0.9, "objective": "choice", "schedule_over": "rounds", "item_scores": True,
     }  # fmt: skip
     apart = {"benchmark", "sharing", "align", "data_dir"}  # which go with others only
     assert set(others) | apart == set(RunConfig.model_fields)

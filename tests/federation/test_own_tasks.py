@@ -56,12 +56,12 @@ def test_each_client_is_tested_as_its_task_is_answered(folder):
     last = done.history[(done.history["round"] == 1) & (done.history["split"] == "test")]
     scored = last.groupby("task")["metric"].agg(set)
     assert {task: metrics for task, metrics in scored.items() if "accuracy" in metrics} == {
-        t: {"accuracy"} for t in LABELLED
+        t: {"accuracy", "calibrated_nll"} for t in LABELLED
     }
     assert {task for task, metrics in scored.items() if metrics == {"rouge_l", "loss"}} == set(FREE)
     assert last["value"].between(0, 100).all() and len(done.accuracy()) == 8
     union = done.history[(done.history["split"] == "union") & (done.history["client"] == "client1-news")]
-    assert set(union["metric"]) == {"accuracy", "rouge_l", "loss"}
+    assert set(union["metric"]) == {"accuracy", "calibrated_nll", "rouge_l", "loss"}
 
 
 def test_mixed_clients_have_a_part_for_each_kind_of_item(folder):

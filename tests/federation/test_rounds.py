@@ -100,7 +100,7 @@ def test_a_run_that_was_stopped_within_a_round_is_too(monkeypatch, tmp_path):
 
 def test_the_untrained_accuracy_that_is_remembered_is_that_of_the_same_batches(monkeypatch):
     def correct(model, state, options, config, share):
-        return torch.tensor([config.batch_size == 4])  # stands for what other batches round otherwise
+        return torch.tensor([config.batch_size == 4]), []  # stands for what other batches round otherwise
 
     monkeypatch.setattr(scoring, "correct", correct)
     config = small(rounds=0, batch_size=2)
@@ -155,7 +155,7 @@ def test_bytes_are_those_of_the_states_that_are_exchanged(fields):
 def test_round_0_is_the_bare_backbone():
     config = small(rounds=1, init="random", test_size=20)
     federation, done = assemble(config), finish(config)
-    right = [scoring.correct(federation.model, None, client.test[0], config) for client in federation.clients]
+    right = [scoring.correct(federation.model, None, client.test[0], config)[0] for client in federation.clients]
     expected = [100 * float(each.double().mean()) for each in right]
     assert done.accuracy(0).tolist() == pytest.approx(expected)
     assert done.accuracy(0).index.tolist() == [c.name for c in federation.clients]
@@ -181,11 +181,11 @@ def test_accuracies_are_those_of_each_clients_own_state(method):
     for split in ("test", "union"):
         states = done.states if len(done.states) == 4 else done.states.expand(4, -1)
         parts = [c.test[0] if split == "test" else federation.union[0] for c in federation.clients]
-        expected = [
-            100
-            * float(scoring.correct(federation.model, federation.model.spec.named(row), part, config).double().mean())
+        right = [
+            scoring.correct(federation.model, federation.model.spec.named(row), part, config)[0]
             for row, part in zip(states, parts, strict=True)
         ]
+        expected = [100 * float(each.double().mean()) for each in right]
         assert done.accuracy(split=split).tolist() == pytest.approx(expected)
         assert len(done.accuracy(1, split=split)) == 4
 

@@ -34,11 +34,11 @@ PART = [
 MORE = [
     {"align": True},
     {"norm_clip": 1.0, "aggregation": "krum", "setup": "iid", "clients": 5},
-    {"union_size": 6, "eval_every": 1},
+    {"union_size": 6, "eval_every": 1, "item_scores": True},
     {"intervention": "direft", "dropout": 0.1},
     {"scoring": "generation", "prompt_format": "llm_adapters", "max_new_tokens": 3},
     {"method": "fedsb"},
-    {**GLUE, "layers": "all", "head": "averaged"},
+    {**GLUE, "layers": "all", "head": "averaged", "item_scores": True},
     {**GLUE, "layers": "all", "head": "private", "mixing": "adaptive"},
     {**GLUE, "layers": "all", "head": "shared", "method": "fedavg"},
 ]
@@ -74,7 +74,7 @@ def equal(found, expected):
 
 
 def vars_of(done):
-    names = ("config", "history", "clients", "spec", "round_mixing", "manifest", "folder", "memory")
+    names = ("config", "history", "clients", "spec", "round_mixing", "manifest", "folder", "memory", "items")
     return {name: getattr(done, name) for name in names}
 
 

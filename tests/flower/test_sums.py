@@ -144,6 +144,7 @@ def test_a_sum_of_two_is_not_made_and_the_run_ends_with_a_sentence(grid, tmp_pat
         ({"method": "fedavg"}, "only the mean of the others"),
         ({"sampled": 2}, "nobody is drawn"),
         ({"hostile": 1}, "nobody is drawn"),
+        ({"item_scores": True}, "leave item_scores out"),
         ({"clients": 2, "tasks": ("piqa",)}, "says everything of the other"),
     ],
     ids=str,

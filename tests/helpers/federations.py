@@ -55,6 +55,8 @@ def fresh(config):
 def same(one, other):
     assert torch.equal(one.states, other.states)
     assert torch.equal(one.mixing_matrices, other.mixing_matrices)
+    assert one.items.keys() == other.items.keys()
+    assert all(torch.equal(values, other.items[name]) for name, values in one.items.items())
     tables = [r.history.drop(columns="seconds") for r in (one, other)]
     pd.testing.assert_frame_equal(*tables, check_exact=True)
 

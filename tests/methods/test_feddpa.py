@@ -172,12 +172,13 @@ def test_the_weight_is_what_the_scores_are_computed_with(intervention):
     config = dpa(intervention=intervention, dpa_weighting="instance", dpa_w_max=1.0, test_size=12)
     federation = assemble(config)
     X = apart(federation, config, scale=0.5)
-    scored = {row["client"]: row["value"] for row in evaluate_all(federation, config, X, 1) if row["split"] == "test"}
+    rows = [row for row in evaluate_all(federation, config, X, 1) if row["metric"] == "accuracy"]
+    scored = {row["client"]: row["value"] for row in rows if row["split"] == "test"}
     for k, client in enumerate(federation.clients):
         state, (test,) = federation.model.spec.named(X[k]), client.test
         shares = weight(federation, config, state, client, test)
         right = [
-            scoring.correct(federation.model, state, test.subset([i]), config, float(shares[i]))[0]
+            scoring.correct(federation.model, state, test.subset([i]), config, float(shares[i]))[0][0]
             for i in range(len(test))
         ]
         assert scored[client.name] == pytest.approx(100 * float(torch.stack(right).double().mean()))
@@ -187,11 +188,11 @@ def test_each_client_answers_the_union_with_its_own_shares():
     config = dpa(dpa_weighting="instance", dpa_w_max=1.0, union_size=12, test_size=12)
     federation = assemble(config)
     X = apart(federation, config, scale=0.5)[:1].expand(4, -1)  # all have one state, as after the first round
-    scored = [row["value"] for row in evaluate_all(federation, config, X, 1) if row["split"] == "union"]
+    rows = [row for row in evaluate_all(federation, config, X, 1) if row["metric"] == "accuracy"]
+    scored = [row["value"] for row in rows if row["split"] == "union"]
     state, expected = federation.model.spec.named(X[0]), []
     for client in federation.clients:
         share = METHODS["feddpa"].test_share(federation.model, config, state, client, federation.union[0])
-        expected.append(
-            100 * float(scoring.correct(federation.model, state, federation.union[0], config, share).double().mean())
-        )
+        right, _ = scoring.correct(federation.model, state, federation.union[0], config, share)
+        expected.append(100 * float(right.double().mean()))
     assert scored == pytest.approx(expected) and len(set(expected)) > 1

@@ -10,6 +10,7 @@ from transformers.models.roberta.modeling_roberta import RobertaClassificationHe
 
 from fedreft_lib import LoReFT, RunConfig
 from fedreft_lib.core.sites import Sites
+from fedreft_lib.data.grading.calibration import calibrated_nll
 from fedreft_lib.federation import rounds
 from fedreft_lib.federation.assembly import assemble
 from fedreft_lib.federation.local_clients import start
@@ -154,7 +155,13 @@ def test_a_prediction_is_never_a_class_that_the_task_has_not():
     state["head.f"] = torch.tensor([0.0, 50.0, 100.0])  # the third class would always win
     data = labelled(model, [1, 1, 0, 1], [2] * 4)
     config = RunConfig(benchmark="glue", source="local", data_dir="-", tasks=["mine"])
-    assert scoring.scores(data, model, state, config) == [("mine", "accuracy", 75.0)]
+    nll = calibrated_nll(scoring.class_outputs(model, state, data, 8)[:, :2].numpy(), data.labels)
+    assert scoring.scores(data, model, state, config) == [
+        ("mine", "accuracy", 75.0),
+        ("mine", "accuracy", [100.0, 100.0, 0.0, 100.0]),
+        ("mine", "calibrated_nll", pytest.approx(nll.mean())),
+        ("mine", "calibrated_nll", pytest.approx(nll)),
+    ]
 
 
 # ---- the head in a federation ---------------------------------------------------------------------------------------

@@ -5,11 +5,13 @@ import random
 import re
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
 from fedreft_lib import RunConfig
 from fedreft_lib.data import render
+from fedreft_lib.data.grading.calibration import calibrated_nll
 from fedreft_lib.federation.assembly import assemble
 from fedreft_lib.model import scoring
 from fedreft_lib.model.scoring import extract_label
@@ -35,10 +37,6 @@ def brute_force(model, question, prompt_format):
     return sums, [len(option.strip()) for option in example.options]
 
 
-def argmax(values):
-    return max(range(len(values)), key=values.__getitem__)
-
-
 @pytest.mark.parametrize("prompt_format", ["plain", "llm_adapters"])
 def test_choices_are_those_of_brute_force_and_counted_per_character_where_asked(prompt_format):
     base = RunConfig(**SMALL, prompt_format=prompt_format, max_length=512)
@@ -49,16 +47,19 @@ def test_choices_are_those_of_brute_force_and_counted_per_character_where_asked(
         for client, questions in zip(federation.clients, federation.questions, strict=True):
             scores = [brute_force(federation.model, q, prompt_format) for q in questions.test]
             per_character = way == "likelihood_per_character"
-            best = [
-                argmax([s / n if per_character else s for s, n in zip(sums, lengths, strict=True)])
-                for sums, lengths in scores
-            ]
-            found = scoring.chosen(federation.model, None, client.test[0], config)
-            assert found.tolist() == best
-            chosen.setdefault(way, []).extend(found.tolist())
+            scores = [np.divide(sums, lengths) if per_character else np.array(sums) for sums, lengths in scores]
+            best = [int(each.argmax()) for each in scores]
+            right, options = scoring.correct(federation.model, None, client.test[0], config)
+            found = [int(each.argmax()) for each in options]
+            assert found == best
+            chosen.setdefault(way, []).extend(found)
             expected[client.name] = [q.gold for q in questions.test]
-            right = scoring.correct(federation.model, None, client.test[0], config)
             assert right.tolist() == [a == b for a, b in zip(best, expected[client.name], strict=True)]
+            nll = calibrated_nll(scores, expected[client.name])
+            noted = scoring.scores(client.test[0], federation.model, None, config)
+            assert noted[2:] == [
+                ("mixed", "calibrated_nll", pytest.approx(each, rel=1e-3)) for each in (nll.mean(), nll)
+            ]
     assert len(set(chosen["likelihood"])) > 1  # the model has preferences
     if prompt_format == "plain":  # options of different lengths: the two ways of scoring differ
         assert chosen["likelihood"] != chosen["likelihood_per_character"]
@@ -84,10 +85,14 @@ def test_the_order_of_options_and_questions_does_not_decide():
     federation = assemble(config)
     (test,) = federation.clients[0].test
     model, state = federation.model, federation.model.start("random", 1)
-    found = scoring.chosen(model, state, test, config)
+
+    def chosen(test, config):
+        return torch.stack([each.argmax() for each in scoring.option_scores(model, state, test, config)])
+
+    found = chosen(test, config)
     order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0)).tolist()
-    assert torch.equal(scoring.chosen(model, state, test.subset(order), config), found[order])
-    assert torch.equal(scoring.chosen(model, state, test, config.but(batch_size=1)), found)
+    assert torch.equal(chosen(test.subset(order), config), found[order])
+    assert torch.equal(chosen(test, config.but(batch_size=1)), found)
 
 
 # ---- generation -----------------------------------------------------------------------------------------------------
@@ -175,7 +180,10 @@ def test_generation_is_scored_by_the_label_each_text_gives(monkeypatch):
         return [texts[federation.model.backbone.tokenizer.decode(prompt.ids)] for prompt in prompts]
 
     monkeypatch.setattr(federation.model, "generate", generate)
-    assert scoring.correct(federation.model, None, client.test[0], config).tolist() == expected
+    assert scoring.scores(client.test[0], federation.model, None, config) == [
+        ("mixed", "accuracy", pytest.approx(100 * sum(expected) / len(expected))),
+        ("mixed", "accuracy", [100.0 * each for each in expected]),
+    ]
 
 
 def test_a_plain_prompt_is_graded_by_the_choices_own_words(monkeypatch, tmp_path):
@@ -190,7 +198,7 @@ def test_a_plain_prompt_is_graded_by_the_choices_own_words(monkeypatch, tmp_path
     federation = assemble(config)
     said = iter([" not good", " very good", " good", " It is not good."])
     monkeypatch.setattr(federation.model, "generate", lambda prompts, *args, **more: [next(said) for _ in prompts])
-    assert sum(scoring.correct(federation.model, None, federation.clients[0].test[0], config).tolist()) == 2
+    assert sum(scoring.correct(federation.model, None, federation.clients[0].test[0], config)[0].tolist()) == 2
 
 
 def test_generation_is_really_written_by_the_steered_model():

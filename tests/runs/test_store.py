@@ -231,7 +231,7 @@ def test_any_history_survives_the_csv_to_the_bit(tmp_path):
     ]
     own = store.Store(done.config, tmp_path)
     own.manifest = dict(done.manifest)
-    own.save(0, done.clients, [], rows, {})
+    own.save(0, done.clients, [], rows, {}, {})
     back, expected = load_run(tmp_path).history, history_of(rows)
     pd.testing.assert_frame_equal(back, expected, check_exact=True)
     bits = [[float(value).hex() for value in table["value"]] for table in (back, expected)]  # -0.0 too
@@ -269,7 +269,7 @@ def test_many_runs_become_one_table_in_the_order_of_their_names(tmp_path):
     found = load_runs(tmp_path)
     assert [each.config.run_id for each in found] == sorted(config.run_id for config in configs)
     table = results_of(found)
-    assert list(table.columns) == CONTRACT and len(table) == 12 and set(table["seed"]) == {0, 1, 2}
+    assert list(table.columns) == CONTRACT and len(table) == 24 and set(table["seed"]) == {0, 1, 2}
     assert list(results_of([]).columns) == CONTRACT and load_runs(tmp_path / "empty") == []
 
 

@@ -1,1 +1,1 @@
-"""Grading of answers: numbers and letters, words, classification metrics, ROUGE-L, styles."""
+"""Grading of answers: numbers and letters, words, classification metrics, calibration, ROUGE-L, styles."""

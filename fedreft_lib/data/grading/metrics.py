@@ -15,6 +15,7 @@ from ...errors import DataError
 from ..glue_sources import GLUE
 
 PRIMARY = ("accuracy", "matthews", "pearson", "rouge_l")  # each task has exactly one of them
+CALIBRATED_NLL = "calibrated_nll"  # in nats, beside the primary one where options have scores; see calibration
 
 
 def scores(task: str, predictions: Sequence[float], labels: Sequence[float], classes: int) -> dict[str, float]:
