@@ -46,6 +46,7 @@ _HOMES = {
     "load_run": "runs.results",
     "load_runs": "runs.results",
     "mean": "core.aggregation",
+    "method_of": "config.notebook_parameters",
     "mix": "core.mixing",
     "mixing_matrix": "core.mixing",
     "needs": "federation.assembly",

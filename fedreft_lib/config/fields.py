@@ -210,7 +210,7 @@ class Fields(BaseModel):
     )
     mixing_grid: Shares = param(
         "exchange",
-        (0.0, 0.1, 0.25, 0.5, 0.75, 1.0),
+        (0.0, 0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0),
         'the candidates of mixing="adaptive"; reconstruction of the TTC-inspired rule',
     )
     retraction: Literal["polar", "qr", "raw"] = param(

@@ -5,6 +5,7 @@ checked before it starts (`batch.jobs`), and each notebook again in its kernel (
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -45,12 +46,23 @@ def _words(*fields: str) -> Any:
             raise ValueError(f"expected a text of up to {len(fields)} words: {', '.join(fields)}")
         for name, kind, word in zip(fields, kinds, words, strict=False):
             try:
-                kind.validate_python(int(word) if word.isdigit() else word)
+                kind.validate_python(_value(word))
             except ValidationError as error:
                 raise ValueError(f"{name}: {wanted(error.errors())}") from None
         return text
 
     return Annotated[str, AfterValidator(checked)]
+
+
+def _value(word: str) -> int | float | str:
+    if word.isdigit():
+        return int(word)
+    return float(word) if re.fullmatch(r"\d*\.\d+", word) else word
+
+
+def method_of(words: str) -> dict[str, Any]:
+    """RunConfig's fields in "fedreft mean 0.05": method, aggregation, mixing; the last ones may be missing."""
+    return dict(zip(("method", "aggregation", "mixing"), map(_value, words.split()), strict=False))
 
 
 def _changes(fields: dict[str, Any]) -> dict[str, Any]:
@@ -78,6 +90,13 @@ OWN = {
     "setups": Own(_many(_field("setup")), ["distinct", "mixed"]),
     "methods": Own(_many(METHODS), ["local", "fedreft geometric_median adaptive"]),
     "contestants": Own(_many(_words("method", "intervention", "rank")), ["fedreft loreft", "fedit lora"]),
+    "map_run": Own(CHANGES, {"layers": "28-29", "rounds": 20}),
+    "map_agreements": Own(_many(_field("agreement")), [1.0, 0.7, 0.5]),
+    "map_sizes": Own(_many(_field("train_size")), [16, 64]),
+    "map_methods": Own(_many(METHODS), ["local", "fedavg", "fedreft mean 0.05"]),
+    "map_seeds": Own(_many(_field("seed")), [0, 1, 2]),
+    "map_clients": Own(_many(_field("clients"), 0), [4, 8]),
+    "map_hostile": Own(_many(_field("hostile"), 0), [0, 2, 3]),
     "rules": Own(_many(_field("mixing") | Literal["fedavg"] | _field("aggregation"), 0), ["adaptive", "mean"]),
     "heads": Own(_many(_field("head"), 0), ["private"]),
     "fixed": Own(_many(_field("mixing")), [0.0, 0.3]),

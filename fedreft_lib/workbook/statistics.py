@@ -73,7 +73,7 @@ def family(differences: pd.DataFrame) -> pd.DataFrame:
     error = error.where(error > 1e-9)  # more than what rounding leaves of equal differences
     p = pd.Series(2 * stats.t.sf((mean / error).abs(), n - 1), differences.index)
     adjusted = holm(p)
-    half, half_holm = (stats.t.isf(level / 2, n - 1) * error for level in (ALPHA, adjusted["level"]))
+    half, half_holm = (half_width(error, n, level) for level in (ALPHA, adjusted["level"]))
     equal = np.maximum(stats.t.sf((mean + MARGIN) / error, n - 1), stats.t.cdf((mean - MARGIN) / error, n - 1))
     table = pd.DataFrame({
         "difference": mean, "low": mean - half, "high": mean + half, "p": p, "p (Holm)": adjusted["p (Holm)"],
@@ -82,6 +82,11 @@ def family(differences: pd.DataFrame) -> pd.DataFrame:
         "note": ["few seeds" if k < FEW else "" for k in n],
     })  # fmt: skip
     return table.assign(verdict=[_verdict(row) for row in table.to_dict("records")])
+
+
+def half_width(error: pd.Series, n: pd.Series, level: float | pd.Series = ALPHA) -> pd.Series:
+    """Of Student's t interval of n means with this standard error."""
+    return stats.t.isf(level / 2, n - 1) * error
 
 
 def holm(p: pd.Series) -> pd.DataFrame:

@@ -1,0 +1,157 @@
+"""When does listening to the others help? Notebook 06's map: gains by agreement and data, on a task with known optimum.
+
+A map is a set of runs that differ in agreement a, training size n, method and seed. `scores` is its table: agreement,
+n, clients, hostile, seed, method, client, value (test accuracy in percent). Training alone and FedAvg are the two ends
+of one curve of lam: Mean-ABM with lam = 0 and lam = (K - 1) / K.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ..config import RunConfig
+from ..runs.results import Run
+from . import figures, statistics
+
+LOCAL, FEDAVG, BEST = "local only", "FedAvg", "best λ (of other seeds)"
+CELL = ["agreement", "n"]
+
+
+def cells(
+    base: RunConfig,
+    agreements: Iterable[float],
+    sizes: Iterable[int],
+    methods: Sequence[Mapping[str, Any]],
+    seeds: Iterable[int],
+) -> list[RunConfig]:
+    """The configs of a map, in the order in which runs share most: all methods of one seed and cell together."""
+    return [
+        base.but(agreement=a, train_size=n, seed=seed, **method)
+        for a, n, seed in product(agreements, sizes, seeds)
+        for method in methods
+    ]
+
+
+def scores(runs: Sequence[Run]) -> pd.DataFrame:
+    """The table of the module's docstring. Hostile clients are left out: nobody asks how well they do."""
+    tables = []
+    for run in runs:
+        c, after = run.config, run.accuracy()
+        label = figures.method_labels(run.results.head(1)).iloc[0]
+        honest = after.iloc[: c.clients - c.hostile]
+        tables.append(pd.DataFrame({
+            "agreement": c.agreement, "n": c.train_size, "clients": c.clients, "hostile": c.hostile, "seed": c.seed,
+            "method": label, "lam": end_of_curve(c), "client": honest.index, "value": honest.to_numpy(),
+        }))  # fmt: skip
+    return pd.concat(tables, ignore_index=True)
+
+
+def end_of_curve(config: RunConfig) -> float:
+    """Where a run lies on the curve of Mean-ABM's lam; NaN for what is not on it."""
+    if config.method in ("local", "fedavg"):
+        return 0.0 if config.method == "local" else (config.clients - 1) / config.clients
+    of_mean = config.method == "fedreft" and config.aggregation == "mean" and isinstance(config.mixing, float)
+    return config.mixing if of_mean else np.nan
+
+
+def with_best(table: pd.DataFrame) -> pd.DataFrame:
+    """`scores` with one more method: in each cell and seed, Mean-ABM's lam that is best on the other seeds.
+
+    The ends of the curve are no candidates. A share that was chosen on the seed that it is tested on would look better
+    than it is.
+    """
+    inner = table[(table["lam"] > 0) & (table["method"] != FEDAVG)]
+    found = []
+    for _, cell in inner.groupby(CELL, sort=False):
+        means = cell.groupby(["seed", "lam"])["value"].mean().unstack("lam")  # seeds x lam
+        if len(means) < 2:
+            continue
+        for seed in means.index:
+            best = means.drop(seed).mean().idxmax()
+            found.append(cell[(cell["seed"] == seed) & (cell["lam"] == best)].assign(method=BEST, lam=np.nan))
+    return pd.concat([table, *found], ignore_index=True)
+
+
+def contrasts(table: pd.DataFrame, methods: Sequence[str] | None = None) -> pd.DataFrame:
+    """`statistics.family` of all methods (or some) against both ends in every cell of the map: one family."""
+    cell = table["agreement"].map("a = {:g}".format) + table["n"].map(", n = {}".format)
+    rows = table.assign(cell=cell).drop(columns=["lam"])
+    if methods is not None:
+        rows = rows[rows["method"].isin([*methods, LOCAL, FEDAVG])]
+    against = [statistics.differences(rows, end, "cell") for end in (LOCAL, FEDAVG)]
+    return statistics.family(pd.concat(against))
+
+
+def gain_map(table: pd.DataFrame, found: pd.DataFrame, method: str) -> Figure:
+    """A method's gain over both ends by agreement, one panel for each n. Filled markers: certain after Holm."""
+    sizes = sorted(table["n"].unique())
+    fig, axes = figures.panel_row(len(sizes), width=4.4, height=3.2, sharey=True)
+    for ax, n in zip(axes, sizes, strict=True):
+        ax.axhline(0, color=figures.GREY, linewidth=1)
+        agreements = sorted(table.loc[table["n"] == n, "agreement"].unique())
+        for end, colour, shift in ((LOCAL, figures.BLACK, -0.004), (FEDAVG, figures.ORANGE, 0.004)):
+            rows = found.reindex([(f"a = {a:g}, n = {n}", end, method) for a in agreements])
+            x = np.array(agreements) + shift
+            ax.plot(x, rows["difference"], color=colour, linewidth=1.2, label=f"over {end}")
+            ax.vlines(x, rows["low"], rows["high"], color=colour, linewidth=1.6)
+            certain = rows["verdict"].isin(["above", "below"]).to_numpy()
+            ax.plot(x[certain], rows["difference"][certain], "o", color=colour, markersize=7)
+            ax.plot(x[~certain], rows["difference"][~certain], "o", color=colour, markerfacecolor="white", markersize=7)
+        ax.set(title=f"{n} training texts a client", xlabel="share of labels on which clients agree")
+    axes[0].set_ylabel("gain in accuracy (points)")
+    axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return figures.titled(
+        fig, f"{method}: where is it above training alone, and above FedAvg?",
+        "bars: 95 % interval over seeds; filled: certain after Holm over the whole map",
+    )  # fmt: skip
+
+
+def lam_curves(table: pd.DataFrame, clients: int) -> dict[str, Figure]:
+    """For each agreement a figure: accuracy minus training alone against lam, a panel for each n, the ends marked."""
+    on_curve = table[table["lam"].notna() & (table["clients"] == clients)]
+    sizes, found = sorted(on_curve["n"].unique()), {}
+    gain = on_curve.groupby([*CELL, "lam", "seed"])["value"].mean()
+    gain = gain - gain.xs(0.0, level="lam").reindex(gain.index.droplevel("lam")).to_numpy()
+    low, high = gain.min() - 1, gain.max() + 1
+    for a in sorted(on_curve["agreement"].unique(), reverse=True):
+        fig, axes = figures.panel_row(len(sizes), width=4.0, height=3.0, sharey=True)
+        for ax, n in zip(axes, sizes, strict=True):
+            by_seed = gain.xs((a, n), level=CELL).unstack("seed")  # lam x seeds
+            ax.axhline(0, color=figures.GREY, linewidth=1)
+            ax.plot(by_seed.index, by_seed, color=figures.SKY, linewidth=0.8, alpha=0.6)
+            ax.plot(by_seed.index, by_seed.mean(axis=1), "o-", color=figures.BLUE, linewidth=2)
+            ax.set(title=f"{n} training texts a client", xlabel="λ", ylim=(low, high))
+            ax.set_xticks([0, (clients - 1) / clients], ["0\nlocal", f"{(clients - 1) / clients:.2f}\nFedAvg"])
+        axes[0].set_ylabel("accuracy minus training alone (points)")
+        found[f"{a:g}"] = figures.titled(
+            fig, f"From training alone to FedAvg: clients agree on {100 * a:.0f} % of labels",
+            "Mean-ABM; thin: one seed each; thick: their mean",
+        )  # fmt: skip
+    return found
+
+
+def by_number(table: pd.DataFrame, column: str, name: str, title: str) -> Figure:
+    """Accuracy by a number, such as that of hostile clients; a line for each method, bars: 95 % interval over seeds."""
+    fig, (ax,) = figures.panel_row(1, width=5.6, height=3.4)
+    methods = list(dict.fromkeys(table["method"]))
+    for method, colour in zip(methods, figures.CYCLE, strict=False):
+        seeds = table[table["method"] == method].groupby([column, "seed"])["value"].mean().unstack("seed")
+        n = seeds.count(axis=1)
+        half = statistics.half_width(seeds.sem(axis=1), n)
+        ax.errorbar(seeds.index, seeds.mean(axis=1), yerr=half, fmt="o-", color=colour, capsize=3, label=method)
+    ax.set(xlabel=name, ylabel="accuracy of honest clients (%)")
+    ax.set_xticks(sorted(table[column].unique()))
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return figures.titled(fig, title, "mean over clients and seeds; bars: 95 % interval over seeds")
+
+
+def memory(lam: float, clients: int) -> float:
+    """For how many rounds a client remembers itself, (K - 1) / (K lam).
+
+    With Mean-ABM the share 1 - lam K / (K - 1) of its deviation from the clients' mean is left after each round.
+    """
+    return (clients - 1) / (clients * lam)
