@@ -76,14 +76,17 @@ def with_best(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([table, *found], ignore_index=True)
 
 
-def contrasts(table: pd.DataFrame, methods: Sequence[str] | None = None) -> pd.DataFrame:
-    """`statistics.family` of all methods (or some) against both ends in every cell of the map: one family."""
+def contrasts(table: pd.DataFrame) -> pd.DataFrame:
+    """`statistics.family` of the map: in each cell every method against both ends of the curve, as one family.
+
+    Of the curve's inner points only the best one (`with_best`) is in it, and FedAvg against training alone only once.
+    """
     cell = table["agreement"].map("a = {:g}".format) + table["n"].map(", n = {}".format)
-    rows = table.assign(cell=cell).drop(columns=["lam"])
-    if methods is not None:
-        rows = rows[rows["method"].isin([*methods, LOCAL, FEDAVG])]
-    against = [statistics.differences(rows, end, "cell") for end in (LOCAL, FEDAVG)]
-    return statistics.family(pd.concat(against))
+    rows = table.assign(cell=cell)
+    rows = rows[rows["lam"].isna() | rows["method"].isin([LOCAL, FEDAVG])].drop(columns="lam")
+    over_local = statistics.differences(rows, LOCAL, "cell")
+    over_fedavg = statistics.differences(rows[rows["method"] != LOCAL], FEDAVG, "cell")
+    return statistics.family(pd.concat([over_local, over_fedavg]))
 
 
 def gain_map(table: pd.DataFrame, found: pd.DataFrame, method: str) -> Figure:
