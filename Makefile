@@ -13,7 +13,7 @@ LOCKED := .venv/installed-$(call hash,requirements.lock)
 PINNED := .venv-pyreft/installed-$(call hash,environment.yml)
 
 # Tests run in as many processes as there are cores, up to four, since each takes 1.5 GB; torch has one thread in each.
-PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(1)/bin/python -m pytest -n logical --maxprocesses 4
+PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(1)/bin/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 .PHONY: help setup reproduce test test-all torture bench lab lint lock setup-pyreft test-pyreft clean
 .DEFAULT_GOAL := help

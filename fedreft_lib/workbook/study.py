@@ -108,8 +108,8 @@ def gain_map(table: pd.DataFrame, found: pd.DataFrame, method: str) -> Figure:
     axes[0].set_ylabel("gain in accuracy (points)")
     axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figures.titled(
-        fig, f"{method}: where is it above training alone, and above FedAvg?",
-        "bars: 95 % interval over seeds; filled: certain after Holm over the whole map",
+        fig, f"Gain of {method} over both ends",
+        "bars: 95 % interval over seeds; filled: certain after Holm",
     )  # fmt: skip
 
 
@@ -129,6 +129,7 @@ def lam_curves(table: pd.DataFrame, clients: int) -> dict[str, Figure]:
             ax.plot(by_seed.index, by_seed.mean(axis=1), "o-", color=figures.BLUE, linewidth=2)
             ax.set(title=f"{n} training texts a client", xlabel="λ", ylim=(low, high))
             ax.set_xticks([0, (clients - 1) / clients], ["0\nlocal", f"{(clients - 1) / clients:.2f}\nFedAvg"])
+            ax.margins(x=0.08)
         axes[0].set_ylabel("accuracy minus training alone (points)")
         found[f"{a:g}"] = figures.titled(
             fig, f"From training alone to FedAvg: clients agree on {100 * a:.0f} % of labels",

@@ -63,7 +63,7 @@ WRONG = {
     "setups": [(["distinkt"], "'distinct', 'mixed'"), ("mixed", "got 'mixed'")],
     "methods": [
         (["fedrft"], "method: input should be 'local'"), (["fedreft medain"], "aggregation: input should be"),
-        (["fedreft mean 0.3 more"], "up to 3 words"), (["fedreft mean 0.3"], "mixing: "), ([""], "up to 3 words"),
+        (["fedreft mean 0.3 more"], "up to 3 words"), (["fedreft mean 1.3"], "mixing: "), ([""], "up to 3 words"),
     ],
     "contestants": [(["fedit lora 0"], "rank: input should be greater"), (["fedit lorra"], "intervention: ")],
     "per_task": [({"mrpc": {"trian_size": 3}}, "no parameter 'trian_size', did you mean 'train_size'"), ({"a": 3}, "")],
@@ -84,7 +84,7 @@ def test_elements_and_bounds_are_those_of_runconfigs_fields(name, value, said):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("methods", ["fedavg", "fedreft krum scheduled"]), ("contestants", ["fedit lora 4"]), ("seeds", (0, 1)),
+        ("methods", ["fedavg", "fedreft krum scheduled", "fedreft mean 0.05"]), ("contestants", ["fedit lora 4"]), ("seeds", (0, 1)),
         ("fixed", [0, 1]), ("more_clients", []), ("per_task", {}), ("rules", ["scheduled", "fedavg"]),
         ("ablations", [["3 clients", {"clients": 3}, {"clients": 3, "method": "fedavg"}]]),
     ],
