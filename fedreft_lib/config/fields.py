@@ -176,7 +176,7 @@ class Fields(BaseModel):
     # What is exchanged
     method: Literal[
         "local", "fedavg", "fedreft", "centralised", "fedit", "fedprox", "fedadam", "ffa", "fedsa", "fedalt", "feddpa",
-        "flora", "fedsb",
+        "flora", "fedsb", "placebo",
     ] = param("exchange", "fedreft", "who learns from whom, see fedreft_lib.methods")  # fmt: skip
     sharing: Literal["full", "R", "Wb", "A", "B"] = param(
         "exchange",

@@ -87,7 +87,7 @@ class RunConfig(Fields):
     @property
     def mixing_name(self) -> str:
         """How the mixing weight is set: "none", "fixed 0.3", "scheduled 0.0->0.5" or "adaptive"."""
-        if self.method != "fedreft":
+        if self.method not in ("fedreft", "placebo"):
             return "none"
         if self.mixing == "scheduled":
             return "scheduled {}->{}".format(*self.mixing_range)

@@ -266,7 +266,8 @@ def method_labels(results: pd.DataFrame) -> pd.Series:
         if row.method in NAMES:
             return NAMES[row.method] + kind
         mixing = row.mixing.replace("fixed ", "lam ") if row.mixing.startswith("fixed ") else f"{row.mixing} lam"
-        return f"FedReFT {AGGREGATES[row.aggregation]}, {mixing}{kind}"
+        name = "placebo" if row.method == "placebo" else f"FedReFT {AGGREGATES[row.aggregation]}"
+        return f"{name}, {mixing}{kind}"
 
     kinds = results[["method", "aggregation", "mixing", "intervention"]]
     names = {tuple(row): label(row) for row in kinds.drop_duplicates().itertuples(index=False)}
@@ -282,7 +283,7 @@ def method_colour(method: str, aggregation: str, mixing: str) -> str:
         return ((adaptive if mixing == "adaptive" else fixed) | rest)[aggregation]
     others = {
         "local": BLACK, "fedavg": ORANGE, "fedit": ORANGE, "fedprox": ORANGE, "fedadam": ORANGE, "centralised": PURPLE,
-        "ffa": YELLOW, "fedsa": YELLOW, "fedsb": YELLOW, "fedalt": RED, "feddpa": RED, "flora": PURPLE,
+        "ffa": YELLOW, "fedsa": YELLOW, "fedsb": YELLOW, "fedalt": RED, "feddpa": RED, "flora": PURPLE, "placebo": GREY,
     }  # fmt: skip
     return others[method]
 
