@@ -76,6 +76,21 @@ def with_best(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([table, *found], ignore_index=True)
 
 
+def chosen_lams(runs: Sequence[Run]) -> pd.DataFrame:
+    """What adaptive mixing chose: the mean lam over clients and seeds in the first and in the second half of the rounds."""
+    tables = []
+    for run in runs:
+        c, lams = run.config, run.history[run.history["metric"] == "lam"]
+        if c.mixing == "adaptive" and c.method == "fedreft":
+            half = np.where(lams["round"] > c.rounds / 2, "second half", "first half")
+            tables.append(
+                pd.DataFrame({"agreement": c.agreement, "n": c.train_size, "half": half, "lam": lams["value"]})
+            )
+    if not tables:
+        return pd.DataFrame(columns=["first half", "second half"])
+    return pd.concat(tables).pivot_table(index=["n", "agreement"], columns="half", values="lam")
+
+
 def contrasts(table: pd.DataFrame) -> pd.DataFrame:
     """`statistics.family` of the map: in each cell every method against both ends of the curve, as one family.
 

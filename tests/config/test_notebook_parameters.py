@@ -84,7 +84,8 @@ def test_elements_and_bounds_are_those_of_runconfigs_fields(name, value, said):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("methods", ["fedavg", "fedreft krum scheduled", "fedreft mean 0.05"]), ("contestants", ["fedit lora 4"]), ("seeds", (0, 1)),
+        ("methods", ["fedavg", "fedreft krum scheduled", "fedreft mean 0.05"]), ("seeds", (0, 1)),
+        ("contestants", ["fedit lora 4"]), ("map_run", {"rounds": 20}), ("map_clients", []),
         ("fixed", [0, 1]), ("more_clients", []), ("per_task", {}), ("rules", ["scheduled", "fedavg"]),
         ("ablations", [["3 clients", {"clients": 3}, {"clients": 3, "method": "fedavg"}]]),
     ],
