@@ -77,7 +77,7 @@ def with_best(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def chosen_lams(runs: Sequence[Run]) -> pd.DataFrame:
-    """What adaptive mixing chose: the mean lam over clients and seeds in the first and in the second half of the rounds."""
+    """What adaptive mixing chose: the mean lam over clients and seeds, in both halves of the rounds."""
     tables = []
     for run in runs:
         c, lams = run.config, run.history[run.history["metric"] == "lam"]
