@@ -42,7 +42,8 @@ class Text:
     question: str
 
     def labelled(self, label: bool) -> Question:
-        return Question(self.task, "", self.question, ANSWERS, int(label))
+        choices = ANSWERS[::-1] if self.task == "boolq" else ANSWERS  # its prompts say yes, or true, for the first
+        return Question(self.task, "", self.question, choices, choices.index(ANSWERS[int(label)]))
 
     @cached_property
     def uid(self) -> str:
