@@ -8,6 +8,7 @@ import pytest
 from hypothesis import settings
 
 from fedreft_lib.data.downloads import DownloadError, fetch
+from tests.helpers.models import saved_decoder
 
 settings.register_profile("no test asserts a time", deadline=None)
 settings.load_profile("no test asserts a time")
@@ -46,6 +47,12 @@ def hidden_states_of_the_tests(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDREFT_HIDDEN_STATES", str(tmp_path_factory.mktemp("hidden_states")))
         yield
+
+
+@pytest.fixture(scope="session")
+def decoder(tmp_path_factory) -> str:
+    """The folder of a random decoder like LLaMA, whose tokenizer has one token each for " no" and " yes"."""
+    return saved_decoder(tmp_path_factory.mktemp("decoder"))
 
 
 @pytest.fixture(scope="session")
