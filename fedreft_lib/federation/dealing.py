@@ -81,7 +81,9 @@ def _partition(config: RunConfig, only: int | None) -> list[ClientData]:
 
 
 def texts_of(config: RunConfig) -> list[Text]:
-    """benchmark="agreement": all texts that could be dealt, without labels; the same for every seed and size."""
+    """benchmark="agreement": all texts that could be dealt, without labels; the same for every size and,
+    except for synthetic ones, for every seed.
+    """
     return _texts(_pools(config))
 
 

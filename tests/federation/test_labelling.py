@@ -49,7 +49,7 @@ def scores_by_hand(config):
 
 
 def test_labels_are_those_of_the_plain_models_hidden_states(decoder):
-    config = agreeing(decoder, tasks=("piqa",), train_size=60, test_size=40, clients=3)
+    config = agreeing(decoder, train_size=60, test_size=40, clients=3)
     scores = scores_by_hand(config)
     compared = 0
     for k, said in enumerate(answers(partition_of(config))):
@@ -66,7 +66,7 @@ def test_two_clients_agree_on_the_texts_as_asked_and_the_shared_rule_is_as_good_
         texts = texts_of(config)
         e, w = labelling.seen(texts, config), agreement.rules(4, share, config.seed)
         y = agreement.labels(e, w)
-        assert len(texts) == 1200 and y.sum(0).tolist() == [600] * 4
+        assert len(texts) == 600 and y.sum(0).tolist() == [300] * 4
         np.testing.assert_allclose(np.cov(e.T, bias=True), np.eye(12), atol=1e-8)
         assert agreement.share_agreed(y) == pytest.approx(share, abs=0.06)  # these states are not Gaussian
         assert agreement.shared_accuracy(y, e, w) == pytest.approx(agreement.optimum(share, 4), abs=6)
@@ -87,24 +87,23 @@ def test_labels_do_not_depend_on_what_is_trained(decoder, change):
 
 
 def test_a_text_has_one_label_for_a_client_whatever_the_sizes_and_the_setup(decoder):
-    base = answers(partition_of(agreeing(decoder, train_size=150, test_size=100)))
+    base = answers(partition_of(agreeing(decoder, train_size=75, test_size=60)))
     shared = 0
-    for change in ({"train_size": 100}, {"test_size": 60}, {"setup": "mixed"}, {"held_out_size": 40}):
+    for change in ({"train_size": 50}, {"test_size": 60}, {"setup": "distinct"}, {"held_out_size": 20}):
         for said, known in zip(answers(partition_of(agreeing(decoder, **change))), base, strict=True):
             both = said.keys() & known.keys()
             assert {q: said[q] for q in both} == {q: known[q] for q in both}
             shared += len(both)
-    assert shared > 300
+    assert shared > 150
 
 
-def test_labels_depend_on_the_seed_the_agreement_and_the_backbone(decoder, tmp_path):
-    base = agreeing(decoder, train_size=150)
+def test_labels_depend_on_the_agreement_and_the_backbone(decoder, tmp_path):
+    base = agreeing(decoder, train_size=75)
     known = answers(partition_of(base))[0]
     other = saved_decoder(tmp_path, initializer_range=0.3)
-    for config in (base.but(seed=1), base.but(agreement=0.9), base.but(backbone=other)):
+    for config in (base.but(agreement=0.9), base.but(backbone=other)):
         said = answers(partition_of(config))[0]
-        both = said.keys() & known.keys()
-        assert any(said[q] != known[q] for q in both)
+        assert said.keys() == known.keys() and any(said[q] != known[q] for q in said)
 
 
 def test_labels_are_made_anew_where_the_backbones_files_change_under_one_name(tmp_path):
@@ -117,7 +116,7 @@ def test_labels_are_made_anew_where_the_backbones_files_change_under_one_name(tm
 
 @pytest.mark.parametrize("setup", ["distinct", "mixed", "iid", "dirichlet"])
 def test_every_setup_deals_and_labels_and_one_clients_part_is_that_of_all(decoder, setup):
-    config = agreeing(decoder, setup=setup)
+    config = agreeing(decoder, setup=setup, tasks=("piqa", "siqa"))
     clients = partition_of(config)
     assert [len(c.train) for c in clients] == [16] * 4 and [len(c.test) for c in clients] == [10] * 4
     for k in (0, 3):
@@ -210,7 +209,7 @@ def test_labels_are_the_same_where_options_are_read_apart(decoder, monkeypatch, 
 def test_a_model_with_a_window_labels_texts_too(tmp_path):
     """In bfloat16 the options of a text longer than the window are read apart."""
     backbone = saved_decoder(tmp_path, MistralConfig, sliding_window=16)
-    exact, rounded = (agreeing(backbone, dtype=dtype, tasks=("piqa",)) for dtype in ("float32", "bfloat16"))
+    exact, rounded = (agreeing(backbone, dtype=dtype) for dtype in ("float32", "bfloat16"))
     y = [agreement.labels(labelling.seen(texts_of(c), c), agreement.rules(4, 0.7, 0)) for c in (exact, rounded)]
     assert str(assemble(rounded).model.ways(64)) != "fast"
     assert (y[0] == y[1]).mean() > 0.85  # rounding to eight bits turns a few
