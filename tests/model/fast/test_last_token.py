@@ -317,7 +317,8 @@ OTHERWISE = [
     {"joins": [[1, 2]], "leaves": [[4, 1]]}, {"late": [[2, 1]]}, {"drops": [[3, 1]]}, {"schedule_over": "rounds"},
     {"hostile": 1, "attack": "sign_flip"}, {"hostile": 1, "attack": "one_nan"}, {"hostile": 1, "attack": "label_flip"},
     {"hostile": 1, "attack": "collude", "aggregation": "krum", "clients": 5}, {"eval_every": 1}, {"max_length": 24},
-    {"tasks": ["piqa", "siqa"], "setup": "distinct"}, {"align": True}, {"sharing": "Wb"}, {"batch_size": 3, "local_steps": None},
+    {"tasks": ["piqa", "siqa"], "setup": "distinct"}, {"align": True}, {"sharing": "Wb"},
+    {"batch_size": 3, "local_steps": None},
     {"method": "feddpa", "dpa_weighting": "fixed"}, {"method": "feddpa", "dpa_share": 0.2, "late": [[1, 1]]},
 ]  # fmt: skip
 
