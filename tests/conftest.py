@@ -8,7 +8,6 @@ import pytest
 from hypothesis import settings
 
 from fedreft_lib.data.downloads import DownloadError, fetch
-from tests.helpers.models import saved_decoder
 
 settings.register_profile("no test asserts a time", deadline=None)
 settings.load_profile("no test asserts a time")
@@ -52,6 +51,8 @@ def hidden_states_of_the_tests(tmp_path_factory):
 @pytest.fixture(scope="session")
 def decoder(tmp_path_factory) -> str:
     """The folder of a random decoder like LLaMA, whose tokenizer has one token each for " no" and " yes"."""
+    from tests.helpers.models import saved_decoder  # loads transformers
+
     return saved_decoder(tmp_path_factory.mktemp("decoder"))
 
 
