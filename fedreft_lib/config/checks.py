@@ -78,7 +78,7 @@ def check(config: Fields) -> None:
         raise ValueError(f'intervention {config.intervention} has no identity start: use init="random"')
     if config.benchmark == "agreement" and config.setup == "own":
         raise ValueError('benchmark="agreement" deals texts and labels them: use another setup than "own"')
-    if config.objective == "choice" and not of_choices and config.source != "local":
+    if config.objective == "choice" and not of_choices and (config.source != "local" or config.benchmark == "glue"):
         raise ValueError(f'objective="choice" needs questions with choices, and {config.benchmark} has none')
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.device):
         raise ValueError(f'device must be "auto", "cpu", "mps" or "cuda" (or "cuda:1"), got {config.device!r}')

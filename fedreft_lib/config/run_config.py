@@ -101,8 +101,16 @@ class RunConfig(Fields):
         return Recipe(**{name: getattr(self, name) for name in Recipe.__dataclass_fields__})
 
     def schedule_part(self, steps: int, t: int) -> tuple[int, int]:
-        """How many steps of lr's schedule come before round t (from 1), and how many it has. steps: of each round."""
-        return (0, steps) if self.schedule_over == "round" else ((t - 1) * steps, self.rounds * steps)
+        """How many steps of lr's schedule come before round t (from 1), and how many it has. steps: of each round.
+
+        Raises ConfigError for a round after the last, where a schedule over the rounds has no learning rate.
+        """
+        if self.schedule_over == "round":
+            return 0, steps
+        rounds = max(self.rounds, 1)  # Fed-SB's start is a first step, in a run without rounds too
+        if t > rounds:
+            raise ConfigError(f'schedule_over="rounds" ends with round {rounds}, got round {t}: give more rounds')
+        return (t - 1) * steps, rounds * steps
 
     @property
     def most_at_once(self) -> int:

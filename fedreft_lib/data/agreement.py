@@ -42,7 +42,8 @@ class Text:
     question: str
 
     def labelled(self, label: bool) -> Question:
-        return Question(self.task, "", self.question, ANSWERS, int(label))
+        choices = ANSWERS[::-1] if self.task == "boolq" else ANSWERS  # its prompts say yes, or true, for the first
+        return Question(self.task, "", self.question, choices, choices.index(ANSWERS[int(label)]))
 
     @cached_property
     def uid(self) -> str:
@@ -84,7 +85,7 @@ def components(hidden: np.ndarray) -> np.ndarray:
     """
     centred = hidden - hidden.mean(0)
     U, S, Vh = np.linalg.svd(centred, full_matrices=False)
-    if len(S) < COMPONENTS or S[COMPONENTS - 1] < 1e-6 * S[0]:
+    if len(S) < COMPONENTS or not S[COMPONENTS - 1] > 1e-6 * S[0]:  # equal texts: 0 > 0
         raise ConfigError(
             f'benchmark="agreement" needs texts that differ in {COMPONENTS} directions of the hidden state, these '
             f"{len(hidden)} differ in fewer"

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -42,7 +43,8 @@ from .engine import rows_in_a_pass
 BACKBONES = {"causal": "a causal language model", "encoder": "an encoder"}
 
 
-_kept: dict[tuple, LastTokens] = {}  # the last ones only
+_kept: WeakValueDictionary[tuple, LastTokens] = WeakValueDictionary()  # those of the federations that there are
+_last: list[LastTokens] = []  # and the last ones, for the next federation
 
 
 @dataclass(frozen=True)
@@ -104,16 +106,17 @@ def at_last_tokens(federation: Federation, config: RunConfig) -> Federation:
         if config.engine == "last_token":
             raise ConfigError(
                 'engine="last_token" needs options of one token each, a decoder like LLaMA, layers above the first, '
-                f"transformers 5 and room for hidden states; one of these is missing with {config.backbone} and "
-                f"layers={config.layers!r}"
+                f"transformers 5, all clients in each round and room for hidden states; one of these is missing with "
+                f"{config.backbone}, layers={config.layers!r} and sampled={config.sampled}"
             )
         return federation
     model = federation.model
     key = model.backbone, model.adapter.below, tuple(hidden)
-    if key not in _kept:
-        _kept.clear()
-        _kept[key] = LastTokens(model, list(hidden), list(hidden.values()))
-    kept, number = _kept[key], {sequence: i for i, sequence in enumerate(hidden)}
+    kept, number = _kept.get(key), {sequence: i for i, sequence in enumerate(hidden)}
+    if kept is None:
+        _last.clear()  # before others take their room
+        kept = _kept[key] = LastTokens(model, list(hidden), list(hidden.values()))
+    _last[:] = [kept]
 
     def read(part: Any) -> Any:
         return replace(part, last=[(kept, number[sequence]) for sequence in part.sequences])

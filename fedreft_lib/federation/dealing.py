@@ -13,11 +13,12 @@ from ..data.file_hashes import hash_or_none
 from ..data.own_files.row_files import noting
 from ..data.partition import ClientData, Pool, check_disjoint, drop_repeats, own_partition, partition
 from ..errors import DataError, NoFileError
+from ..model.identity import backbone_identity
 from .attacks import with_flipped_labels
 from .labelling import labelled
 
 REMEMBERED = 8  # partitions
-_remembered: dict[tuple[RunConfig, int | None], tuple[dict[Path, str | None], list[ClientData]]] = {}
+_remembered: dict[tuple[RunConfig, int | None, str], tuple[dict[Path, str | None], list[ClientData]]] = {}
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,9 @@ def partition_of(config: RunConfig, only: int | None = None) -> list[ClientData]
     results are remembered as long as no file changes. Raises DataError where two clients share an item, or where there
     are too few.
     """
-    key = data_of(config), only
+    # The labels of "agreement" are made by the model, whose files may change under one name.
+    made_by = backbone_identity(config.backbone) if config.benchmark == "agreement" else ""
+    key = data_of(config), only, made_by
     files, clients = _remembered.pop(key, (None, None))
     if files is None or any(hash_or_none(path) != known for path, known in files.items()):
         with noting() as files:
@@ -78,7 +81,9 @@ def _partition(config: RunConfig, only: int | None) -> list[ClientData]:
 
 
 def texts_of(config: RunConfig) -> list[Text]:
-    """benchmark="agreement": all texts that could be dealt, without labels; the same for every seed and size."""
+    """benchmark="agreement": all texts that could be dealt, without labels; the same for every size and,
+    except for synthetic ones, for every seed.
+    """
     return _texts(_pools(config))
 
 

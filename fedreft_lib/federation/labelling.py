@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from ..config import RunConfig
 from ..core.interventions import INTERVENTIONS
@@ -57,6 +58,7 @@ def _seen(backbone: Backbone, config: RunConfig, texts: tuple[Text, ...]) -> np.
         )
     questions = [text.labelled(False) for text in texts]
     sequences = Reader(model, config, caches=False).choices(questions).sequences
-    hidden = HiddenCache(model).states(sequences) or model.hidden_below(sequences)
+    # Prompts alone can be read in all ways (ways.py), and no option changes their hidden states.
+    hidden = HiddenCache(model).states(sequences) or model.hidden_below([s.bare for s in sequences])
     last = [h[s.prompt_length - 1] for s, h in zip(sequences, hidden, strict=True)]
-    return agreement.components(np.stack([h.double().numpy() for h in last]))
+    return agreement.components(torch.stack(last).double().cpu().numpy())

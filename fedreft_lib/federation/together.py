@@ -24,14 +24,16 @@ AT_ONCE = 64  # runs whose states and items are in memory together
 def run_together(configs: Sequence[RunConfig], folder: str | Path | None = None, *, progress: bool = True) -> list[Run]:
     """`rounds.run` for each config, in `folder`/run_id: the same results up to rounding, sooner.
 
-    Runs whose texts are not read at their last tokens alone (engine.py) gain nothing. Raises what `run` raises; runs
-    that were finished before stay finished.
+    A config that is there twice is one run. Runs whose texts are not read at their last tokens alone (engine.py) gain
+    nothing. Raises what `run` raises; runs that were finished before stay finished.
     """
-    found: list[Run] = []
-    with tqdm(desc="runs", total=len(configs), unit="run", disable=not progress, leave=False) as bar:
-        for first in range(0, len(configs), AT_ONCE):
-            found += _in_step(configs[first : first + AT_ONCE], folder, bar)
-    return found
+    found: dict[RunConfig, Run] = {}
+    each = list(dict.fromkeys(configs))
+    with tqdm(desc="runs", total=len(each), unit="run", disable=not progress, leave=False) as bar:
+        for first in range(0, len(each), AT_ONCE):
+            some = each[first : first + AT_ONCE]
+            found |= zip(some, _in_step(some, folder, bar), strict=True)
+    return [found[config] for config in configs]
 
 
 def _in_step(configs: Sequence[RunConfig], folder: str | Path | None, bar: tqdm) -> list[Run]:

@@ -78,24 +78,26 @@ def train_runs(
 ) -> list[dict[int, Trained]]:
     """`train_clients` for each of several runs, where clients of all runs that train alike share passes.
 
-    They do if their texts are read at their last tokens (engine.py), and what is kept of the texts, the states' shapes,
-    the recipe, the phases and the steps are the same; data, seeds, states and everything after training may differ.
+    They do if their texts are read at their last tokens (engine.py), and what is kept of the texts, the adapter, the
+    recipe, the phases and the steps are the same; data, seeds, states and everything after training may differ.
     """
     found: list[dict[int, Trained]] = [{} for _ in requests]
     alike: dict[tuple, list[tuple[int, int, State, Participant]]] = {}
     for i, (federation, config, states) in enumerate(requests):
-        everybody, layout, method = participants(federation, config), federation.model.layout, METHODS[config.method]
-        phases = tuple(method.phases(layout.adapter_names, layout.kind, config, t))
+        everybody, model, method = participants(federation, config), federation.model, METHODS[config.method]
+        if not all(client.last_token for client in everybody):
+            found[i] = train_clients(federation, config, states, t)
+            continue
+        phases = tuple(method.phases(model.layout.adapter_names, model.layout.kind, config, t))
         for k, state in states.items():
             client = everybody[k]
-            kept = id(client.train.last[0][0]) if client.last_token else i
-            span = config.schedule_part(client.steps, t)
-            key = kept, layout.spec, config.recipe, phases, method.proximal(config), client.steps, span
+            kept, span = client.train.last[0][0], config.schedule_part(client.steps, t)
+            # The adapter, not the shapes of its states: those of other layers or another intervention may be equal.
+            key = kept, model.adapter, config.recipe, phases, method.proximal(config), client.steps, span
             alike.setdefault(key, []).append((i, k, state, client))
-    for (*_, phases, _, _, _), members in alike.items():
+    for (_, _, _, phases, *_), members in alike.items():
         federation, config, _ = requests[members[0][0]]
-        last_token = all(client.last_token for *_, client in members)
-        most = rows_in_a_pass(config, federation.model.backbone.device, last_token) // config.batch_size
+        most = rows_in_a_pass(config, federation.model.backbone.device, last_token=True) // config.batch_size
         for first in range(0, len(members), most):
             some = members[first : first + most]
             seeds = [requests[i][1].seed for i, *_ in some]

@@ -141,6 +141,20 @@ BAD = [
     ({"dpa_share": 1.5}, "1.5"),
     ({"dpa_w_max": 2.0}, "2.0"),
     ({"dpa_weighting": "instances"}, "'instance_reversed'"),
+    ({"agreement": 0.4}, "0.4"),
+    ({"agreement": 1.1}, "1.1"),
+    ({"agreement": NAN}, "nan"),
+    ({"objective": "choices"}, "'choice'"),
+    ({"objective": "choice", "benchmark": "arithmetic"}, "arithmetic has none"),
+    ({"objective": "choice", "benchmark": "glue"}, "glue has none"),
+    (
+        {"objective": "choice", "benchmark": "glue", "source": "local", "data_dir": "x", "tasks": ["sst2"]},
+        "glue has none",
+    ),
+    ({"schedule_over": "run"}, "'rounds'"),
+    ({"engine": "last"}, "'last_token'"),
+    ({"engine": "last_token"}, "positions='f7+l7', objective='answer'"),
+    ({"scoring": "generation", "benchmark": "agreement"}, "llm_adapters"),
 ]
 
 
@@ -187,6 +201,11 @@ def test_parameters_that_cannot_go_together_are_refused_before_anything_is_loade
         {"targets": []},  # nobody asks for them
         {"dropout": 0.0, "proximal_mu": 0.0, "server_lr": 0.0, "server_beta1": 0.0, "server_beta2": 0.0},
         {"dpa_share": 0.0, "dpa_w_max": 1.0},
+        {"benchmark": "agreement", "agreement": 0.5},
+        {"benchmark": "agreement", "agreement": 1.0, "engine": "last_token", "scoring": "likelihood_per_character"},
+        {"benchmark": "agreement", "clients": 1, "method": "local"},
+        {"objective": "choice", "benchmark": "instruction", "source": "local", "data_dir": "x"},
+        {"schedule_over": "rounds", "rounds": 0},
     ],
     ids=lambda fields: " ".join(map(str, fields.values())),
 )
@@ -215,6 +234,24 @@ def test_every_parameter_has_a_default_and_a_reason():
     for name, field in RunConfig.model_fields.items():
         assert not field.is_required(), name
         assert len(field.description) > 5, name
+
+
+def test_agreement_brings_what_a_task_with_a_known_optimum_needs_and_gives_way_to_what_is_said():
+    config = RunConfig(benchmark="agreement")
+    found = (config.setup, config.positions, config.objective, config.scoring)
+    assert found == ("iid", "l1", "choice", "likelihood")
+    said = {"setup": "distinct", "positions": "l3", "objective": "answer", "scoring": "likelihood_per_character"}
+    config = RunConfig(benchmark="agreement", **said)
+    assert {name: getattr(config, name) for name in said} == said and config.but(rank=1).objective == "answer"
+
+
+def test_a_schedule_over_the_rounds_goes_through_them_once_and_ends():
+    config = RunConfig(schedule_over="rounds", rounds=3)
+    assert [config.schedule_part(5, t) for t in (1, 2, 3)] == [(0, 15), (5, 15), (10, 15)]
+    assert [config.but(schedule_over="round").schedule_part(5, t) for t in (1, 2, 9)] == [(0, 5)] * 3
+    with pytest.raises(ConfigError, match=r'schedule_over="rounds" ends with round 3, got round 4: give more rounds'):
+        config.schedule_part(5, 4)
+    assert config.but(rounds=0).schedule_part(5, 1) == (0, 5)  # which Fed-SB's start asks for
 
 
 def test_the_papers_symbols_are_there():

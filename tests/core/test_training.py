@@ -93,6 +93,23 @@ def test_training_is_the_loop_written_out(how, recipe):
         assert float((tensor - state[name]).abs().max()) > 0.02 if moves else torch.equal(tensor, state[name])
 
 
+@pytest.mark.parametrize("schedule", ["linear", "constant"])
+def test_a_part_of_a_schedule_has_the_rates_of_its_place_in_the_whole(schedule, monkeypatch):
+    """`before` and `of`: three rounds of four steps in a schedule of twelve, of which the first three warm up."""
+    rates, step = [], torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda own: (rates.append(own.param_groups[0]["lr"]), step(own)))
+    recipe = Recipe(lr=0.04, batch_size=4, schedule=schedule, warmup=0.25)
+    for t in range(3):
+        trained(a_state(), recipe, steps=4, before=4 * t, of=12)
+    falling = [1.0] * 9 if schedule == "constant" else [(12 - s) / 9 for s in range(3, 12)]
+    assert rates == pytest.approx([0.04 * factor for factor in (1 / 3, 2 / 3, 1.0, *falling)])
+    rates.clear()
+    trained(a_state(), recipe, steps=4)
+    assert rates == pytest.approx([0.04 * learning_rate(s, 4, 0.25, schedule) for s in range(4)])
+    trained(a_state(), recipe, steps=4, before=0, of=4)
+    assert rates[4:] == rates[:4]
+
+
 def test_the_same_call_gives_the_same_bits_and_leaves_its_arguments_alone():
     state, recipe = a_state(), Recipe(lr=0.01, batch_size=3)
     before = {name: tensor.clone() for name, tensor in state.items()}

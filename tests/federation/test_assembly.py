@@ -10,8 +10,9 @@ from fedreft_lib.federation import assembly
 from fedreft_lib.federation.assembly import assemble
 from fedreft_lib.model import scoring
 from fedreft_lib.model.fast import hidden_cache, hidden_files
+from fedreft_lib.model.fast.packed_attention import GIVEN, packs
 from fedreft_lib.model.reader import Reader
-from tests.helpers.federations import small
+from tests.helpers.federations import agreeing, small
 
 
 def test_runs_that_differ_in_method_mixing_or_schedule_share_one_federation():
@@ -113,6 +114,19 @@ def test_what_does_not_fit_is_not_cached_and_the_results_are_those_of_the_whole_
         scores = [scoring.option_scores(w.model, state, c.test[0], config) for w, c in ((full, a), (part, b))]
         assert all(one.argmax() == other.argmax() for one, other in zip(*scores, strict=True))
     assembly._build.cache_clear()
+
+
+def test_questions_are_read_at_their_last_tokens_where_the_model_reads_packed_batches(decoder):
+    config = agreeing(decoder)
+    federation = assemble(config)
+    packed = packs(federation.model.backbone.model, 1)  # not before transformers 5
+    assert [bool(part.last) for c in federation.clients for part in (c.train, c.held_out, *c.test)] == [packed] * 12
+    assert packed == GIVEN
+    if packed:
+        assemble(config.but(engine="last_token"))
+    else:
+        with pytest.raises(ConfigError, match="transformers 5"):
+            assemble(config.but(engine="last_token"))
 
 
 # ---- the union ------------------------------------------------------------------------------------------------------

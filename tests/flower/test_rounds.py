@@ -14,7 +14,7 @@ from fedreft_lib.flower.client_app import in_this_process
 from fedreft_lib.flower.relay import app_of
 from fedreft_lib.flower.server_app import serve
 from tests.flower.grid import DirectGrid
-from tests.helpers.federations import GLUE, ONCE, same, small, together
+from tests.helpers.federations import GLUE, ONCE, agreeing, same, small, together
 
 SOME = [
     *({"mixing": 0.3, "aggregation": "mean"}, {"mixing": "scheduled"}, {"mixing": "adaptive"}),
@@ -99,6 +99,27 @@ def test_other_settings(over, fields):
     config = small(**fields, rounds=2)
     found, _ = over(config)
     equal(found, alone(config))
+
+
+@pytest.mark.parametrize("fields", [
+    {"mixing": "adaptive", "union_size": 6}, {"method": "feddpa"}, {"setup": "distinct", "tasks": ("piqa", "siqa")},
+    {"engine": "one_by_one", "schedule_over": "rounds"}, {"hostile": 1, "attack": "label_flip", "late": [[1, 1]]},
+], ids=together)  # fmt: skip
+def test_texts_that_a_model_labels_have_the_same_labels_on_every_node(over, decoder, fields):
+    """Nodes train one by one; the passes of a run in one process may hold the rows of several clients."""
+    config = agreeing(decoder, **fields)
+    found, _ = over(config)
+    expected = alone(config)
+    assert found.manifest["data"] == expected.manifest["data"]
+    if config.engine == "one_by_one":
+        equal(found, expected)
+        return
+    assert found.accuracy().tolist() == expected.accuracy().tolist()
+    names = sent_names(assemble(config).model.layout, config)
+    for one, other in zip(found.states, expected.states, strict=True):
+        ours, theirs = found.spec.named(one), found.spec.named(other)
+        for name in names:
+            assert float((ours[name] - theirs[name]).norm()) < 1e-4 * float(theirs[name].norm()), name
 
 
 @pytest.mark.parametrize("attack", HOSTILE)

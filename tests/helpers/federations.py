@@ -38,6 +38,15 @@ def small(**changes) -> RunConfig:
     return RunConfig(**{**fields, **changes})
 
 
+def agreeing(decoder, **changes) -> RunConfig:
+    """A federation of four clients of benchmark="agreement"; decoder: see tests/conftest.py."""
+    fields = dict(
+        backbone=decoder, dtype="float32", benchmark="agreement", source="synthetic", tasks=("piqa",), rank=2,
+        layers="2-3", train_size=16, held_out_size=4, test_size=10, batch_size=4, rounds=2, local_steps=3, lr=0.02,
+    )  # fmt: skip
+    return RunConfig(**{**fields, **changes})
+
+
 def together(fields):
     return " ".join(map(str, fields.values()))
 

@@ -1,6 +1,7 @@
 """Which answers are right: against brute force with a plain Hugging Face model."""
 
 import json
+import math
 import random
 import re
 from collections import Counter
@@ -12,9 +13,13 @@ import torch
 from fedreft_lib import RunConfig
 from fedreft_lib.data import render
 from fedreft_lib.data.grading.calibration import calibrated_nll
+from fedreft_lib.errors import DataError
 from fedreft_lib.federation.assembly import assemble
 from fedreft_lib.model import scoring
+from fedreft_lib.model.encoding import AnswerSet, ChoiceSet
 from fedreft_lib.model.scoring import extract_label
+from fedreft_lib.model.tokens import Tokens
+from fedreft_lib.model.ways import Ways
 
 SMALL = dict(
     backbone="tiny-llama", source="synthetic", setup="iid", clients=2, method="local", tasks=("piqa", "boolq", "siqa"),
@@ -78,6 +83,67 @@ def test_the_loss_is_the_mean_over_all_answer_tokens_whatever_the_batches():
         assert scoring.loss(federation.model, None, client.held_out, batch_size) == pytest.approx(
             total / tokens, abs=1e-5
         )
+
+
+@pytest.mark.parametrize("prompt_format", ["plain", "llm_adapters"])
+@pytest.mark.parametrize("layout", [None, "together", "apart", "alone"])
+def test_the_loss_of_a_choice_is_that_of_the_options_summed_log_probabilities(prompt_format, layout):
+    """Two, three and two options, of several bytes each."""
+    config = RunConfig(**SMALL, prompt_format=prompt_format, max_length=512, objective="choice")
+    federation = assemble(config)
+    model = federation.model.read_by(Ways(layout)) if layout else federation.model
+    for data, items in ((c.train, q.train) for c, q in zip(federation.clients, federation.questions, strict=True)):
+        sums = [brute_force(federation.model, question, prompt_format)[0] for question in items]
+        assert len({len(each) for each in sums}) == 2
+        wanted = [-float(torch.tensor(s).log_softmax(0)[q.gold]) for s, q in zip(sums, items, strict=True)]
+        found = data.losses(model, range(len(items)), None)
+        assert found.dtype == torch.float32 and found.tolist() == pytest.approx(wanted, abs=2e-4)
+        assert data.losses(model, [4, 1], None).tolist() == pytest.approx([wanted[4], wanted[1]], abs=2e-4)
+        assert [data.losses_in(i) for i in range(len(items))] == [1] * len(items)
+        scores = data.option_scores(model, range(len(items)), None)
+        for row, own in zip(scores, sums, strict=True):
+            assert row[: len(own)].tolist() == pytest.approx(own, abs=2e-4)
+            assert bool(row[len(own) :].eq(-math.inf).all())
+
+
+def test_the_loss_of_a_choice_has_the_gradient_of_the_summed_log_probabilities():
+    config = RunConfig(**SMALL, objective="choice", scoring="likelihood_per_character")
+    federation = assemble(config)
+    data, model = federation.clients[0].train, federation.model
+    state = {name: tensor.requires_grad_() for name, tensor in model.start("random", 1).items()}
+    found = torch.autograd.grad(data.losses(model, range(len(data)), state).mean(), list(state.values()))
+    total = 0.0
+    for sequence, gold in zip(data.sequences, data.gold, strict=True):
+        sums, prompt = [], sequence.ids[: sequence.prompt_length]
+        for answer in sequence.answers:  # each option is read by itself
+            alone = Tokens((*prompt, *answer), len(prompt), (len(answer),))
+            sums.append(model.answer_logprobs(model.batch([alone]), state)[0].sum())
+        total = total - torch.stack(sums).log_softmax(0)[gold] / len(data)
+    for mine, theirs in zip(found, torch.autograd.grad(total, list(state.values())), strict=True):
+        assert float(theirs.abs().max()) > 1e-5
+        torch.testing.assert_close(mine, theirs, atol=2e-5, rtol=1e-3)
+
+
+def test_training_on_choices_does_not_change_what_is_tested():
+    for way in ("likelihood", "likelihood_per_character"):
+        configs = [RunConfig(**SMALL, objective=each, scoring=way) for each in ("answer", "choice")]
+        one, other = map(assemble, configs)
+        state = one.model.start("random", 1)
+        for a, b in zip(one.clients, other.clients, strict=True):
+            assert isinstance(a.train, AnswerSet) and isinstance(b.train, ChoiceSet)
+            tests = zip((one, other), (a, b), configs, strict=True)
+            assert torch.equal(*(scoring.chosen(each.model, state, c.test[0], config) for each, c, config in tests))
+
+
+def test_free_answers_are_not_trained_on_as_choices(tmp_path):
+    rows = [{"prompt": f"Go on, {i}", "response": f"so {i}"} for i in range(20)]
+    for split in ("train", "test"):
+        own = [{**row, "prompt": f"{split} {row['prompt']}"} for row in rows]
+        (tmp_path / f"story_{split}.json").write_text(json.dumps(own))
+    local = {**SMALL, "source": "local", "data_dir": str(tmp_path), "tasks": ("story",), "benchmark": "instruction"}
+    config = RunConfig(**{**local, "test_size": 4}, objective="choice")
+    with pytest.raises(DataError, match='story: objective="choice" needs questions with choices, here is a free'):
+        assemble(config)
 
 
 def test_the_order_of_options_and_questions_does_not_decide():
