@@ -18,7 +18,7 @@ the texts with one and labels them.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +60,17 @@ def load(
     """
     if split == "dev":
         return []
-    items = load_questions(task, split, source=source, data_dir=data_dir, seed=seed)
+    if source == "packaged":
+        return list(_packaged(task, split))
+    return _texts(task, split, load_questions(task, split, source=source, data_dir=data_dir, seed=seed))
+
+
+@lru_cache  # maps have hundreds of federations
+def _packaged(task: str, split: str) -> tuple[Text, ...]:
+    return tuple(_texts(task, split, load_questions(task, split)))
+
+
+def _texts(task: str, split: str, items: list[Item]) -> list[Text]:
     texts = dict.fromkeys(map(_asked, items))
     fitting = [text for text in texts if SHORTEST <= len(text) <= LONGEST]
     return [Text(task, text) for text in fitting[: TRAIN if split == "train" else TEST]]

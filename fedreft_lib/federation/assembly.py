@@ -18,6 +18,7 @@ from ..core.interventions import INTERVENTIONS
 from ..core.notation import parse_layers, parse_positions
 from ..core.sites import Sites
 from ..data import FAMILIES, cuts
+from ..data.agreement import Text
 from ..data.cuts import Cuts
 from ..data.partition import ClientData
 from ..errors import ConfigError, DataError
@@ -32,13 +33,14 @@ from ..model.fast.hidden_cache import keeps
 from ..model.fast.last_token import LastTokens
 from ..model.generation import left_out
 from ..model.heads import Head
-from ..model.reader import Reader
+from ..model.reader import Pool, Reader
 from ..model.shared import shared_backbone
 from ..model.steered import SteeredModel
 from ..model.tokens import Tokens
 from ..model.ways import setting
 from .dealing import Deal, data_of, partition_of, texts_of
 from .engine import rows_in_a_pass
+from .labelling import read_as
 
 BACKBONES = {"causal": "a causal language model", "encoder": "an encoder"}
 
@@ -180,10 +182,8 @@ def _build(config: RunConfig, backbone: Backbone, below: int | None, deal: Deal,
     head = None
     if family.backbone == "encoder":
         head = Head(backbone.hidden_size, max(*(item.classes for item in items), outputs, 1))
-    sites = Sites((below or 0,), 1, 0)
-    model = SteeredModel(backbone, AtSites(INTERVENTIONS["loreft"], sites, 1, backbone.hidden_size), head)
-
-    pool = [text.labelled(False) for text in texts_of(config)] if config.benchmark == "agreement" else ()
+    model = _first_site(backbone, below, head)
+    pool = _pool(backbone, below, read_as(config), tuple(texts_of(config))) if config.benchmark == "agreement" else None
     reader = Reader(model, config, caches=below is not None, pool=pool)
     clients = [
         Client(client.name, reader.training(client.train), reader.training(client.held_out), reader.tests(client.test))
@@ -205,10 +205,22 @@ def _build(config: RunConfig, backbone: Backbone, below: int | None, deal: Deal,
         tqdm.write(f"{backbone.name} is read in a slower way, which is right: {ways}")
     if writes and (ignored := left_out(backbone.model)):
         tqdm.write(f"{backbone.name} asks for {ignored} in its generation config: texts are plain greedy ones, without")
-    federation = Federation(model, clients, union, questions, longest, writes, reader.pool)
+    federation = Federation(model, clients, union, questions, longest, writes, reader.pool.hidden)
     if text := cuts.in_words(federation.cut):
         tqdm.write(f"Not all texts fit into max_length={config.max_length}: {text}")
     return federation
+
+
+def _first_site(backbone: Backbone, below: int | None, head: Head | None = None) -> SteeredModel:
+    """The backbone with any adapter whose first site is after block `below`."""
+    sites = Sites((below or 0,), 1, 0)
+    return SteeredModel(backbone, AtSites(INTERVENTIONS["loreft"], sites, 1, backbone.hidden_size), head)
+
+
+@functools.lru_cache(maxsize=2)
+def _pool(backbone: Backbone, below: int | None, config: RunConfig, texts: tuple[Text, ...]) -> Pool:
+    reader = Reader(_first_site(backbone, below), config, caches=below is not None)
+    return reader.pooled([text.labelled(False) for text in texts])
 
 
 def _longest(clients: list[Client], config: RunConfig) -> int:

@@ -102,12 +102,11 @@ def take_answer(
     if rule != "adaptive":
         return apply_answer(layout, config, t, state, answer, float(rule))
 
-    def held_out_loss(place: int, lam: float) -> float:
-        after = apply_answer(layout, config, t, state, answer, lam).state
-        return scoring.loss(model, after, client.held_out, config.batch_size)
-
-    lam, losses = mixing.adaptive(config.mixing_grid, 1, held_out_loss)
-    tried = dict(zip(sorted(set(config.mixing_grid)), losses[0].tolist(), strict=True))
+    candidates = sorted(set(config.mixing_grid))
+    after = [apply_answer(layout, config, t, state, answer, lam).state for lam in candidates]
+    found = dict(zip(candidates, scoring.losses(model, after, client.held_out, config.batch_size), strict=True))
+    lam, losses = mixing.adaptive(config.mixing_grid, 1, lambda place, lam: found[lam])
+    tried = dict(zip(candidates, losses[0].tolist(), strict=True))
     return apply_answer(layout, config, t, state, answer, float(lam[0]), tried)
 
 

@@ -43,8 +43,13 @@ def labelled(clients: Sequence[ClientData], texts: Sequence[Text], config: RunCo
 def seen(texts: Sequence[Text], config: RunConfig) -> np.ndarray:
     """e (texts, 12): `agreement.components` of the hidden states after the last block but one, at the last token."""
     backbone = shared_backbone(config.backbone, config.dtype, config.device)
+    return _seen(backbone, read_as(config), tuple(texts))
+
+
+def read_as(config: RunConfig) -> RunConfig:
+    """A config with all that the reading of texts depends on, equal for all runs that read them alike."""
     how = {name: getattr(config, name) for name in ("backbone", "prompt_format", "max_length")}
-    return _seen(backbone, RunConfig(benchmark="agreement", **how), tuple(texts))
+    return RunConfig(benchmark="agreement", **how)
 
 
 @functools.lru_cache(maxsize=2)

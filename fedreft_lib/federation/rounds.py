@@ -136,11 +136,12 @@ class Rest:
         self.rows, self.items = saved.history.to_dict("records"), saved.items
         self.round_mixing = list(saved.round_mixing)
 
-    def begin(self) -> None:
-        """Tests the untrained backbone, unless an earlier process has done so."""
+    def begin(self, saves: bool = True) -> None:
+        """Tests the untrained backbone, unless an earlier process has done so. saves: whether to write round 0."""
         if not self.rows:
             self._evaluate(None, 0)
-            self._save(0)
+            if saves:
+                self._save(0)
 
     def to_train(self) -> dict[int, State]:
         """The state from which each client begins to train in the next round."""
@@ -148,15 +149,16 @@ class Rest:
         who = _who(self.config, len(self.X), t, self.memory)
         return server.to_train(self.clients.names, self.clients.model.layout, self.X[who], who, t, self.memory)
 
-    def go_on(self, on_step: Callable[[], object] = lambda: None) -> None:
-        """The next round."""
+    def go_on(self, on_step: Callable[[], object] = lambda: None, saves: bool = True) -> None:
+        """The next round. saves: whether to write it; the last one always is."""
         t, config = self.done + 1, self.config
         self.X, report = _next_round(self.clients, config, self.X, t, self.memory, on_step)
         self.memory = report.memory
         self.rows, self.round_mixing = self.rows + report.rows, [*self.round_mixing, report.round_mixing]
         if t == config.rounds or (config.eval_every and t % config.eval_every == 0):
             self._evaluate(self.X, t)
-        self._save(t)
+        if saves or t == config.rounds:
+            self._save(t)
         self.done = t
 
     def _evaluate(self, X: ClientStates | None, t: int) -> None:

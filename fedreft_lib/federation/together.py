@@ -1,7 +1,8 @@
 """Several runs at once: their rounds go in step, and their clients share the passes of training.
 
-For studies of many small runs: seeds, methods and mixing weights on one kept set of texts. Each run keeps its own
-folder, randomness and server; it can stop and continue as if it had run alone. What is shared is `training.train_runs`.
+For studies of many small runs: seeds, methods and mixing weights on one kept set of texts. Each run has its own folder,
+randomness and server; it can stop and continue. What is shared is `training.train_runs`. A round of many runs takes a
+second or so, and writing it nearly half as long, so not every round is written.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from .rounds import Rest, finished_in
 from .training import train_runs
 
 AT_ONCE = 64  # runs whose states and items are in memory together
+WRITTEN = 5  # every so many rounds are written, and the last one
 
 
 def run_together(configs: Sequence[RunConfig], folder: str | Path | None = None, *, progress: bool = True) -> list[Run]:
@@ -51,7 +53,7 @@ def _in_step(configs: Sequence[RunConfig], folder: str | Path | None, bar: tqdm)
             if i not in done
         }
         for rest in going.values():
-            rest.begin()
+            rest.begin(saves=rest.config.rounds == 0)
         for i in _rounds(going):
             done[i] = going.pop(i).run
             bar.update()
@@ -67,4 +69,4 @@ def _rounds(going: dict[int, Rest]) -> Iterator[int]:
         requests = [(rest.clients.federation, rest.config, rest.to_train()) for rest in behind]
         for rest, trained in zip(behind, train_runs(requests, t), strict=True):
             rest.clients.trained = trained
-            rest.go_on()
+            rest.go_on(saves=t % WRITTEN == 0)

@@ -1,6 +1,7 @@
 """Items as the model reads them: prompts, answers and labels as tokens, checked against the model's limits."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,19 +16,31 @@ from .steered import SteeredModel
 from .tokens import Tokens, encode, encode_pair
 
 
+@dataclass(frozen=True)
+class Pool:
+    """Questions that clients may get, encoded once for many federations: by prompt and options, and hidden states."""
+
+    encoded: dict[tuple[str, tuple[str, ...]], Tokens] = field(default_factory=dict)
+    hidden: dict[Tokens, Tensor] = field(default_factory=dict)  # empty where none are kept
+
+
 class Reader:
     """Turns items into encoded sequences, with their hidden states below the first site while there is room.
 
-    pool: all questions that clients may get, where hidden states are computed for all of them, once for all clients.
+    pool: what `pooled` of a reader with the same backbone, prompts and lengths has found.
     """
 
-    def __init__(self, model: SteeredModel, config: RunConfig, *, caches: bool, pool: Sequence[Question] = ()):
+    def __init__(self, model: SteeredModel, config: RunConfig, *, caches: bool, pool: Pool | None = None):
         self.model, self.config, self.vocabulary = model, config, model.backbone.vocabulary
         self.cache = HiddenCache(model) if caches else None
-        self.pool: dict[Tokens, Tensor] = {}
-        if pool and caches:
-            choices = self.choices(pool)
-            self.pool = dict(zip(choices.sequences, choices.hidden or (), strict=bool(choices.hidden)))
+        self.pool = pool or Pool()
+
+    def pooled(self, questions: Sequence[Question]) -> Pool:
+        examples = [render(question, self.config.prompt_format) for question in questions]
+        encoded = {(each.prompt, each.options): self._encode(each, each.options) for each in examples}
+        sequences = list(dict.fromkeys(encoded.values()))
+        hidden = self._hidden(sequences)
+        return Pool(encoded, dict(zip(sequences, hidden, strict=True)) if hidden else {})
 
     def training(self, items: Sequence[Item]) -> AnswerSet | ChoiceSet | LabelSet:
         """Items for training or for a loss. Raises DataError for a free answer where objective="choice"."""
@@ -119,6 +132,8 @@ class Reader:
         return self._read(item.task, encode, prompt, responses, end=True)
 
     def _encode(self, example: Example, answers: Sequence[str]) -> Tokens:
+        if known := self.pool.encoded.get((example.prompt, tuple(answers))):
+            return known
         # Options that are only compared need no end token.
         end = self.config.prompt_format == "llm_adapters"
         found = self._read(example.task, encode, example.prompt, answers, end=end)
@@ -149,6 +164,6 @@ class Reader:
         return found
 
     def _hidden(self, sequences: list[Tokens]) -> list[Tensor] | None:
-        if self.pool and all(sequence in self.pool for sequence in sequences):
-            return [self.pool[sequence] for sequence in sequences]
+        if sequences and all(sequence in self.pool.hidden for sequence in sequences):
+            return [self.pool.hidden[sequence] for sequence in sequences]
         return self.cache.states(sequences) if self.cache else None

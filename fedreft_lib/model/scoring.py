@@ -37,6 +37,22 @@ def loss(
     return total / count
 
 
+@torch.no_grad()
+def losses(
+    model: SteeredModel, states: Sequence[State], data: AnswerSet | ChoiceSet | LabelSet, batch_size: int
+) -> list[float]:
+    """`loss` of each of several states; in common passes where texts are read at their last tokens."""
+    if not isinstance(data, ChoiceSet) or data.last is None:
+        return [loss(model, state, data, batch_size) for state in states]
+    stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+    total = torch.zeros(len(states), dtype=torch.float64)
+    for indices in data.in_passes(batch_size):
+        owners = torch.arange(len(states), device=model.backbone.device).repeat_interleave(len(indices))
+        found = data.losses(model, indices * len(states), stacked, owners=owners)
+        total += found.view(len(states), -1).sum(1, dtype=torch.float64).cpu()
+    return (total / len(data)).tolist()
+
+
 @singledispatch
 def scores(data, model: SteeredModel, state: State | None, config: RunConfig, share: Share = None) -> list[Score]:
     """All scores of one part of a test. For each task exactly one number has a metric in `metrics.PRIMARY`.

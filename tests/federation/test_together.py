@@ -37,6 +37,11 @@ def close(found, expected):
     torch.testing.assert_close(found.mixing_matrices, expected.mixing_matrices, atol=1e-4, rtol=0)
 
 
+@pytest.fixture
+def every_round_is_written(monkeypatch):
+    monkeypatch.setattr(module, "WRITTEN", 1)
+
+
 def passes(monkeypatch):
     """How many clients train in each pass from here on."""
     found, trained = [], training._trained
@@ -105,6 +110,7 @@ def test_runs_that_cannot_be_read_so_are_run_as_ever_beside_others(decoder):
             same(done, expected)  # to the bit, since nothing is shared
 
 
+@pytest.mark.usefixtures("every_round_is_written")
 def test_what_was_stopped_in_the_middle_goes_on_from_there(decoder, tmp_path, monkeypatch):
     configs = [agreeing(decoder, mixing=mixing, rounds=3) for mixing in (0.1, 0.5)] + [agreeing(decoder, rounds=1)]
     whole = run_together(configs, progress=False)
@@ -113,14 +119,14 @@ def test_what_was_stopped_in_the_middle_goes_on_from_there(decoder, tmp_path, mo
     def stopping(self, t, *args):
         states = save(self, t, *args)
         saved.append((self.config.run_id, t))
-        if len(saved) == 8:  # 3 before the first round, 3 after it, one of two after the second, and the next
+        if len(saved) == 5:  # 3 after the first round, one of two after the second, and the next
             raise StoppedError
         return states
 
     with monkeypatch.context() as patched, pytest.raises(StoppedError):
         patched.setattr(Store, "save", stopping)
         run_together(configs, tmp_path, progress=False)
-    assert [t for _, t in saved] == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert [t for _, t in saved] == [1, 1, 1, 2, 2]
     rounds = computes(monkeypatch)
     found = run_together(configs, tmp_path, progress=False)
     assert rounds == [3, 3]
@@ -128,6 +134,27 @@ def test_what_was_stopped_in_the_middle_goes_on_from_there(decoder, tmp_path, mo
         same(one, other)
 
 
+def test_rounds_between_those_that_are_written_are_computed_again(decoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "WRITTEN", 2)
+    configs = [agreeing(decoder, mixing=mixing, rounds=5) for mixing in (0.1, 0.5)]
+    whole = run_together(configs, progress=False)
+    honest = module.train_runs
+
+    def stopping(requests, t):
+        if t == 4:
+            raise StoppedError
+        return honest(requests, t)
+
+    with monkeypatch.context() as patched, pytest.raises(StoppedError):
+        patched.setattr(module, "train_runs", stopping)
+        run_together(configs, tmp_path, progress=False)
+    rounds = computes(monkeypatch)
+    for one, other in zip(run_together(configs, tmp_path, progress=False), whole, strict=True):
+        same(one, other)
+    assert rounds == [3, 3, 4, 4, 5, 5]
+
+
+@pytest.mark.usefixtures("every_round_is_written")
 def test_runs_that_are_not_equally_far_go_on_together(decoder, tmp_path, monkeypatch):
     configs = [agreeing(decoder, mixing=mixing, rounds=3) for mixing in (0.1, 0.5)]
     whole = run_together(configs, progress=False)
@@ -183,6 +210,7 @@ def test_a_folder_in_use_or_of_another_config_is_refused_and_no_run_begins(decod
     assert run_together(configs[:1], tmp_path, progress=False)[0].manifest["round"] == 2  # no lock is left
 
 
+@pytest.mark.usefixtures("every_round_is_written")
 def test_a_run_with_too_few_updates_stops_all_and_each_goes_on_from_its_last_round(decoder, tmp_path):
     good, bad = agreeing(decoder), agreeing(decoder, drops=[[1, 2], [2, 2], [3, 2]])
     with pytest.raises(FedReFTError, match="round 2 has 1 admitted updates and needs 2"):

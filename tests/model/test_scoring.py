@@ -132,7 +132,8 @@ def test_training_on_choices_does_not_change_what_is_tested():
         for a, b in zip(one.clients, other.clients, strict=True):
             assert isinstance(a.train, AnswerSet) and isinstance(b.train, ChoiceSet)
             tests = zip((one, other), (a, b), configs, strict=True)
-            assert torch.equal(*(scoring.chosen(each.model, state, c.test[0], config) for each, c, config in tests))
+            found = [scoring.correct(each.model, state, c.test[0], config)[0] for each, c, config in tests]
+            assert torch.equal(*found)
 
 
 def test_free_answers_are_not_trained_on_as_choices(tmp_path):
