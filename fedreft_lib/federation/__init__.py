@@ -3,11 +3,11 @@
     client         the client's side: update, answer, next state; read this first
     server         the server's side: who takes part, which updates are admitted, what each client receives
     local_clients  clients in this process, as the server uses them
-    rounds         one round as a function, and a run of many rounds
+    rounds         one round as a function, and a run of many rounds; together: many runs in step
     admission      which updates are refused
     participation  which clients take part in a round
     attacks        what hostile clients send
-    dealing        which client has which items
+    dealing        which client has which items; labelling: their labels, for benchmark="agreement"
     assembly       the model and the data of all clients
     training       local training in phases; engine groups clients that train in one pass
     evaluation     the scores of all clients

@@ -1,6 +1,7 @@
 """A frozen language model, steered by a client's state.
 
     backbone, tiny, weights, gguf, identity     load a model by name; which files the name means
+    shared                                      one backbone a process
     architectures                               sizes, parameters and memory, before anything is loaded
     adapters, linears, heads                    the parts of a state, and where they act
     steered                                     the model with a state: log-probabilities, generation; read this first

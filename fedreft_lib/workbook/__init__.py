@@ -3,6 +3,7 @@
     figures, ablation_figures            figures of runs
     tables, comparisons, paper_tables    numbers of runs, compared with each other and with the paper's
     statistics                           intervals, adjustment and power of every comparison
+    study                                when listening to the others helps: the map of notebook 06
     widgets                              interactive parts with sliders
     ledger, audit                        published numbers with their sources, and whether they are consistent
     method_facts                         what each method trains, sends and keeps, derived from its code
