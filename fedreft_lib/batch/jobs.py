@@ -7,7 +7,6 @@ papermill accepts a misspelt parameter, and the notebook then computes with the 
 the first kernel starts.
 """
 
-import ast
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import RunConfig
-from ..config.notebook_parameters import check, first, singular
+from ..config.notebook_parameters import assignments, check, first, singular
 from ..config.parameter_files import read_parameters, short
 from ..errors import ConfigError, did_you_mean
 
@@ -120,7 +119,7 @@ def parameters_of(notebook: Path) -> dict[str, Any]:
     if len(tagged) != 1:
         raise ConfigError(f'{notebook.name} must have one code cell tagged "parameters", it has {len(tagged)}')
     try:
-        return dict(_assignment(statement) for statement in ast.parse(tagged[0]).body)
+        return assignments(tagged[0])
     except (SyntaxError, ValueError) as error:
         raise ConfigError(
             f"{notebook.name}: the parameters cell must be plain `name = value` lines ({first_line(error)})"
@@ -142,13 +141,6 @@ def _read(notebook: Path) -> "NotebookNode":
         return nbformat.read(notebook, as_version=4)
     except ValueError as error:
         raise ConfigError(f"{notebook.name} cannot be read as a notebook ({first_line(error)})") from None
-
-
-def _assignment(statement: ast.stmt) -> tuple[str, Any]:
-    match statement:
-        case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
-            return name, ast.literal_eval(statement.value)
-    raise ValueError(f"line {statement.lineno} is not")
 
 
 def first_line(error: object) -> str:

@@ -4,6 +4,7 @@ Most are lists that a notebook loops over; each element is a value of one of Run
 checked before it starts (`batch.jobs`), and each notebook again in its kernel (`RunConfig.from_notebook`).
 """
 
+import ast
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -140,6 +141,37 @@ def check(values: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, 
             nested = by_hand and isinstance(own.example, list | dict)
             how = f"; papermill's command line takes it as -y '{name}: {json.dumps(own.example)}'" if nested else ""
             raise ConfigError(f"{asked}, got {shortened(value)}{how}") from None
+
+
+def assignments(source: str) -> dict[str, Any]:
+    """Names and values of a cell. Raises ValueError (or SyntaxError) for anything but plain `name = value` lines."""
+    return dict(_assignment(statement) for statement in ast.parse(source).body)
+
+
+def _assignment(statement: ast.stmt) -> tuple[str, Any]:
+    match statement:
+        case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+            return name, ast.literal_eval(statement.value)
+    raise ValueError(f"line {statement.lineno} is not")
+
+
+def named_in(history: Sequence[str]) -> set[str] | None:
+    """The names that parameters cells set, out of all cells that a kernel has run; None where none of them is one.
+
+    A notebook's own parameters cell has plain assignments alone, `output_dir` among them; its last run counts.
+    papermill's cell after it begins with "# Parameters".
+    """
+    found = None
+    for source in history:
+        try:
+            names = set(assignments(source))
+        except (SyntaxError, ValueError):
+            continue
+        if source.lstrip().startswith("# Parameters"):
+            found = (found or set()) | names
+        elif "output_dir" in names:
+            found = names
+    return found
 
 
 def singular(names: Iterable[str], among: Iterable[str]) -> list[str]:

@@ -45,14 +45,19 @@ class RunConfig(Fields):
 
     @classmethod
     def from_notebook(cls, namespace: Mapping[str, Any], *, also: Iterable[str] = ()) -> "RunConfig":
-        """The parameters cell as a RunConfig. Call it right after that cell, with `globals()`.
+        """The parameters cell as a RunConfig. Call it after that cell, with `globals()`.
 
-        Every public plain value in the namespace must be a field or be named in `also`. So a misspelt papermill
-        parameter is refused and not silently ignored. `also` names the notebook's own parameters, like `seeds`, which
-        are checked too. Constants (IN_CAPITALS) that were imported before are ignored, except one with a field's name.
-        Where a notebook has `setups`, the first of them becomes `setup`.
+        Every name that the parameters cell or papermill's sets must be a field or be named in `also`. So a misspelt
+        papermill parameter is refused and not silently ignored, and what other cells have left is no parameter. `also`
+        names the notebook's own parameters, like `seeds`, which are checked too. Where a notebook has `setups`, the
+        first of them becomes `setup`.
+
+        Where the kernel's history has no such cell (`notebook_parameters.named_in`), every public plain value counts,
+        but for constants (IN_CAPITALS) without a field's name.
         """
         also = set(also)
+        if (named := notebook_parameters.named_in(namespace.get("In", ()))) is not None:
+            namespace = {name: value for name, value in namespace.items() if name in named}
         plain = (str, int, float, list, tuple, dict, types.NoneType)
         kernel = {"In", "Out"}  # IPython's own
         values = {
