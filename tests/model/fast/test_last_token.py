@@ -307,18 +307,17 @@ def test_every_method_learns_the_same(decoder, method):
     equal_runs(agreeing(decoder, method=method, union_size=6))
 
 
-@pytest.mark.parametrize("name", [name for name in INTERVENTIONS if name != "loreft"])
-def test_every_intervention_does(decoder, name):
+@pytest.mark.parametrize("name", ["direft", "consreft"])
+def test_other_interventions_do(decoder, name):
     equal_runs(agreeing(decoder, intervention=name, init="random"))
 
 
 OTHERWISE = [
     {"mixing": "adaptive"}, {"mixing": "scheduled"}, {"tied": True, "layers": [1, 3]}, {"layers": [3]},
-    {"joins": [[1, 2]], "leaves": [[4, 1]]}, {"late": [[2, 1]]}, {"drops": [[3, 1]]}, {"schedule_over": "rounds"},
+    {"joins": [[1, 2]], "leaves": [[4, 1]]}, {"late": [[2, 1]]}, {"drops": [[3, 1]], "schedule_over": "rounds"},
     {"hostile": 1, "attack": "sign_flip"}, {"hostile": 1, "attack": "one_nan"}, {"hostile": 1, "attack": "label_flip"},
-    {"hostile": 1, "attack": "collude", "aggregation": "krum", "clients": 5}, {"eval_every": 1}, {"max_length": 24},
-    {"tasks": ["piqa", "siqa"], "setup": "distinct"}, {"align": True}, {"sharing": "Wb"},
-    {"batch_size": 3, "local_steps": None},
+    {"hostile": 1, "attack": "collude", "aggregation": "krum", "clients": 5}, {"max_length": 24},
+    {"align": True}, {"sharing": "Wb"}, {"batch_size": 3, "local_steps": None, "eval_every": 1},
     {"method": "feddpa", "dpa_weighting": "fixed"}, {"method": "feddpa", "dpa_share": 0.2, "late": [[1, 1]]},
 ]  # fmt: skip
 
