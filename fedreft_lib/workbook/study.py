@@ -7,6 +7,7 @@ of one curve of lam: Mean-ABM with lam = 0 and lam = (K - 1) / K.
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,13 @@ def scores(runs: Sequence[Run]) -> pd.DataFrame:
             "method": label, "lam": end_of_curve(c), "client": honest.index, "value": honest.to_numpy(),
         }))  # fmt: skip
     return pd.concat(tables, ignore_index=True)
+
+
+def keep(table: pd.DataFrame, file: Path) -> None:
+    """Write the mean over clients for each seed, from which all comparisons can be computed again."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    keys = [name for name in table.columns if name not in ("client", "value")]
+    table.groupby(keys, sort=False, dropna=False)["value"].mean().round(4).reset_index().to_csv(file, index=False)
 
 
 def end_of_curve(config: RunConfig) -> float:

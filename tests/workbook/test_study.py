@@ -85,6 +85,17 @@ def test_pictures_have_a_panel_for_each_size_and_a_frame_for_each_agreement():
     assert drawn.tolist() == [0.0, 0.1, 0.3, 0.75]
 
 
+def test_what_is_kept_gives_the_same_comparisons(tmp_path):
+    scores = study.with_best(table({("mean, lam 0.1", 0.5): 2.0}))
+    study.keep(scores, tmp_path / "study" / "map.csv")
+    again = pd.read_csv(tmp_path / "study" / "map.csv")
+    assert len(again) == len(scores) / 2 and "client" not in again
+    one, other = study.contrasts(scores), study.contrasts(again)
+    numbers = ["difference", "low", "high", "p (Holm)"]
+    pd.testing.assert_frame_equal(one[numbers], other[numbers], atol=1e-3)
+    assert one["verdict"].str[:9].tolist() == other["verdict"].str[:9].tolist()
+
+
 @pytest.mark.parametrize(("lam", "clients"), [(0.3, 4), (0.05, 8), (1.0, 2)])
 def test_memory_is_the_inverse_of_the_share_that_a_round_takes_away(lam, clients):
     assert 1 / study.memory(lam, clients) == pytest.approx(lam * clients / (clients - 1))
