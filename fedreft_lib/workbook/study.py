@@ -164,8 +164,10 @@ def lam_curves(table: pd.DataFrame, clients: int) -> dict[str, Figure]:
 def by_number(table: pd.DataFrame, column: str, name: str, title: str) -> Figure:
     """Accuracy by a number, such as that of hostile clients; a line for each method, bars: 95 % interval over seeds."""
     fig, (ax,) = figures.panel_row(1, width=5.6, height=3.4)
-    methods = list(dict.fromkeys(table["method"]))
-    for method, colour in zip(methods, figures.CYCLE, strict=False):
+    others = iter((figures.SKY, figures.GREEN, figures.PURPLE, figures.RED))
+    for method in dict.fromkeys(table["method"]):
+        colour = {LOCAL: figures.BLACK, FEDAVG: figures.ORANGE}.get(method)
+        colour = colour or (figures.BLUE if "median" in method else next(others))
         seeds = table[table["method"] == method].groupby([column, "seed"])["value"].mean().unstack("seed")
         n = seeds.count(axis=1)
         half = statistics.half_width(seeds.sem(axis=1), n)
