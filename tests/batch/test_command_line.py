@@ -99,7 +99,7 @@ def test_doctor_tells_each_problem_with_what_to_do(empty_cache, project, monkeyp
     lines = capsys.readouterr().out.splitlines()
     problems = [line for line in lines if line.startswith("! ")]
     assert lines[-1] == f"{len(problems)} to fix, see the lines with !"
-    assert problems[0] == "! 2.0 GiB memory: the profile quick may need 6 GiB; the profile smoke needs less"
+    assert problems[0] == "! 2.0 GiB memory: the profile quick may need 4 GiB; the profile smoke needs less"
     assert [line for line in problems if "is missing: python -m fedreft_lib assets downloads it" in line] != []
     assert problems[-1].startswith("! profile quick: params/quick/02_commonsense.yaml: mixing: ")
 
