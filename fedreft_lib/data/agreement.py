@@ -108,7 +108,8 @@ def components(hidden: np.ndarray) -> np.ndarray:
 def rules(clients: int, agreement: float, seed: int) -> np.ndarray:
     """w (clients, 12): each client's rule, of length 1."""
     rng = np.random.default_rng(derive(seed, "agreement", "rules"))
-    shared = _unit(rng.standard_normal(COMPONENTS))
+    drawn = rng.standard_normal(COMPONENTS)
+    shared = drawn / np.linalg.norm(drawn)
     own: list[np.ndarray] = []
     while len(own) < clients:  # an eleven of orthonormal directions, all orthogonal to w_0
         block = np.column_stack([shared, rng.standard_normal((COMPONENTS, COMPONENTS - 1))])
@@ -150,7 +151,3 @@ def _parts(agreement: float) -> tuple[float, float]:
     """c and s: how much of a rule is shared and how much is the client's own."""
     squared = np.clip(np.cos(np.pi * (1 - agreement)), 0.0, 1.0)
     return float(np.sqrt(squared)), float(np.sqrt(1 - squared))
-
-
-def _unit(vector: np.ndarray) -> np.ndarray:
-    return vector / np.linalg.norm(vector)

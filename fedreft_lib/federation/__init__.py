@@ -7,7 +7,7 @@
     admission      which updates are refused
     participation  which clients take part in a round
     attacks        what hostile clients send
-    dealing        which client has which items; labelling: their labels, for benchmark="agreement"
+    dealing        which client has which items; for benchmark="agreement" pool reads the texts, labelling labels them
     assembly       the model and the data of all clients
     training       local training in phases; engine groups clients that train in one pass
     evaluation     the scores of all clients

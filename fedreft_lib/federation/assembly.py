@@ -18,7 +18,6 @@ from ..core.interventions import INTERVENTIONS
 from ..core.notation import parse_layers, parse_positions
 from ..core.sites import Sites
 from ..data import FAMILIES, cuts
-from ..data.agreement import Text
 from ..data.cuts import Cuts
 from ..data.partition import ClientData
 from ..errors import ConfigError, DataError
@@ -33,14 +32,14 @@ from ..model.fast.hidden_cache import keeps
 from ..model.fast.last_token import LastTokens
 from ..model.generation import left_out
 from ..model.heads import Head
-from ..model.reader import Pool, Reader
+from ..model.reader import Reader
 from ..model.shared import shared_backbone
 from ..model.steered import SteeredModel
 from ..model.tokens import Tokens
 from ..model.ways import setting
 from .dealing import Deal, data_of, partition_of, texts_of
 from .engine import rows_in_a_pass
-from .labelling import read_as
+from .pool import first_site, pool_of, read_as
 
 BACKBONES = {"causal": "a causal language model", "encoder": "an encoder"}
 
@@ -98,13 +97,13 @@ def at_last_tokens(federation: Federation, config: RunConfig) -> Federation:
 
     Raises ConfigError where it is not and the config asks for it.
     """
-    clients = federation.clients
-    trained = [part for client in clients for part in (client.train, client.held_out) if len(part)]
-    tests = [part for client in clients for part in client.test if config.scoring == "likelihood"]
+    clients, scored = federation.clients, config.scoring == "likelihood"  # per character, a whole likelihood counts
+    parts = [part for client in clients for part in (client.train, client.held_out) if len(part)]
+    parts += [part for client in clients for part in client.test if scored]
     hidden = dict(federation.pool)
-    for part in () if hidden else (*trained, *tests):
+    for part in () if hidden else parts:
         hidden |= dict(zip(part.sequences, part.hidden or (), strict=bool(part.hidden)))
-    if not all(part.hidden for part in (*trained, *tests)) or not last_token.reads(federation.model, list(hidden)):
+    if not all(part.hidden for part in parts) or not last_token.reads(federation.model, list(hidden)):
         if config.engine == "last_token":
             raise ConfigError(
                 'engine="last_token" needs options of one token each, a decoder like LLaMA, layers above the first, '
@@ -123,7 +122,6 @@ def at_last_tokens(federation: Federation, config: RunConfig) -> Federation:
     def read(part: Any) -> Any:
         return replace(part, last=[(kept, number[sequence]) for sequence in part.sequences])
 
-    scored = config.scoring == "likelihood"
     return replace(federation, clients=[
         replace(
             client, train=read(client.train), held_out=read(client.held_out),
@@ -182,8 +180,9 @@ def _build(config: RunConfig, backbone: Backbone, below: int | None, deal: Deal,
     head = None
     if family.backbone == "encoder":
         head = Head(backbone.hidden_size, max(*(item.classes for item in items), outputs, 1))
-    model = _first_site(backbone, below, head)
-    pool = _pool(backbone, below, read_as(config), tuple(texts_of(config))) if config.benchmark == "agreement" else None
+    model, pool = first_site(backbone, below, head), None
+    if config.benchmark == "agreement":
+        pool = pool_of(backbone, below, read_as(config), tuple(texts_of(config)))
     reader = Reader(model, config, caches=below is not None, pool=pool)
     clients = [
         Client(client.name, reader.training(client.train), reader.training(client.held_out), reader.tests(client.test))
@@ -209,18 +208,6 @@ def _build(config: RunConfig, backbone: Backbone, below: int | None, deal: Deal,
     if text := cuts.in_words(federation.cut):
         tqdm.write(f"Not all texts fit into max_length={config.max_length}: {text}")
     return federation
-
-
-def _first_site(backbone: Backbone, below: int | None, head: Head | None = None) -> SteeredModel:
-    """The backbone with any adapter whose first site is after block `below`."""
-    sites = Sites((below or 0,), 1, 0)
-    return SteeredModel(backbone, AtSites(INTERVENTIONS["loreft"], sites, 1, backbone.hidden_size), head)
-
-
-@functools.lru_cache(maxsize=2)
-def _pool(backbone: Backbone, below: int | None, config: RunConfig, texts: tuple[Text, ...]) -> Pool:
-    reader = Reader(_first_site(backbone, below), config, caches=below is not None)
-    return reader.pooled([text.labelled(False) for text in texts])
 
 
 def _longest(clients: list[Client], config: RunConfig) -> int:

@@ -137,17 +137,16 @@ class Rest:
         self.round_mixing = list(saved.round_mixing)
 
     def begin(self, saves: bool = True) -> None:
-        """Tests the untrained backbone, unless an earlier process has done so. saves: whether to write round 0."""
+        """Tests the untrained backbone, unless an earlier process has done so. saves: as in `go_on`."""
         if not self.rows:
             self._evaluate(None, 0)
-            if saves:
+            if saves or self.config.rounds == 0:
                 self._save(0)
 
     def to_train(self) -> dict[int, State]:
         """The state from which each client begins to train in the next round."""
-        t = self.done + 1
-        who = _who(self.config, len(self.X), t, self.memory)
-        return server.to_train(self.clients.names, self.clients.model.layout, self.X[who], who, t, self.memory)
+        who = _who(self.config, len(self.X), self.done + 1, self.memory)
+        return server.to_train(self.clients.model.layout, self.X[who], who, self.memory)
 
     def go_on(self, on_step: Callable[[], object] = lambda: None, saves: bool = True) -> None:
         """The next round. saves: whether to write it; the last one always is."""

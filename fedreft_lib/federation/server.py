@@ -117,7 +117,7 @@ def round_of(
     spec, method = layout.spec, METHODS[config.method]
     report = Report(RoundMixing(tuple(who), torch.eye(len(who))), len(clients.names))
     report.memory = {name: tensor for name, tensor in memory.items() if not name.startswith(LATE)}
-    X, missed = _brought_up_to_date(clients.names, layout, X, who, t, report)
+    X, missed = _brought_up_to_date(clients, layout, X, who, t, report)
     before = [spec.named(row) for row in X]
     updates, reasons = _collect_updates(
         clients, layout, config, before, missed, who, t, late_rows(memory), report, on_step
@@ -168,29 +168,29 @@ def _check_enough(updates: dict[int, ClientUpdate], reasons: dict[int, str], con
         )
 
 
-def to_train(
-    names: Sequence[str], layout: Layout, X: Tensor, who: list[int], t: int, memory: State
-) -> dict[int, State]:
-    """The state from which each client that trains in round t begins; arguments as in `round_of`."""
-    late = late_rows(memory)
-    rows, _ = _brought_up_to_date(names, layout, X, who, t, Report(RoundMixing((), torch.eye(0)), 0, memory=memory))
+def to_train(layout: Layout, X: Tensor, who: list[int], memory: State) -> dict[int, State]:
+    """The state from which each client that trains in the next round begins; arguments as in `round_of`."""
+    late, rows = late_rows(memory), _with_newest(layout, X, memory)
     return {k: layout.spec.named(row) for k, row in zip(who, rows, strict=True) if k not in late}
 
 
+def _with_newest(layout: Layout, X: Tensor, memory: State) -> Tensor:
+    """Rows (n, P), with the newest state where the server holds one for all."""
+    newest, spec = held_for_all(memory), layout.spec
+    return torch.stack([spec.row({**spec.named(row), **newest}) for row in X]) if newest else X
+
+
 def _brought_up_to_date(
-    names: Sequence[str], layout: Layout, X: Tensor, who: list[int], t: int, report: Report
+    clients: Clients, layout: Layout, X: Tensor, who: list[int], t: int, report: Report
 ) -> tuple[Tensor, dict[int, State]]:
     """Where the server holds one state for all, every client begins with the newest: rows (n, P) -> (n, P).
 
     Also returns, by client, the newest state for each client that had an older one.
     """
-    newest, spec = held_for_all(report.memory), layout.spec
-    if not newest:
-        return X, {}
-    rows = torch.stack([spec.row({**spec.named(row), **newest}) for row in X])
+    newest, rows = held_for_all(report.memory), _with_newest(layout, X, report.memory)
     missed = {k: newest for k, row, own in zip(who, rows, X, strict=True) if not torch.equal(row, own)}
     for k in missed:
-        report.add(t, names[k], "server", "brought up to date", 1.0, downlink_bytes=bytes_of(newest))
+        report.add(t, clients.names[k], "server", "brought up to date", 1.0, downlink_bytes=bytes_of(newest))
     return rows, missed
 
 

@@ -53,7 +53,7 @@ def _in_step(configs: Sequence[RunConfig], folder: str | Path | None, bar: tqdm)
             if i not in done
         }
         for rest in going.values():
-            rest.begin(saves=rest.config.rounds == 0)
+            rest.begin(saves=False)
         for i in _rounds(going):
             done[i] = going.pop(i).run
             bar.update()

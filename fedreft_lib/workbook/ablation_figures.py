@@ -77,11 +77,11 @@ def compared(rows: pd.DataFrame) -> pd.DataFrame:
 
 def verdict(rows: pd.DataFrame) -> list[str]:
     """`statistics.sentences` of `against_first`, and one about the levels of a factor that have no pairs."""
-    table = compared(rows)
-    lines = statistics.sentences(against_first(rows))
-    for factor, part in table.groupby(level="factor", sort=False):
-        first, *others = part.index.get_level_values("level")
-        apart = [level for level in others if pd.isna(part.loc[(factor, level), "difference"])]
+    found = against_first(rows)
+    lines, paired = statistics.sentences(found), set(found.droplevel("against").index)
+    for factor, part in gains(rows).groupby("factor", sort=False):
+        first, *others = part["level"].unique()
+        apart = [level for level in others if (factor, level) not in paired]
         if apart:
             lines.append(f"{factor}: {', '.join(apart)} not paired with {first}, since the clients are others.")
     return lines

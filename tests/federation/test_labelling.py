@@ -12,7 +12,7 @@ from fedreft_lib.data import agreement, render
 from fedreft_lib.data.partition import SPLITS
 from fedreft_lib.data.synthetic import make_questions
 from fedreft_lib.errors import ConfigError, DataError
-from fedreft_lib.federation import labelling
+from fedreft_lib.federation import labelling, pool
 from fedreft_lib.federation.assembly import assemble
 from fedreft_lib.federation.dealing import partition_of, texts_of
 from fedreft_lib.model.backbone import load_backbone
@@ -199,11 +199,14 @@ def test_labels_are_the_same_where_options_are_read_apart(decoder, monkeypatch, 
     config = agreeing(decoder)
     texts = texts_of(config)
     together = labelling.seen(texts, config)
-    labelling._seen.cache_clear()
+    forget = labelling._seen.cache_clear, pool.pool_of.cache_clear
+    for each in forget:
+        each()
     with monkeypatch.context() as patched:
         patched.setattr(SteeredModel, "ways", lambda *args, **more: Ways(layout))
         np.testing.assert_allclose(labelling.seen(texts, config), together, atol=1e-3)
-    labelling._seen.cache_clear()
+    for each in forget:
+        each()
 
 
 def test_a_model_with_a_window_labels_texts_too(tmp_path):

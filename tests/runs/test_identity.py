@@ -10,7 +10,6 @@ import itertools
 import json
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,13 +18,11 @@ from safetensors.torch import load_file, save_file
 from fedreft_lib import RunConfig, load_run
 from fedreft_lib.batch import unchanged
 from fedreft_lib.batch.jobs import Job
-from fedreft_lib.data import Exchange, Labelled, Question, downloads, file_hashes
-from fedreft_lib.data.items import content
+from fedreft_lib.data import file_hashes
 from fedreft_lib.data.partition import data_fingerprint
 from fedreft_lib.errors import ElsewhereWarning, FedReFTError
 from fedreft_lib.federation import assembly, dealing
-from fedreft_lib.model import identity, shared
-from fedreft_lib.model import weights as packaged_weights
+from fedreft_lib.model import shared
 from fedreft_lib.model.backbone import load_backbone
 from fedreft_lib.model.identity import backbone_identity
 from fedreft_lib.workbook import method_facts
@@ -541,99 +538,3 @@ def test_files_that_change_while_they_are_loaded_are_refused(home, monkeypatch):
     monkeypatch.setattr(shared, "load_backbone", changes)
     with pytest.raises(FedReFTError, match="changed while they were loaded"):
         finish(config, home / "run")
-
-
-def test_all_that_from_pretrained_may_read_counts_and_nothing_else(home):
-    folder = home / "model"
-    names = {backbone_identity(str(folder))}
-
-    def write(name: str, text: str, counts: bool = True) -> None:
-        path = folder / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text)
-        found = backbone_identity(str(folder))
-        assert (found not in names) == counts, name
-        names.add(found)
-
-    for name in ("merges.txt", "spiece.model", "x.tiktoken", "pytorch_model.bin", "extra.jinja", "modeling.py"):
-        write(name, "1")
-        write(name, "2")
-    write("parts/model-00001.safetensors", "1", counts=False)
-    write("model.safetensors.index.json", json.dumps({"weight_map": {"a": "parts/model-00001.safetensors"}}))
-    write("parts/model-00001.safetensors", "2")
-    write("x.index.json", '{"weight_map": [1]}')
-    write("tokenizer.json", "{damaged")
-    for name in ("README.md", "optimizer.pt", "tf_model.h5", "checkpoint-1/model.safetensors"):
-        write(name, "1", counts=False)
-    (folder / "merges.txt").rename(folder / "vocab.txt")
-    assert backbone_identity(str(folder)) not in names  # names are part of it
-
-
-def test_an_adapter_in_the_folder_stands_for_its_base_as_well(home):
-    shutil.copytree(home / "model", home / "base")
-    said = {"base_model_name_or_path": str(home / "base")}
-    (home / "model/adapter_config.json").write_text(json.dumps(said))
-    before = backbone_identity(str(home / "model"))
-    (home / "base/config.json").write_text("{}")
-    assert backbone_identity(str(home / "model")) != before
-
-
-def test_every_kind_of_backbone_has_an_identity(home, monkeypatch):
-    assert backbone_identity("tiny-llama") == "tiny-llama"
-    monkeypatch.chdir(home)
-    monkeypatch.setenv("HOME", str(home))
-    folder = backbone_identity(str(home / "model"))
-    assert [backbone_identity(name) for name in ("model", "./model", "~/model")] == 3 * [folder]
-    asset = backbone_identity("minilm-l6-v2")
-    assert downloads.ASSETS["minilm-l6-v2"].sha256[:16] in asset
-    with monkeypatch.context() as patch:
-        patch.setattr(packaged_weights, "converter_version", lambda: "newer")
-        patch.setattr(identity, "converter_version", lambda: "newer")
-        assert backbone_identity("minilm-l6-v2") != asset
-    for name in ("./gone", "~/gone", "/gone"):
-        with pytest.raises(FedReFTError, match="There is no folder"):
-            backbone_identity(name)
-    for nonsense in ("a b", "a/b/c", "-"):
-        assert backbone_identity(nonsense) == "hub"
-
-
-def test_of_a_backbone_on_the_hub_the_commit_in_the_cache_counts(tmp_path, monkeypatch):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    assert backbone_identity("some/model") == "hub"
-    place = tmp_path / "models--some--model"
-    (place / "refs").mkdir(parents=True)
-    for commit in ("a" * 40, "b" * 40):
-        (place / "snapshots" / commit).mkdir(parents=True)
-        (place / "snapshots" / commit / "config.json").write_text("{}")
-        (place / "refs/main").write_text(commit)
-        assert backbone_identity("some/model") == f"hub {commit}"
-    assert not identity.may_be_same("hub a", "hub b") and identity.may_be_same("hub a", "hub")
-    assert not identity.may_be_same("folder a", "hub") and not identity.may_be_same("tiny-llama", "tiny-roberta")
-
-
-# ---- items ----------------------------------------------------------------------------------------------------------
-
-
-def test_no_two_items_that_differ_in_anything_say_the_same():
-    question = Question("a", "", "q", ("1", "2"), 0)
-    exchange, labelled = Exchange("a", "q", "r", "1", "number"), Labelled("a", "q", "", 0, 2)
-    items = [
-        question, replace(question, task="b"), replace(question, context="q", question=""),
-        replace(question, question="Q"), replace(question, choices=("2", "1")), replace(question, gold=1),
-        replace(question, choices=("1, 2", "2")), replace(question, choices=("1", "2", "2")),
-        exchange, replace(exchange, response="r "), replace(exchange, answer="2"), replace(exchange, kind="letter"),
-        replace(exchange, answer="", kind="text"),
-        labelled, replace(labelled, text_b="q"), replace(labelled, label=1), replace(labelled, classes=3),
-        replace(labelled, label=0.0, classes=0), replace(labelled, label=1.0, classes=0),
-    ]  # fmt: skip
-    assert len({content(item) for item in items}) == len(items)
-
-
-def test_a_clients_fingerprint_tells_splits_order_and_names_apart(home):
-    client = dealing.partition_of(config_of(home, "questions"))[0]
-    moved = replace(client, train=client.train[1:], held_out=(client.train[0], *client.held_out))
-    turned, named = replace(client, train=client.train[::-1]), replace(client, name="client9")
-    assert len({each.fingerprint for each in (client, moved, turned, named)}) == 4
-    assert replace(client).fingerprint == client.fingerprint

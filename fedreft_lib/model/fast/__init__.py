@@ -3,7 +3,7 @@
 packed_attention    texts of a batch in one row             equals the padded batch
 last_block          the last block, only where it is read   equals the whole block
 hidden_cache        stored hidden states below the sites    equals computing them again
-last_token          one token of each text              equals reading the whole texts
+last_token          one token of each text                  equals reading the whole texts
 owners              rows of several states in one batch     equals `core.sites.intervene`, one state at a time
 cohort              several clients trained in one pass     equals `core.training.train`, one after another
 """
