@@ -94,6 +94,17 @@ def check(config: Fields) -> None:
             f"intervention={config.intervention!r}, positions={config.positions!r}, objective={config.objective!r}, "
             f"dropout={config.dropout}"
         )
+    for name, of in (("ranks", config.ranks), ("active", config.active), ("client_layers", config.client_layers)):
+        if of and len(of) != config.clients:
+            raise ValueError(f"{name} must have an entry for each of {config.clients} clients, got {list(of)}")
+    for name, of, most in (("ranks", config.ranks, config.rank), ("active", config.active, config.experts)):
+        if of and not 1 <= min(of) <= max(of) <= most:
+            limit = "rank" if name == "ranks" else "experts"
+            raise ValueError(f"{name} must be from 1 to {limit} = {most}, got {list(of)}")
+    for layers in config.client_layers:
+        parse_layers(layers, n_layers=1000)
+    if config.ins_top > config.ins_pool:
+        raise ValueError(f"ins_top must be at most ins_pool = {config.ins_pool}, got {config.ins_top}")
     _check_participation(config)
     if len(config.mixing_range) != 2:
         raise ValueError(f"mixing_range must be two shares, first and last, got {list(config.mixing_range)}")
@@ -113,11 +124,19 @@ def _check_participation(config: Fields) -> None:
         once = {client for client, _ in pairs} if name in ("joins", "leaves") else set(pairs)
         if len(once) < len(pairs):
             raise ValueError(f"{name} names something twice: {[list(pair) for pair in pairs]}")
-    if config.method == "centralised" and (any(events.values()) or config.sampled or config.hostile):
-        raise ValueError("method centralised has one learner: nobody is sampled, joins, leaves, is late or hostile")
-    if config.sampled is not None and config.sampled > config.clients:
-        raise ValueError(f"sampled must be at most clients = {config.clients}, got {config.sampled}")
+    if config.method == "centralised" and (any(events.values()) or config.sampled or config.hostile or config.unseen):
+        raise ValueError(
+            "method centralised has one learner: nobody is sampled, joins, leaves, is late, hostile or unseen"
+        )
+    if config.unseen and (config.hostile or config.clients - config.unseen < 2):
+        raise ValueError(
+            f"unseen must leave 2 of clients = {config.clients}, and goes without hostile clients, got {config.unseen}"
+        )
+    there = config.clients - config.unseen
+    those = f"clients{' - unseen' if config.unseen else ''} = {there}"
+    if config.sampled is not None and config.sampled > there:
+        raise ValueError(f"sampled must be at most {those}, got {config.sampled}")
     if config.hostile and config.hostile >= config.clients:
         raise ValueError(f"hostile must be below clients = {config.clients}, got {config.hostile}")
-    if config.min_clients > config.clients and config.method not in ("local", "centralised"):
-        raise ValueError(f"min_clients must be at most clients = {config.clients}, got {config.min_clients}")
+    if config.min_clients > there and config.method not in ("local", "centralised"):
+        raise ValueError(f"min_clients must be at most {those}, got {config.min_clients}")

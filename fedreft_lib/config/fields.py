@@ -18,6 +18,10 @@ from ..errors import did_you_mean
 
 INTERVENTIONS = ("loreft", "direft", "noreft", "orthonormal_direft", "consreft", "lobireft")
 AGGREGATIONS = ("geometric_median", "mean", "trimmed_mean", "coordinate_median", "krum", "multi_krum")
+METHODS = (
+    "local", "fedavg", "fedreft", "centralised", "fedit", "fedprox", "fedadam", "ffa", "fedsa", "fedalt", "feddpa",
+    "flora", "fedsb", "placebo",
+)  # fmt: skip
 ATTACKS = (
     "sign_flip", "noise", "collude", "label_flip", "one_nan", "one_inf", "norm_1e30", "wrong_shape",
     "broadcastable_shape", "integer_dtype", "complex_dtype", "missing_key", "extra_key", "negative_count", "nan_count",
@@ -32,6 +36,7 @@ GROUPS = {
     "training": "How a client trains",
     "engine": "How it is computed",
     "exchange": "What is exchanged",
+    "methods": "What single methods need",
     "participation": "Who takes part, who is hostile, and how the server handles it",
     "rounds": "How long, and what is recorded",
 }
@@ -172,12 +177,10 @@ class Fields(BaseModel):
     weight_decay: float = param("training", 0.0, "AdamW's, on the tensors in `decayed`; ReFT: 0", ge=0, le=1)
     decayed: Strings = param("training", ("W", "b"), "R is refused: see the error")
     clip: float = param("training", 1.0, "largest gradient norm of a step", gt=0)
+    optimiser: Literal["adamw", "sgd"] = param("training", "adamw", "of local training; some methods' proofs need sgd")
 
     # What is exchanged
-    method: Literal[
-        "local", "fedavg", "fedreft", "centralised", "fedit", "fedprox", "fedadam", "ffa", "fedsa", "fedalt", "feddpa",
-        "flora", "fedsb", "placebo",
-    ] = param("exchange", "fedreft", "who learns from whom, see fedreft_lib.methods")  # fmt: skip
+    method: Literal[METHODS] = param("exchange", "fedreft", "who learns from whom, see fedreft_lib.methods")
     sharing: Literal["full", "R", "Wb", "A", "B"] = param(
         "exchange",
         "full",
@@ -216,9 +219,6 @@ class Fields(BaseModel):
     retraction: Literal["polar", "qr", "raw"] = param(
         "exchange", "polar", "how R is made orthonormal again after mixing; reconstruction"
     )
-    proximal_mu: float = param(
-        "training", 0.01, "fedprox: weight of the distance to the round's start", symbol="mu", ge=0
-    )
     server_lr: float = param("exchange", 1e-3, "fedadam: the server's step", symbol="eta", ge=0)
     server_beta1: float = param("exchange", 0.9, "fedadam", ge=0, lt=1)
     server_beta2: float = param("exchange", 0.99, "fedadam", ge=0, lt=1)
@@ -229,7 +229,91 @@ class Fields(BaseModel):
     )
     dpa_w_max: Share = param("exchange", 0.5, "feddpa: the largest instance-wise share", symbol="w_max")
 
+    # What single methods need, see methods/*.py
+    proximal_mu: float = param(
+        "methods", 0.01, "fedprox: weight of the distance to the round's start", symbol="mu", ge=0
+    )
+    ranks: Numbers = param(
+        "methods", (), "fedhl: the live rank of each client, at most `rank`; (): all of them. 8, 4, 2, 1 and the like"
+    )
+    client_layers: Strings = param(
+        "methods", (), 'fedppa: the layers that each client has, as in "2-4"; (): all of `layers`'
+    )
+    lorar_gain: Literal["range", "exact"] = param(
+        "methods", "range", "lorar: largest minus smallest logged loss (published), or the loss before minus after"
+    )
+    lorar_counts: bool = param("methods", True, "lorar: example counts times loss reductions, or reductions alone")
+    fair_lambda: float = param(
+        "methods", 0.01, "lorafair: how much a correction costs; large: FedIT's means", symbol="lambda", ge=0
+    )
+    tune_steps: int | None = param(
+        "methods",
+        None,
+        "tuned: steps of each client's own before a test; null: as many as in a round",
+        symbol="tau",
+        ge=0,
+    )
+    flood_boost: float = param(
+        "methods", 1.0, "flood: how much more an unusual training item counts", symbol="beta", ge=0
+    )
+    flood_share: Share = param("methods", 0.2, "flood: the share of items that count as unusual", symbol="q")
+    flood_tau: float = param(
+        "methods", 1.0, "flood: how little the clients' confidence decides; large: example counts", symbol="tau", gt=0
+    )
+    flood_score: Literal["entropy", "confidence", "energy"] = param(
+        "methods", "entropy", "flood: what makes an item unusual; energy needs a classification head"
+    )
+    vra_gamma: float = param("methods", 0.1, "fedvra: weight of its penalty", symbol="gamma", ge=0)
+    vra_a: float = param("methods", 1.0, "fedvra: step of the dual; 0: FedProx", symbol="a", ge=0, lt=2)
+    vra_d: float = param(
+        "methods", 1.0, "fedvra: the server's factor on the mean; below 1: ridge", symbol="d", gt=0, le=1
+    )
+    ppa_mu: float = param("methods", 0.3, "fedppa: weight of the distance to the global layers", symbol="mu", ge=0)
+    ppa_growth: Literal["linear", "constant"] = param(
+        "methods", "linear", "fedppa: the weight over a round's steps, with the same mean"
+    )
+    ppa_weights: Literal["labels", "predictions", "uniform"] = param(
+        "methods", "labels", "fedppa: whose entropy weighs a client in a layer's mean; sources differ"
+    )
+    hl_weights: Literal["paper", "uniform", "blend"] = param(
+        "methods",
+        "paper",
+        "fedhl: a client's weight by its squared truncation error e: 1/(e^2+eps), equal, 1/(e+mean e)",
+    )
+    hl_deploy: Literal["own", "full"] = param("methods", "own", "fedhl: the rank with which a client is tested")
+    experts: int = param("methods", 4, "flame: experts at each place", symbol="E", ge=1, le=64)
+    active: Numbers = param("methods", (), "flame: how many experts each client uses at once; (): all", symbol="k")
+    flame_t: float = param(
+        "methods", 2.0, "flame: power of an expert's share of tokens in its weight", symbol="t", ge=0
+    )
+    flame_scale: Literal["learned", "one", "ratio"] = param(
+        "methods", "learned", "flame: a client's factor on its experts: trained, 1, or E / k", symbol="s"
+    )
+    ins_pool: int = param("methods", 8, "fedins: instances in the pool", symbol="P", ge=1, le=64)
+    ins_top: int = param("methods", 3, "fedins: how many instances an item uses; at most the pool", symbol="k", ge=1)
+    ins_pull: Share = param("methods", 0.1, "fedins: weight of the keys' likeness to their items", symbol="w")
+    gmm_components: int = param("methods", 2, "fedgmm: Gaussians over the prompts", symbol="M1", ge=1, le=16)
+    gmm_learners: int = param("methods", 2, "fedgmm: states that are mixed", symbol="M2", ge=1, le=16)
+    gmm_dims: int = param("methods", 8, "fedgmm: principal components of a prompt's embedding", ge=1, le=128)
+    gmm_ridge: float = param("methods", 0.1, "fedgmm: added to the covariances' diagonals", gt=0)
+    gmm_loss: Literal["sum", "mean"] = param(
+        "methods", "sum", "fedgmm: an item's loss in its responsibilities: of all its answer tokens, or their mean"
+    )
+    gmm_covariance: Literal["official", "pooled"] = param(
+        "methods", "official", "fedgmm: the server's covariance; the official mean drops the scatter between clients"
+    )
+    alore_blocks: int = param(
+        "methods", 4, "alore: blocks of a Kronecker sum; they divide the width", symbol="n", ge=1, le=64
+    )
+    glomo_beta: float = param(
+        "methods", 1.0, "fedglomo: the server's share of the new mean; 1: no global momentum", symbol="beta", gt=0, le=1
+    )
+    glomo_momentum: Share = param("methods", 1.0, "fedglomo: the clients' momentum; 0: plain SGD", symbol="m")
+
     # Who takes part, who is hostile, and how the server handles it
+    unseen: int = param(
+        "participation", 0, "the last so many clients never train; they are tested with what the others learned", ge=0
+    )
     sampled: int | None = param(
         "participation", None, "number of clients drawn for each round; null: all take part", ge=2
     )

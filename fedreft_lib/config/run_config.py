@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 DEPENDS_ON = {
     "data": ("model", "data", "tests"),  # the items of all clients, as the model reads them
     "training": ("model", "state", "data", "training"),  # local training from a given state
+    "hooks": ("methods",),  # what a method makes of a client before, in and after its training
 }
 
 

@@ -6,7 +6,7 @@ describes a state without a model: its tensors, which of them stay orthonormal, 
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -93,15 +93,20 @@ class Head(Part, Protocol):
 
 @dataclass(frozen=True)
 class Layout:
-    """The tensors of a client's state, and how it starts. head: None where the task needs none."""
+    """The tensors of a client's state, and how it starts.
+
+    head: None where the task needs none. extras: further tensors, which no module of the model reads, at their start.
+    """
 
     adapter: Adapter
     head: Head | None = None
+    extras: State = field(default_factory=dict)
 
     @cached_property
     def spec(self) -> Spec:
-        """Names and shapes: the adapter's, then the head's."""
-        return Spec.of({**self.adapter.shapes, **(self.head.shapes if self.head else {})})
+        """Names and shapes: the adapter's, then the head's, then those of the extras."""
+        extras = {name: tuple(tensor.shape) for name, tensor in self.extras.items()}
+        return Spec.of({**self.adapter.shapes, **(self.head.shapes if self.head else {}), **extras})
 
     @property
     def adapter_names(self) -> tuple[str, ...]:
@@ -123,7 +128,8 @@ class Layout:
     def start(self, init: str, seed: int) -> State:
         """A new state; one seed gives the same state on every machine."""
         generator = torch.Generator().manual_seed(seed)
-        return {**self.adapter.start(init, generator), **(self.head.start(generator) if self.head else {})}
+        drawn = {**self.adapter.start(init, generator), **(self.head.start(generator) if self.head else {})}
+        return {**drawn, **{name: tensor.clone() for name, tensor in self.extras.items()}}
 
 
 def is_finite(x: Tensor) -> bool:

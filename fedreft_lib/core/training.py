@@ -16,6 +16,12 @@ from torch import Tensor, nn
 from .rotation import Rotation
 from .state import State
 
+# (phi, start, moving, progress) -> what is added to a step's loss: the state, the state at the round's start, the names
+# of the tensors that move, and which share of the round's steps is done with this one. States may be stacked, (K, ...);
+# then it is the sum over them.
+Penalty = Callable[[State, State, Sequence[str], float], Tensor]
+Optimise = Callable[..., tuple[State, list[Tensor]]]
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -28,6 +34,7 @@ class Recipe:
     weight_decay: float = 0.0
     decayed: tuple[str, ...] = ("W", "b")
     clip: float = 1.0
+    optimiser: str = "adamw"  # or "sgd"
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ class Trainable:
         return {name: here[name] for name in self.names}
 
     def groups(self, weight_decay: float, decayed: tuple[str, ...]) -> list[dict]:
-        """AdamW's parameter groups. R never decays: decay would pull A to 0, the R of the round's start."""
+        """The optimiser's parameter groups. R never decays: decay would pull A to 0, the R of the round's start."""
         decays = {n for n in self.free if n.rsplit(".", 1)[-1] in decayed and n not in self.rotations}
         return [
             {"params": [t for n, t in self.free.items() if n in decays], "weight_decay": weight_decay},
@@ -92,22 +99,23 @@ def train(
     of: int | None = None,
     rotated: Sequence[str] = (),
     trains: Sequence[str] | None = None,
-    proximal: float = 0.0,
+    penalty: Penalty | None = None,
     device: torch.device | str = "cpu",
     on_step: Callable[[], object] = lambda: None,
+    optimiser: Optimise | None = None,
 ) -> Trained:
-    """`steps` steps of AdamW on the mean loss of a batch, from `state`.
+    """`steps` steps of the optimiser on the mean loss of a batch, from `state`.
 
     losses_of(indices, state): the losses (M,) of some of the `examples`, differentiable in the state. seed: of the
     batches. before, of: these are steps before + 1 to before + steps of a schedule of `of` steps; default: all of it.
-    rotated, trains: see Trainable. proximal: FedProx's mu; it adds mu / 2 times the squared distance to
-    `state`, over the tensors that move. device: where the state trains; it returns on the CPU.
+    rotated, trains: see Trainable. penalty: added to each step's loss. device: where the state trains; it returns on
+    the CPU. optimiser: a function like `optimise`, in its place.
 
     On a CPU, equal arguments give equal bits. A loss that is not finite raises nothing: admission refuses its state.
     """
     began = time.perf_counter()
     plan = batches(examples, recipe.batch_size, steps, seed)
-    trained, losses = optimise(
+    trained, losses = (optimiser or optimise)(
         state,
         lambda step, phi: losses_of(plan[step], phi).mean(),
         recipe,
@@ -116,7 +124,7 @@ def train(
         of=of,
         rotated=rotated,
         trains=trains,
-        proximal=proximal,
+        penalty=penalty,
         device=device,
         on_step=on_step,
     )
@@ -133,7 +141,7 @@ def optimise(
     of: int | None,
     rotated: Sequence[str],
     trains: Sequence[str] | None,
-    proximal: float,
+    penalty: Penalty | None,
     device: torch.device | str,
     on_step: Callable[[], object],
     clip: Callable[[list[Tensor], float], object] = nn.utils.clip_grad_norm_,
@@ -145,7 +153,8 @@ def optimise(
     """
     origin = {name: tensor.to(device) for name, tensor in state.items()}
     trainable = Trainable(origin, rotated=rotated, trains=trains)
-    optimiser = torch.optim.AdamW(trainable.groups(recipe.weight_decay, recipe.decayed), lr=recipe.lr)
+    kind = torch.optim.SGD if recipe.optimiser == "sgd" else torch.optim.AdamW
+    optimiser = kind(trainable.groups(recipe.weight_decay, recipe.decayed), lr=recipe.lr)
     losses = []
     for step in range(steps):
         for group in optimiser.param_groups:  # no torch scheduler: it makes the optimiser refer to itself
@@ -153,8 +162,8 @@ def optimise(
         phi = trainable.state()
         loss = loss_at(step, phi)
         objective = loss.sum()
-        if proximal:
-            objective = objective + proximal / 2 * sum((phi[n] - origin[n]).square().sum() for n in trainable.free)
+        if penalty:
+            objective = objective + penalty(phi, origin, tuple(trainable.free), (step + 1) / steps)
         optimiser.zero_grad(set_to_none=True)
         objective.backward()
         clip(list(trainable.free.values()), recipe.clip)

@@ -26,20 +26,26 @@ class Update:
 
 
 def refusals(
-    updates: Sequence[Update], before: Sequence[State], spec: Spec, norm_limit: float, train_size: int
+    updates: Sequence[Update],
+    before: Sequence[State],
+    spec: Spec,
+    norm_limit: float,
+    train_size: int,
+    told: Sequence[str] = (),
 ) -> list[str | None]:
     """For each update, why it must not be aggregated, or None.
 
     Each update is first checked by itself (`refusal`), then against the rest of the cohort. Its distance from `before`
     (its client's state at the round's start) must be at most `norm_limit` times the lower median of all distances. Its
     example count must be at most MOST_EXAMPLES times the lower median count, or at most `train_size`. With the lower
-    median, the smaller of two updates is the measure.
+    median, the smaller of two updates is the measure. told: names of tensors that are no part of these distances.
     """
     found = [refusal(update.state, update.examples, spec) for update in updates]
     left = [i for i, reason in enumerate(found) if reason is None]
     if not left:
         return found
-    steps = {i: _distance(updates[i].state, before[i]) for i in left}
+    moved = {i: {name: tensor for name, tensor in updates[i].state.items() if name not in told} for i in left}
+    steps = {i: _distance(moved[i], before[i]) for i in left}
     usual_step = _lower_median(list(steps.values()))
     usual_count = _lower_median([updates[i].examples for i in left])
     for i in left:

@@ -17,6 +17,7 @@ from ..config import RunConfig
 from ..core.interventions import INTERVENTIONS
 from ..core.notation import parse_layers, parse_positions
 from ..core.sites import Sites
+from ..core.state import Layout
 from ..data import FAMILIES, cuts
 from ..data.cuts import Cuts
 from ..data.partition import ClientData
@@ -87,7 +88,7 @@ def assemble(config: RunConfig, only: int | None = None, outputs: int = 0) -> Fe
     data = data_of(config)
     below = adapter.below if keeps(SteeredModel(backbone, adapter), config) else None
     federation = _build(data, backbone, below, Deal.of(partition_of(data, only)), outputs)
-    federation = replace(federation, model=SteeredModel(backbone, adapter, federation.model.head))
+    federation = replace(federation, model=model_of(config, backbone, adapter, federation.model.head))
     by_rule = config.objective == "choice" and not config.dropout and config.engine == "auto"
     return at_last_tokens(federation, config) if by_rule or config.engine == "last_token" else federation
 
@@ -145,12 +146,17 @@ def adapter_of(config: RunConfig, backbone: Backbone) -> Adapter:
     return AtSites(kind, Sites(layers, prefix, suffix, config.tied), config.rank, backbone.hidden_size)
 
 
+def model_of(config: RunConfig, backbone: Backbone, adapter: Adapter, head: Head | None) -> SteeredModel:
+    """The model, whose states have the extras that the config's method needs."""
+    return SteeredModel(backbone, adapter, head, METHODS[config.method].extras(Layout(adapter, head), config))
+
+
 def planned(config: RunConfig, classes: int = 2) -> SteeredModel:
     """The model of a run on a hub backbone, without weights: built from its known architecture, to count parameters."""
     model = skeleton(config.backbone)
     bare = Backbone(config.backbone, model, None, kind_of(model.config), find_layers(model), "")
     head = Head(bare.hidden_size, classes) if FAMILIES[config.benchmark].backbone == "encoder" else None
-    return SteeredModel(bare, adapter_of(config, bare), head)
+    return model_of(config, bare, adapter_of(config, bare), head)
 
 
 def needs(config: RunConfig) -> str:

@@ -5,7 +5,7 @@
 A client needs only its own data. So the same code runs for all clients in one process, and on a machine for each.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..config import RunConfig
 from ..core import mixing
@@ -13,6 +13,7 @@ from ..core.rotation import align, orthonormality_error, retract
 from ..core.state import Layout, Spec, State
 from ..core.training import Trained
 from ..methods import METHODS
+from ..methods.method import KEPT, TOLD
 from ..model import scoring
 from ..model.encoding import Client
 from ..model.steered import SteeredModel
@@ -47,13 +48,24 @@ def common_start(layout: Layout, config: RunConfig) -> State:
     return layout.start(config.init, derive(config.seed, "start"))
 
 
+def begun(model: SteeredModel, config: RunConfig, k: int, state: State, client: Client) -> State:
+    """The state with which client k (from 0) begins, from the common start."""
+    return {**state, **METHODS[config.method].start(model, config, k, state, client)}
+
+
 def sent_names(layout: Layout, config: RunConfig) -> tuple[str, ...]:
-    """Names of the tensors that a client sends: its method's choice, and the head unless it is private."""
+    """Names of the tensors that a client sends: its method's choice, the head unless it is private, sent extras."""
     method = METHODS[config.method]
     if not method.aggregate:
         return ()
     head = () if config.head == "private" else layout.head_names
-    return (*method.sends(layout.adapter_names, layout.kind, config), *head)
+    extras = (name for name in layout.extras if not name.startswith(KEPT))
+    return (*method.sends(layout.adapter_names, layout.kind, config), *head, *extras)
+
+
+def is_told(name: str) -> bool:
+    """Whether a client only reports this tensor: it is checked, but is no part of what is aggregated."""
+    return name.startswith(TOLD)
 
 
 def sent_spec(layout: Layout, config: RunConfig) -> Spec:
@@ -78,8 +90,10 @@ def make_update(
     sent = {tensor: state[tensor] for tensor in state if tensor in names}
     update = Update(name, sent, examples)
     if sent:
-        origin = {tensor: before[tensor] for tensor in sent}
-        update = attacks.sent_by(config, k, name, t, origin, sent, examples)
+        moved = {tensor: value for tensor, value in sent.items() if not is_told(tensor)}
+        origin = {tensor: before[tensor] for tensor in moved}
+        update = attacks.sent_by(config, k, name, t, origin, moved, examples)
+        update = replace(update, state={**update.state, **{n: value for n, value in sent.items() if is_told(n)}})
     kept = {tensor: value for tensor, value in state.items() if tensor not in names}
     fault = refusal(kept, examples, layout.spec.part([tensor for tensor in layout.spec.names if tensor not in names]))
     loss = sum(trained.losses) / len(trained.losses)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 
 from ..config import RunConfig
+from ..methods import METHODS
 from ..model.encoding import AnswerSet, ChoiceSet, LabelSet
 from ..model.fast.packed_attention import GIVEN
 
@@ -44,7 +45,12 @@ class Participant:
 
 
 def engine_of(config: RunConfig, device: torch.device, last_token: bool = False) -> str:
-    """The engine that "auto" means here. Dropout is drawn client by client, so "auto" then means one_by_one."""
+    """The engine that "auto" means here. Dropout is drawn client by client, so "auto" then means one_by_one.
+
+    Methods whose training needs more of a client than its state and its batches always go one by one.
+    """
+    if METHODS[config.method].one_by_one:
+        return "one_by_one"
     if config.engine != "auto":
         return config.engine
     if last_token:

@@ -11,7 +11,7 @@ from ..config import RunConfig
 from ..core.state import State
 from ..files import hash_of
 from ..methods import METHODS
-from ..methods.method import alike
+from ..methods.method import DEFAULTS
 from ..model import scoring
 from ..model.encoding import Client, Encoded, LabelSet
 from ..runs.client_states import ClientStates
@@ -45,7 +45,8 @@ def evaluate_all(
     gone, newest = participation.gone(config, t), held_for_all(memory or {})
     begin = common_start(federation.model.layout, config)
     head = {name: begin[name] for name in federation.model.layout.head_names}
-    own_shares = METHODS[config.method].test_share is not alike
+    method = METHODS[config.method]
+    own_shares = method.test_share is not DEFAULTS.test_share
     on_union: dict[tuple, list] = {}  # clients that share one state share its result
     who = range(len(federation.clients)) if who is None else who
     for k in tqdm(who, desc="testing", unit="client", disable=not progress, leave=False):
@@ -53,6 +54,9 @@ def evaluate_all(
         row = None if X is None else X[k if len(X) > 1 else 0]
         if row is not None and newest and k not in gone:
             row = federation.model.spec.row({**federation.model.spec.named(row), **newest})
+        if row is not None and method.deploy is not DEFAULTS.deploy:
+            state = method.deploy(federation.model, config, federation.model.spec.named(row), client, t)
+            row = federation.model.spec.row(state)
         ask = functools.partial(
             _scores, federation, config, head if row is None else federation.model.spec.named(row), client
         )

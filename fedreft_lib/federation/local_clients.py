@@ -9,11 +9,12 @@ from ..core.state import State
 from ..core.training import Trained
 from ..data.partition import classes_of, data_fingerprint
 from ..methods import METHODS
+from ..methods.method import DEFAULTS
 from ..model.heads import check_classes
 from ..runs.client_states import ClientStates
 from . import evaluation
 from .assembly import Federation
-from .client import ClientResult, ClientUpdate, common_start, make_update, take_answer
+from .client import ClientResult, ClientUpdate, begun, common_start, make_update, take_answer
 from .engine import engine_of
 from .training import participants, train_clients
 
@@ -69,15 +70,21 @@ class LocalClients:
 
 
 def start(federation: Federation, config: RunConfig) -> Tensor:
-    """X (N, P) before the first round. All clients have one start: an average of different bases R means nothing."""
+    """X (N, P) before the first round. All clients have one basis R: an average of different ones means nothing."""
     return enrolled(federation, config).all
 
 
 def enrolled(federation: Federation, config: RunConfig) -> ClientStates:
-    """`start` as ClientStates, without N copies in memory."""
+    """`start` as ClientStates; without N copies in memory, unless each client begins with something of its own."""
     method, everybody, layout = METHODS[config.method], participants(federation, config), federation.model.layout
     state = common_start(layout, config)
     if method.client_statistics:
         known = [method.client_statistics(federation.model, config, state, each) for each in federation.clients]
         state = method.initial_state(layout, config, state, known, max(each.steps for each in everybody))
-    return ClientStates(layout.spec.row(state), len(everybody))
+    own = {}
+    if method.start is not DEFAULTS.start:
+        own = {
+            k: layout.spec.row(begun(federation.model, config, k, state, client))
+            for k, client in enumerate(federation.clients)
+        }
+    return ClientStates(layout.spec.row(state), len(everybody), own)

@@ -7,6 +7,7 @@ drops out it trains, but nothing arrives: its work of the round is lost; all els
 late      it trains in round t, but its update arrives after round t is closed. In t it counts as away. In t + 1 it
           takes part with that update instead of training, and receives. After the last round the update is lost
 joins     it begins with the state that all clients began with
+unseen    away in every round, and tested all the same: with the newest state for all, where there is one
 
 Where a method's server holds one state for all (`Method.one_for_all`), a client that missed some of it gets the newest
 before it trains or is tested, as in FedAvg. Then only a client that is gone keeps an old state.
@@ -27,7 +28,7 @@ def gone(config: RunConfig, t: int) -> dict[int, str]:
 
 def away(config: RunConfig, t: int) -> dict[int, str]:
     """The clients (from 0) that are away in round t, with the reason."""
-    found = gone(config, t)
+    found = gone(config, t) | {k: "unseen" for k in range(config.clients - config.unseen, config.clients)}
     there = [k for k in range(config.clients) if k not in found]
     if config.sampled is not None and config.sampled < len(there):
         generator = torch.Generator().manual_seed(derive(config.seed, "sampled", t))
@@ -45,4 +46,4 @@ def is_late(config: RunConfig, k: int, t: int) -> bool:
 
 
 def some_miss_rounds(config: RunConfig) -> bool:
-    return bool(config.sampled or config.joins or config.leaves or config.drops or config.late)
+    return bool(config.unseen or config.sampled or config.joins or config.leaves or config.drops or config.late)

@@ -26,7 +26,7 @@ from ..runs.client_states import ClientStates
 from ..runs.round_mixing import RoundMixing
 from . import participation
 from .admission import Update, refusal, refusals
-from .client import ClientResult, ClientUpdate, sent_names, sent_spec
+from .client import ClientResult, ClientUpdate, is_told, sent_names, sent_spec
 
 # Prefixes of the names in the server's memory:
 LATE = "late."  # then the number of a client whose update arrives in the next round
@@ -131,7 +131,7 @@ def round_of(
         for i in updates.keys() - reasons.keys():
             weights[i] = updates[i].update.examples
         trained = [states.get(i, state) for i, state in enumerate(before)]
-        aggregate, to_all = _aggregated(layout, config, X, trained, weights, report.memory)
+        aggregate, to_all = _aggregated(layout, config, X, trained, weights, report.memory, who, clients.examples)
         answers = {i: to_all[i] for i in updates}
 
     results = clients.apply_answers(
@@ -154,7 +154,7 @@ def round_of(
     some_miss_it = len(after) < len(clients.names) or participation.some_miss_rounds(config)
     if method.one_for_all and after and (some_miss_it or held_for_all(memory)):
         first = next(iter(after))
-        names = {*answers[first], *sent_names(layout, config)}
+        names = {*answers[first], *(name for name in sent_names(layout, config) if not is_told(name))}
         report.memory |= {f"{FOR_ALL}{name}": after[first].state[name].clone() for name in sorted(names)}
     return torch.stack([spec.row(after[i].state if i in after else state) for i, state in enumerate(before)]), report
 
@@ -253,7 +253,8 @@ def _refused(
     rest = [i for i in updates if i not in reasons]
     origins = [{name: before[i][name] for name, _ in sent.shapes} for i in rest]
     if sent.shapes:
-        found = refusals([updates[i].update for i in rest], origins, sent, config.norm_limit, config.train_size)
+        told = tuple(filter(is_told, sent.names))
+        found = refusals([updates[i].update for i in rest], origins, sent, config.norm_limit, config.train_size, told)
         reasons |= {i: reason for i, reason in zip(rest, found, strict=True) if reason}
     for i, each in updates.items():
         note = reasons.get(i, "")
@@ -262,18 +263,32 @@ def _refused(
 
 
 def _aggregated(
-    layout: Layout, config: RunConfig, before: Tensor, trained: list[State], weights: Tensor, memory: State
+    layout: Layout,
+    config: RunConfig,
+    before: Tensor,
+    trained: list[State],
+    weights: Tensor,
+    memory: State,
+    who: list[int],
+    examples: Sequence[int],
 ) -> tuple[Aggregate, list[State]]:
-    """The aggregate, and the answer to each client. before: the clients' rows (n, P). Changes `memory` in place."""
-    method = METHODS[config.method]
+    """The aggregate, and the answer to each client.
+
+    before: the clients' rows (n, P). examples: of all clients, by number. Changes `memory` in place.
+    """
+    method, sent = METHODS[config.method], sent_names(layout, config)
     apart = layout.head_names if config.head == "averaged" else ()
-    spec = layout.spec.part([name for name in sent_names(layout, config) if name not in apart])
+    told = {name: torch.stack([state[name] for state in trained]) for name in sent if is_told(name)}
+    weights = method.weigh(weights, told, config)
+    spec = layout.spec.part([name for name in sent if name not in (*apart, *told)])
     X = torch.stack([spec.row({name: state[name] for name in spec.names}) for state in trained])
     x = layout.spec.columns(spec.names, before)
     if config.norm_clip is not None:
         X = norm_clipped(X, x, weights, config.norm_clip)
     aggregate = method.aggregate(X, weights, config)
-    answers = method.answer(Sent(X, x, weights, spec, config, layout.kind, memory), aggregate)
+    counts = tuple(examples[k] for k in who)
+    message = Sent(X, x, weights, spec, config, layout.kind, memory, tuple(who), counts, told, len(examples))
+    answers = method.answer(message, aggregate)
     if apart:
         shares = (weights / weights.sum()).tolist()
         head = {n: sum(p * state[n] for p, state in zip(shares, trained, strict=True)) for n in apart}

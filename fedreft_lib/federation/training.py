@@ -3,15 +3,17 @@
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from ..config import RunConfig
 from ..core.state import State
 from ..core.training import Trained, train
 from ..files import hash_of
 from ..methods import METHODS
-from ..methods.method import Phase
+from ..methods.method import DEFAULTS, Phase
 from ..model.encoding import AnswerSet, ChoiceSet, LabelSet
 from ..model.fast.cohort import train_together
 from ..model.steered import SteeredModel
@@ -51,8 +53,7 @@ def train_clients(
     trained: dict[int, Trained] = {}
     for group in cohorts({k: everybody[k] for k in states}, config, federation.model.backbone.device):
         clients, own = [everybody[k] for k in group], [states[k] for k in group]
-        seeds = [config.seed] * len(group)
-        compute = functools.partial(_trained, federation.model, config, own, clients, seeds, phases, t, on_step)
+        compute = functools.partial(_in_a_pass, federation, config, group, own, clients, phases, t, on_step)
         if t > 1:
             found = compute()
         else:
@@ -63,7 +64,7 @@ def train_clients(
                 names,
                 starts,
                 tuple(phases),
-                method.proximal(config),
+                _own_training(config),
                 str(config.parameters_of("training")),
                 config.rounds if config.schedule_over == "rounds" else None,
                 everybody[group[0]].last_token,
@@ -71,6 +72,36 @@ def train_clients(
             found = federation.remembered(key, compute)
         trained |= dict(zip(group, found, strict=True))
     return {k: trained[k] for k in states}
+
+
+def _in_a_pass(
+    federation: Federation,
+    config: RunConfig,
+    group: Sequence[int],
+    states: list[State],
+    clients: list[Participant],
+    phases: list[Phase],
+    t: int,
+    on_step: Callable[[], object],
+) -> list[Trained]:
+    """The clients of a group after all phases, with what the method makes of them before and after."""
+    method, model, seeds = METHODS[config.method], federation.model, [config.seed] * len(group)
+    if method.trains_as_usual:
+        return _trained(model, config, states, clients, seeds, phases, t, on_step)
+    of = [federation.clients[k] for k in group]
+    prepared = [method.prepare(model, config, state, own, t) for state, own in zip(states, of, strict=True)]
+    found = _trained(model, config, states, clients, seeds, phases, t, on_step, prepared)
+    each = zip(states, found, prepared, of, strict=True)
+    return [
+        replace(trained, state={**trained.state, **method.after(model, config, before, trained, ready, own, t)})
+        for before, trained, ready, own in each
+    ]
+
+
+def _own_training(config: RunConfig) -> str:
+    """What a method's own hooks of local training depend on; "" where it has none."""
+    method = METHODS[config.method]
+    return "" if method.trains_as_usual else f"{method.name} {config.parameters_of('hooks')}"
 
 
 def train_runs(
@@ -85,7 +116,8 @@ def train_runs(
     alike: dict[tuple, list[tuple[int, int, State, Participant]]] = {}
     for i, (federation, config, states) in enumerate(requests):
         everybody, model, method = participants(federation, config), federation.model, METHODS[config.method]
-        if not all(client.last_token for client in everybody):
+        by_itself = method.one_by_one or method.after is not DEFAULTS.after
+        if by_itself or not all(client.last_token for client in everybody):
             found[i] = train_clients(federation, config, states, t)
             continue
         phases = tuple(method.phases(model.layout.adapter_names, model.layout.kind, config, t))
@@ -93,7 +125,7 @@ def train_runs(
             client = everybody[k]
             kept, span = client.train.last[0][0], config.schedule_part(client.steps, t)
             # The adapter, not the shapes of its states: those of other layers or another intervention may be equal.
-            key = kept, model.adapter, config.recipe, phases, method.proximal(config), client.steps, span
+            key = kept, model.adapter, config.recipe, phases, _own_training(config), client.steps, span
             alike.setdefault(key, []).append((i, k, state, client))
     for (_, _, _, phases, *_), members in alike.items():
         federation, config, _ = requests[members[0][0]]
@@ -117,8 +149,12 @@ def _trained(
     phases: list[Phase],
     t: int,
     on_step: Callable[[], object],
+    prepared: Sequence[State] = (),
 ) -> list[Trained]:
-    """The clients after all phases of a round. All of them take the same number of steps. run_seeds: of their runs."""
+    """The clients after all phases of a round. All of them take the same number of steps. run_seeds: of their runs.
+
+    prepared: `Method.prepare` of each client, where they train one by one.
+    """
     found = [Trained(state, [], 0.0) for state in states]
     for i, phase in enumerate(phases):
         steps = clients[0].steps * (i + 1) // len(phases) - clients[0].steps * i // len(phases)
@@ -126,7 +162,8 @@ def _trained(
             continue
         again = (i,) if i else ()  # the first phase has the batches of a round with one phase
         seeds = [derive(s, "batches", t, c.name, *again) for s, c in zip(run_seeds, clients, strict=True)]
-        parts = _phase(model, config, [each.state for each in found], clients, phase, steps, t, seeds, on_step)
+        ready = prepared[0] if prepared else {}
+        parts = _phase(model, config, [each.state for each in found], clients, phase, steps, t, seeds, on_step, ready)
         found = [
             Trained(part.state, each.losses + part.losses, each.seconds + part.seconds)
             for each, part in zip(found, parts, strict=True)
@@ -144,19 +181,23 @@ def _phase(
     t: int,
     seeds: Sequence[int],
     on_step: Callable[[], object],
+    ready: State,
 ) -> list[Trained]:
+    method = METHODS[config.method]
     how = {
         "steps": steps,
         **dict(zip(("before", "of"), config.schedule_part(steps, t), strict=True)),
         "trains": (*phase.trains, *model.layout.head_names),
-        "proximal": METHODS[config.method].proximal(config),
+        "penalty": method.penalty(config),
         "on_step": on_step,
     }
     if len(clients) > 1:
         datas = [client.train for client in clients]
         return train_together(model, states, datas, config.recipe, seeds=seeds, share=phase.share, **how)
     (state,), (client,), (seed,) = states, clients, seeds
-    return [train_client(model, state, client.train, config, seed=seed, share=phase.share, **how)]
+    share = ready[phase.share] if isinstance(phase.share, str) else phase.share
+    how |= {"share": share, "weights": ready[phase.weights] if phase.weights else None}
+    return [train_client(model, state, client.train, config, seed=seed, optimiser=method.optimiser(config), **how)]
 
 
 def train_client(
@@ -166,13 +207,22 @@ def train_client(
     config: RunConfig,
     *,
     seed: int,
-    share: float | None = None,
+    share: float | Tensor | None = None,
+    weights: Tensor | None = None,
     **how,
 ) -> Trained:
-    """`core.training.train` on one client's data. share: the local branch's, for states that have one."""
+    """`core.training.train` on one client's data.
 
-    def losses(indices: Sequence[int], phi: State) -> torch.Tensor:
-        return data.losses(model, indices, phi, share=share, dropout=config.dropout)
+    share: the branches', for states that have some, see `model.encoding.rows_share`. weights (items,): how many times
+    each item's losses count.
+    """
+
+    def losses(indices: Sequence[int], phi: State) -> Tensor:
+        found = data.losses(model, indices, phi, share=share, dropout=config.dropout)
+        if weights is None:
+            return found
+        each = weights[list(indices)].repeat_interleave(torch.tensor([data.losses_in(i) for i in indices]))
+        return each.to(found) * found
 
     with torch.random.fork_rng(enabled=config.dropout > 0):
         if config.dropout > 0:

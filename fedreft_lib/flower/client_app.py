@@ -23,6 +23,7 @@ import torch
 from flwr.app import Context, RecordDict
 
 from ..config import RunConfig
+from ..core.state import State
 from ..data.partition import classes_of
 from ..errors import ConfigError, FedReFTError
 from ..federation import client, evaluation, server
@@ -77,10 +78,15 @@ class Node:
                 return spec.row(state)
         raise FedReFTError(f"client {self.k + 1} has no state of before round {before} as the server holds it")
 
+    def begun(self, start: State) -> State:
+        """The state with which this client begins, from the common start."""
+        return client.begun(self.model, self.config, self.k, start, self.federation.clients[self.k])
+
     def _rows(self, before: int) -> Iterator[torch.Tensor]:
         """Its states from before a round, the newest first; the last one is the seed's start."""
         yield from self.files.rows(before)
-        yield self.model.spec.row(client.common_start(self.model.layout, self.config))
+        start = client.common_start(self.model.layout, self.config)
+        yield self.model.spec.row(self.begun(start))
 
 
 def hello(node: Node, records_: RecordDict) -> RecordDict:
@@ -108,7 +114,7 @@ def statistics(node: Node, records_: RecordDict) -> RecordDict:
 
 
 def begin(node: Node, records_: RecordDict) -> RecordDict:
-    node.files.keep_start(node.model.spec.row(records.tensors(records_)))
+    node.files.keep_start(node.model.spec.row(node.begun(records.tensors(records_))))
     return records.packed({})
 
 

@@ -20,7 +20,7 @@ from ..data.partition import joint_fingerprint
 from ..errors import ConfigError, FedReFTError
 from ..federation import client, server
 from ..federation.admission import Update
-from ..federation.assembly import adapter_of
+from ..federation.assembly import adapter_of, model_of
 from ..federation.client import ClientResult, ClientUpdate
 from ..federation.rounds import rest_of, same_backbone
 from ..files import hash_of
@@ -29,7 +29,6 @@ from ..model.adapters import Adapter
 from ..model.heads import Head, check_classes
 from ..model.identity import may_be_same
 from ..model.shared import shared_backbone
-from ..model.steered import SteeredModel
 from ..runs.client_states import ClientStates
 from ..runs.results import Run
 from ..runs.store import Store
@@ -80,7 +79,7 @@ class FlowerClients:
                 )
         self.common["outputs"] = outputs = max(each["outputs"] for each in known)
         adapter: Adapter = adapter_of(config, backbone)
-        self.model = SteeredModel(backbone, adapter, Head(backbone.hidden_size, outputs) if outputs else None)
+        self.model = model_of(config, backbone, adapter, Head(backbone.hidden_size, outputs) if outputs else None)
         self.sent = client.sent_names(self.model.layout, config)
         check_classes({each["name"]: each["classes"] for each in known}, config)
 

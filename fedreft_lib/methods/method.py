@@ -14,29 +14,40 @@ from ..config import RunConfig
 from ..core.aggregation import Aggregate, mean
 from ..core.mixing import mix_with
 from ..core.state import Layout, Spec, State
+from ..core.training import Optimise, Penalty, Trained
 from ..model.encoding import Client, Encoded
 from ..model.steered import SteeredModel
 from .branches import Branches, Kind
 
 Names = Sequence[str]
 
+# A client's state may have extras: tensors that no module reads. How a name begins says what happens to its tensor. An
+# extra whose name begins otherwise is sent and aggregated with the rest.
+TOLD = "told."  # reported with each update: checked, but never aggregated
+KEPT = "kept."  # private: never sent
+
 
 @dataclass(frozen=True)
 class Phase:
     """A part of local training: the tensors that it trains. A round's steps are divided evenly among its phases.
 
-    share: the local branch's, for states that have one (None: the share of the state's kind).
+    share: for states that have branches (None: the shares of the state's kind): the local branch's, or the name of an
+    entry of `Method.prepare`, (items,) or (items, branches). weights: the name of an entry (items,): each item's loss
+    then counts so many times.
     """
 
     trains: tuple[str, ...]
-    share: float | None = None
+    share: float | str | None = None
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
 class Sent:
     """What reached the server: X (N, Q) with its spec, the same tensors before the round (N, Q), and weights (N,).
 
-    memory: tensors that the server keeps between rounds. A hook may change nothing else.
+    who: the clients' numbers (from 0). examples: their example counts, also where an update was refused. told: what
+    they reported, (N, ...) by name. of_all: how many clients there are. memory: tensors that the server keeps between
+    rounds. A hook may change nothing else.
     """
 
     X: Tensor
@@ -46,6 +57,10 @@ class Sent:
     config: RunConfig
     kind: Kind | Branches
     memory: State = field(default_factory=dict)
+    who: tuple[int, ...] = ()
+    examples: tuple[int, ...] = ()
+    told: State = field(default_factory=dict)
+    of_all: int = 0
 
 
 def ending(names: Names, *tensors: str) -> tuple[str, ...]:
@@ -89,6 +104,18 @@ def alike(model: SteeredModel, config: RunConfig, state: State, client: Client, 
     return None
 
 
+def no_tensors(*_) -> State:
+    return {}
+
+
+def as_it_was(weights: Tensor, told: State, config: RunConfig) -> Tensor:
+    return weights
+
+
+def as_it_stands(model: SteeredModel, config: RunConfig, state: State, client: Client, t: int) -> State:
+    return state
+
+
 @dataclass(frozen=True)
 class Method:
     """A federated method.
@@ -97,13 +124,25 @@ class Method:
     that was not admitted has weight 0, and its row of X is its state before the round. None: clients send nothing.
     mixing(config): the share that a client takes in: a number, "scheduled" or "adaptive".
     state_kind(kind, config): the kind of a client's state. phases(names, kind, config, t): what it trains in round t.
-    sends(names, kind, config): the tensors that it sends. proximal(config): FedProx's mu.
+    sends(names, kind, config): the tensors that it sends. penalty(config): what is added to a step's loss, or None.
+    optimiser(config): a function like `core.training.optimise` in its place, or None.
     client_statistics(model, config, state, client): tensors about its data that a client sends before the first round;
     None or {} for most methods. initial_state(layout, config, state, statistics, steps): the state that all start from,
     given these statistics. steps: the most that one client takes in a round.
     one_for_all: the server sends one answer to all, and every client takes it whole. It is the federation's state.
     answer(sent, aggregate): what each client receives. apply_answer(layout, state, answer, lam, config, t): its next
-    state. test_share(model, config, state, client, part): for states with a local branch, its share in each test item.
+    state. test_share(model, config, state, client, part): for states with a local branch, its share in each test item;
+    or (items, branches).
+
+    Some methods need more of a client than its adapter:
+    extras(layout, config): further tensors of a state at their start, see TOLD and KEPT.
+    start(model, config, k, state, client): the tensors with which client k (from 0) does not begin as the others do.
+    prepare(model, config, state, client, t): before the training of round t, what its training items are to have: their
+    weights or shares, see Phase. `state` is the one that it received.
+    after(model, config, before, trained, prepared, client, t): after training, the new values of extras and others.
+    weigh(weights, told, config): the weights (N,) of the clients, from their example counts and what they told, {name:
+    (N, ...)}; 0 stays 0. They are used in `aggregate` and for the head's mean.
+    deploy(model, config, state, client, t): the state with which a client is tested after round t.
     """
 
     name: str
@@ -114,12 +153,33 @@ class Method:
     state_kind: Callable[[Kind, RunConfig], Kind | Branches] = as_it_is
     phases: Callable[[Names, Kind | Branches, RunConfig, int], list[Phase]] = everything
     sends: Callable[[Names, Kind | Branches, RunConfig], tuple[str, ...]] = by_sharing
-    proximal: Callable[[RunConfig], float] = lambda config: 0.0
+    penalty: Callable[[RunConfig], Penalty | None] = lambda config: None
+    optimiser: Callable[[RunConfig], Optimise | None] = lambda config: None
     client_statistics: Callable[[SteeredModel, RunConfig, State, Client], State] | None = None
     initial_state: Callable[[Layout, RunConfig, State, Sequence[State], int], State] | None = None
     answer: Callable[[Sent, Aggregate], list[State]] = rows
     apply_answer: Callable[[Layout, State, State, float, RunConfig, int], State] = mix_in
     test_share: Callable[[SteeredModel, RunConfig, State, Client, Encoded], Tensor | None] = alike
+    extras: Callable[[Layout, RunConfig], State] = no_tensors
+    start: Callable[[SteeredModel, RunConfig, int, State, Client], State] = no_tensors
+    prepare: Callable[[SteeredModel, RunConfig, State, Client, int], State] = no_tensors
+    after: Callable[[SteeredModel, RunConfig, State, Trained, State, Client, int], State] = no_tensors
+    weigh: Callable[[Tensor, State, RunConfig], Tensor] = as_it_was
+    deploy: Callable[[SteeredModel, RunConfig, State, Client, int], State] = as_it_stands
+
+    @property
+    def trains_as_usual(self) -> bool:
+        """Whether local training depends on the state, the data, the phases and the recipe alone."""
+        return all(getattr(self, name) is getattr(DEFAULTS, name) for name in OF_TRAINING)
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether its clients cannot train in one pass: each has weights, shares or an optimiser of its own."""
+        return self.prepare is not no_tensors or self.optimiser is not DEFAULTS.optimiser
+
+
+DEFAULTS = Method("", aggregate=None)
+OF_TRAINING = ("penalty", "optimiser", "prepare", "after")  # hooks that local training depends on, next to the phases
 
 
 def weighted_mean(X: Tensor, weights: Tensor, config: RunConfig) -> Aggregate:

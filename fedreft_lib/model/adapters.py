@@ -20,7 +20,7 @@ from ..core.sites import Positions, Sites, edited, unstacked
 from ..core.state import State
 from ..errors import FedReFTError
 from .backbone import Backbone
-from .fast.owners import Lines, edit_by_owner
+from .fast.owners import Lines, as_columns, edit_by_owner
 from .linears import Place, places
 from .tokens import Batch
 
@@ -158,9 +158,9 @@ class InLinears:
         Raises FedReFTError where the model does not use a module in the usual way: by calling it, on rows of tokens.
         """
         of_row = batch.rows if batch.packed else slice(None)
-        share = None if batch.share is None else batch.share[of_row][:, None, None]
+        share = None if batch.share is None else as_columns(batch.share)[of_row][:, None]
         if share is not None and batch.packed:
-            share = share.transpose(0, 1)  # (1, N, 1), as its tokens are
+            share = share.transpose(0, 1)  # (1, N, n), as its tokens are
         of_each = self._of_each(batch, len(next(iter(state.values()))))
         rows = None
         if share is not None or batch.owners is not None:
@@ -239,7 +239,7 @@ class InLinears:
             return lines.lined_up(rows).flatten(1, 2)
 
         if "share" in phi:
-            phi = {**phi, "share": of_states(phi["share"].expand(-1, tokens, 1))}
+            phi = {**phi, "share": of_states(phi["share"].expand(-1, tokens, -1))}
         return lines.taken_back(self.kind.delta(of_states(x), phi).unflatten(1, (-1, tokens)))
 
 

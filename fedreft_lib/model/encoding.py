@@ -49,7 +49,7 @@ class Encoded:
     ) -> Batch:
         """The items at `indices` as a batch.
 
-        share: the local branch's (see methods.branches.Blend), one number, or one for each item of the whole set.
+        share: see `rows_share`.
         owners: the number of each row's state, where rows have their own.
         """
         hidden = None if self.hidden is None else [self.hidden[i] for i in indices]
@@ -73,7 +73,10 @@ class Encoded:
 
 
 def rows_share(share: float | Tensor | None, indices: Sequence[int], device: torch.device) -> Tensor | None:
-    """The shares (B,) of a batch's rows: one `share` for all, or each row's own from share (items,)."""
+    """The shares (B,) or (B, n) of a batch's rows, for states that have branches (methods.branches).
+
+    share: the local branch's share of two, for all or for each item, (items,); or each item's shares of n, (items, n).
+    """
     if share is None:
         return None
     every = share[list(indices)] if isinstance(share, Tensor) else torch.full((len(indices),), float(share))

@@ -39,7 +39,7 @@ def left_out(model: PreTrainedModel) -> str:
 
 
 class Continuation:
-    """The continuation of prompts that a state steers. share, owners (B,): of the prompts, see `Batch`."""
+    """The continuation of prompts that a state steers. share, owners: of the prompts, see `Batch`."""
 
     def __init__(self, model: Readable, state: State | None, share: Tensor | None, owners: Tensor | None):
         self.model, self.state, self.share, self.owners = model, state, share, owners

@@ -41,10 +41,10 @@ class SteeredModel:
     1032
     """
 
-    def __init__(self, backbone: Backbone, adapter: Adapter, head: Head | None = None):
+    def __init__(self, backbone: Backbone, adapter: Adapter, head: Head | None = None, extras: State | None = None):
         self.backbone, self.adapter, self.head = backbone, adapter, head
         self._ways: Ways | None = None  # None: the fastest correct ways
-        self.layout = Layout(adapter, head)
+        self.layout = Layout(adapter, head, extras or {})
 
     @property
     def spec(self) -> Spec:
@@ -89,7 +89,7 @@ class SteeredModel:
 
     def read_by(self, ways: Ways) -> "SteeredModel":
         """The same model, read in the given ways, whether they are correct or not."""
-        other = SteeredModel(self.backbone, self.adapter, self.head)
+        other = SteeredModel(self.backbone, self.adapter, self.head, self.layout.extras)
         other._ways = ways
         return other
 
@@ -195,7 +195,7 @@ class SteeredModel:
     ) -> Cached | Uncached:
         """The continuation of the prompts, token by token, in texts of up to `longest` tokens.
 
-        share, owners (B,): see `Batch`.
+        share, owners: see `Batch`.
         """
         how = Cached if self.ways(longest, writes=True).cached else Uncached
         return how(prompts, self, state and self.moved(state), share, owners)
@@ -299,7 +299,8 @@ class SteeredModel:
     @contextmanager
     def steered(self, layers, batch: Batch, state: State | None, dropout: float = 0.0) -> Iterator[None]:
         """In this context, `state` steers the next forward pass over the batch, through the blocks `layers`."""
-        state = {n: tensor for n, tensor in self.moved(state or {}).items() if n not in self.layout.head_names}
+        unread = (*self.layout.head_names, *self.layout.extras)
+        state = {n: tensor for n, tensor in self.moved(state or {}).items() if n not in unread}
         if not state:  # nothing, or only a head
             yield
             return

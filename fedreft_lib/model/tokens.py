@@ -79,7 +79,7 @@ class Batch:
     targets: Tensor  # (M, 4): row, column of the predicting token, column of the answer token, number of the answer
     segments: Tensor | None = None  # (B, T), for encoders that distinguish the two texts of a pair
     hidden: Tensor | None = None
-    share: Tensor | None = None  # (B,), see methods.branches.Blend
+    share: Tensor | None = None  # (B,) or (B, n), see `encoding.rows_share`
     owners: Tensor | None = None  # (B,), the number of each row's state where there are several, see fast/owners.py
     ways: Ways = TOGETHER
     items: Tensor | None = None  # (B,), the sequence of each row, where a sequence has a row for each answer

@@ -330,6 +330,13 @@ def test_each_single_parameter_changes_the_run_id():
         "sampled": 2, "joins": [[1, 2]], "leaves": [[1, 2]], "drops": [[1, 2]], "late": [[1, 2]], "hostile": 1,
         "attack": "noise", "attack_scale": 2.0, "norm_limit": 9.0, "norm_clip": 2.0, "min_clients": 3, "byzantine": 0,
         "engine": "cohort", "agreement": 0.9, "objective": "choice", "schedule_over": "rounds", "item_scores": True,
+        "optimiser": "sgd", "unseen": 1, "ranks": [1, 2, 4, 8], "client_layers": ["0-1", "2-3", "1-2", "all"],
+        "lorar_gain": "exact", "lorar_counts": False, "fair_lambda": 0.5, "tune_steps": 2, "flood_boost": 2.0,
+        "flood_share": 0.5, "flood_tau": 2.0, "flood_score": "confidence", "vra_gamma": 0.5, "vra_a": 0.5, "vra_d": 0.5,
+        "ppa_mu": 0.5, "ppa_growth": "constant", "ppa_weights": "uniform", "hl_weights": "blend", "hl_deploy": "full",
+        "experts": 2, "active": [1, 2, 1, 2], "flame_t": 1.0, "flame_scale": "one", "ins_pool": 4, "ins_top": 2,
+        "ins_pull": 0.5, "gmm_components": 3, "gmm_learners": 3, "gmm_dims": 4, "gmm_ridge": 0.5, "gmm_loss": "mean",
+        "gmm_covariance": "pooled", "alore_blocks": 2, "glomo_beta": 0.5, "glomo_momentum": 0.5,
     }  # fmt: skip
     apart = {"benchmark", "sharing", "align", "data_dir"}  # which go with others only
     assert set(others) | apart == set(RunConfig.model_fields)

@@ -37,7 +37,11 @@ def trained(state, recipe, losses_of=squares, **how):
     return train(state, losses_of, EXAMPLES, recipe, **{"steps": 8, "seed": 5, **how})
 
 
-def written_out(state, recipe, *, steps=8, seed=5, rotated=(), trains=("R", "W", "b"), proximal=0.0):
+def near_the_start(phi, start, moving, progress):
+    return 1.5 * sum(((phi[name] - start[name]) ** 2).sum() for name in moving)
+
+
+def written_out(state, recipe, *, steps=8, seed=5, rotated=(), trains=("R", "W", "b"), penalty=None):
     """Training as its description says it, with AdamW's formulas (Loshchilov and Hutter 2019) and torch's autograd."""
     beta1, beta2, eps = 0.9, 0.999, 1e-8
     rotations = {name: Rotation(state[name]) for name in rotated if name in trains}
@@ -53,7 +57,7 @@ def written_out(state, recipe, *, steps=8, seed=5, rotated=(), trains=("R", "W",
         phi = at(free)
         loss = squares(indices, phi).mean()
         pull = sum(((phi[name] - state[name]) ** 2).sum() for name in free)
-        gradients = torch.autograd.grad(loss + proximal / 2 * pull, list(free.values()))
+        gradients = torch.autograd.grad(loss + (1.5 * pull if penalty else 0), list(free.values()))
         norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in gradients))
         lr = recipe.lr * learning_rate(step - 1, steps, recipe.warmup, recipe.schedule)
         moved = {}
@@ -76,7 +80,7 @@ def written_out(state, recipe, *, steps=8, seed=5, rotated=(), trains=("R", "W",
         ({"rotated": ("R",)}, {"schedule": "linear", "clip": 0.8}),
         ({}, {"schedule": "constant", "clip": 1.2, "decayed": ("R", "b")}),
         ({"rotated": ("R",), "trains": ("W", "b")}, {"schedule": "linear", "clip": 0.5}),
-        ({"rotated": ("R",), "proximal": 3.0}, {"schedule": "constant", "clip": 2.0, "batch_size": 3}),
+        ({"rotated": ("R",), "penalty": near_the_start}, {"schedule": "constant", "clip": 2.0, "batch_size": 3}),
     ],
     ids=["R orthonormal", "R free", "some tensors alone", "held near the start"],
 )

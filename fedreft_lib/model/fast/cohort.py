@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.state import State
-from ...core.training import Recipe, Trained, batches, optimise
+from ...core.training import Penalty, Recipe, Trained, batches, optimise
 from ..encoding import AnswerSet, LabelSet
 from ..steered import SteeredModel
 
@@ -38,7 +38,7 @@ def train_together(
     of: int | None = None,
     trains: Sequence[str] | None = None,
     share: float | None = None,
-    proximal: float = 0.0,
+    penalty: Penalty | None = None,
     on_step: Callable[[], object] = lambda: None,
 ) -> list[Trained]:
     """`core.training.train` for each client's state, data and seed; without dropout, whose draws would differ.
@@ -67,7 +67,7 @@ def train_together(
     stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
     trained, losses = optimise(
         stacked, loss_at, recipe, steps=steps, before=before, of=of, rotated=model.layout.rotated, trains=trains,
-        proximal=proximal, device=model.backbone.device, on_step=everybodys_step, clip=clip_each,
+        penalty=penalty, device=model.backbone.device, on_step=everybodys_step, clip=clip_each,
     )  # fmt: skip
     each = torch.stack(losses, 1).tolist()
     seconds = (time.perf_counter() - began) / len(states)

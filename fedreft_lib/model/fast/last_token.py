@@ -75,7 +75,7 @@ class LastTokens:
     ) -> Tensor:
         """Logits (B, O) of the options of the texts with these numbers: log-likelihoods up to one number for each text.
 
-        -inf where a text has fewer than O options. share, owners (B,): see `tokens.Batch`.
+        -inf where a text has fewer than O options. share, owners: see `tokens.Batch`.
         """
         which = torch.tensor(numbers, device=self.h.device)
         rows = torch.arange(len(numbers), device=which.device)
@@ -85,6 +85,7 @@ class LastTokens:
         with ExitStack() as stack:
             stack.enter_context(model.replaced(blocks))
             if state:
+                state = {name: tensor for name, tensor in state.items() if name not in model.layout.extras}
                 edit = edit_by_owner(model.adapter.kind, model.moved(state), positions, share=share, owners=owners)
                 stack.enter_context(edited(dict(enumerate(blocks, first)), edit, model.adapter.sites, positions))
             hidden = base(

@@ -42,7 +42,7 @@ def edit_by_owner(
     """The edit of each row's own state, for `core.sites.edited`. `core.sites.intervene` is the plain counterpart.
 
     owners (B,): the number of each row's state, where the tensors of `state` are those of K states, (K, S, ...); None:
-    one state. share (B,): for interventions with two branches, each row's share of the local one, as phi["share"].
+    one state. share (B,) or (B, n): for interventions with branches, each row's shares, as phi["share"].
     """
     if owners is None:  # one state: number 0 of one
         state = {name: tensor.unsqueeze(0) for name, tensor in state.items()}
@@ -51,13 +51,19 @@ def edit_by_owner(
     lines = {group: Lines(each, states) for group, each in own.items()}
     shares = {}
     if share is not None:
-        shares = {group: {"share": lines[group].lined_up(share[row, None])} for group, row in positions.rows.items()}
+        each = as_columns(share)
+        shares = {group: {"share": lines[group].lined_up(each[row])} for group, row in positions.rows.items()}
 
     def edit(h: Tensor, site: int, group: str) -> Tensor:
         phi = {**per_site[site], **shares.get(group, {})}
         return lines[group].taken_back(kind.edit(lines[group].lined_up(h), phi))  # (K, m, d) in between
 
     return edit
+
+
+def as_columns(share: Tensor) -> Tensor:
+    """Shares (B,) or (B, n) as (B, n), n = 1 for the former."""
+    return share.view(len(share), -1)
 
 
 def filled(places: Tensor) -> Tensor:
