@@ -9,6 +9,7 @@ from .fields import Fields
 
 # The methods for which `sharing` chooses what clients send. All other methods determine that themselves.
 SHARES_BY_NAME = ("fedavg", "fedreft", "fedprox", "fedadam", "placebo")
+LEAST = 4  # held-out items of a calibrated NLL, see data.grading.calibration
 WITHOUT_IDENTITY = ("consreft",)  # no state of it leaves every hidden state unchanged
 
 
@@ -108,6 +109,15 @@ def check(config: Fields) -> None:
     _check_participation(config)
     if len(config.mixing_range) != 2:
         raise ValueError(f"mixing_range must be two shares, first and last, got {list(config.mixing_range)}")
+    if config.mixing == "adaptive" and config.adaptive_by == "calibrated":
+        if config.benchmark != "glue" and config.objective != "choice":
+            raise ValueError(
+                'adaptive_by="calibrated" compares choices or classes: it needs objective="choice" or glue'
+            )
+        if config.held_out_size < LEAST:
+            raise ValueError(
+                f'adaptive_by="calibrated" needs held_out_size of at least {LEAST}, got {config.held_out_size}'
+            )
     if not config.mixing_grid:
         raise ValueError("mixing_grid must have at least one candidate")
 

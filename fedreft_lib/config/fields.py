@@ -208,6 +208,11 @@ class Fields(BaseModel):
         "share of the others' aggregate that a client takes in; its rule is not printed",
         symbol="lambda",
     )
+    adaptive_by: Literal["loss", "calibrated"] = param(
+        "exchange",
+        "loss",
+        'mixing="adaptive": what decides, the loss in training or the calibrated NLL of the choices (data.grading)',
+    )
     mixing_range: Shares = param(
         "exchange", (0.0, 0.5), 'first and last round\'s lambda of mixing="scheduled", linear between'
     )

@@ -62,8 +62,11 @@ def _value(word: str) -> int | float | str:
 
 
 def method_of(words: str) -> dict[str, Any]:
-    """RunConfig's fields in "fedreft mean 0.05": method, aggregation, mixing; the last ones may be missing."""
-    return dict(zip(("method", "aggregation", "mixing"), map(_value, words.split()), strict=False))
+    """RunConfig's fields in "fedreft mean 0.05" or "fedreft mean adaptive calibrated", see OF_A_METHOD.
+
+    The last ones may be missing.
+    """
+    return dict(zip(OF_A_METHOD, map(_value, words.split()), strict=False))
 
 
 def _changes(fields: dict[str, Any]) -> dict[str, Any]:
@@ -84,7 +87,8 @@ def _factor(line: list) -> list:
 
 COUNT = Annotated[int, Field(ge=1)]
 CHANGES = Annotated[dict[str, Any], AfterValidator(_changes)]
-METHODS = _words("method", "aggregation", "mixing")
+OF_A_METHOD = ("method", "aggregation", "mixing", "adaptive_by")
+METHODS = _words(*OF_A_METHOD)
 OWN = {
     "output_dir": Own(str | Path, "../outputs/mine"),
     "seeds": Own(_many(_field("seed")), [0, 1, 2]),

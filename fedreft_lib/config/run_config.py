@@ -92,12 +92,14 @@ class RunConfig(Fields):
 
     @property
     def mixing_name(self) -> str:
-        """How the mixing weight is set: "none", "fixed 0.3", "scheduled 0.0->0.5" or "adaptive"."""
+        """How lam is set: "none", "fixed 0.3", "scheduled 0.0->0.5", "adaptive" or "adaptive calibrated"."""
         if self.method not in ("fedreft", "placebo"):
             return "none"
         if self.mixing == "scheduled":
             return "scheduled {}->{}".format(*self.mixing_range)
-        return self.mixing if isinstance(self.mixing, str) else f"fixed {self.mixing}"
+        if self.mixing == "adaptive":
+            return "adaptive" if self.adaptive_by == "loss" else f"adaptive {self.adaptive_by}"
+        return f"fixed {self.mixing}"
 
     @property
     def recipe(self) -> "Recipe":

@@ -118,7 +118,8 @@ def take_answer(
 
     candidates = sorted(set(config.mixing_grid))
     after = [apply_answer(layout, config, t, state, answer, lam).state for lam in candidates]
-    found = dict(zip(candidates, scoring.losses(model, after, client.held_out, config.batch_size), strict=True))
+    compare = scoring.losses if config.adaptive_by == "loss" else scoring.calibrated_losses
+    found = dict(zip(candidates, compare(model, after, client.held_out, config.batch_size), strict=True))
     lam, losses = mixing.adaptive(config.mixing_grid, 1, lambda place, lam: found[lam])
     tried = dict(zip(candidates, losses[0].tolist(), strict=True))
     return apply_answer(layout, config, t, state, answer, float(lam[0]), tried)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config import RunConfig
-from ..data import FAMILIES, Item
+from ..data import FAMILIES, Item, agreement
 from ..data.agreement import Text
 from ..data.file_hashes import hash_or_none
 from ..data.own_files.row_files import noting
@@ -15,7 +15,7 @@ from ..data.partition import ClientData, Pool, check_disjoint, drop_repeats, own
 from ..errors import DataError, NoFileError
 from ..model.identity import backbone_identity
 from .attacks import with_flipped_labels
-from .labelling import labelled
+from .labelling import labelled, seen
 
 REMEMBERED = 8  # partitions
 _remembered: dict[tuple[RunConfig, int | None, str], tuple[dict[Path, str | None], list[ClientData]]] = {}
@@ -31,6 +31,14 @@ class Deal:
     @classmethod
     def of(cls, clients: Sequence[ClientData]) -> "Deal":
         return cls(tuple(client.fingerprint for client in clients), tuple(clients))
+
+
+def counted(config: RunConfig) -> tuple[float, float]:
+    """Counted on the texts of benchmark="agreement": which share of labels two clients agree on, and the accuracy of the
+    best single rule for all, both in percent. `data.agreement` has the formulas."""
+    e, w = seen(texts_of(config), config), agreement.rules(config.clients, config.agreement, config.seed)
+    y = agreement.labels(e, w)
+    return 100 * agreement.share_agreed(y), agreement.shared_accuracy(y, e, w)
 
 
 def data_of(config: RunConfig) -> RunConfig:

@@ -1,7 +1,8 @@
 """The scores of a state: from the likelihood of each choice, from generated text, or from a head's outputs."""
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import singledispatch
 
 import torch
@@ -16,6 +17,7 @@ from ..data.grading.numbers import graded
 from ..data.grading.rouge import rouge_l
 from ..data.grading.styles import STYLES
 from ..data.grading.words import glued
+from ..errors import ConfigError
 from .encoding import AnswerSet, ChoiceSet, LabelSet, TextSet, rows_share
 from .steered import SteeredModel
 from .tokens import by_length
@@ -44,13 +46,53 @@ def losses(
     """`loss` of each of several states; in common passes where texts are read at their last tokens."""
     if not isinstance(data, ChoiceSet) or data.last is None:
         return [loss(model, state, data, batch_size) for state in states]
-    stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
     total = torch.zeros(len(states), dtype=torch.float64)
-    for indices in data.in_passes(batch_size):
-        owners = torch.arange(len(states), device=model.backbone.device).repeat_interleave(len(indices))
-        found = data.losses(model, indices * len(states), stacked, owners=owners)
-        total += found.view(len(states), -1).sum(1, dtype=torch.float64).cpu()
+    for _, found in _in_common_passes(model, states, data, batch_size, data.losses):
+        total += found.sum(1, dtype=torch.float64)
     return (total / len(data)).tolist()
+
+
+@torch.no_grad()
+def calibrated_losses(
+    model: SteeredModel, states: Sequence[State], data: ChoiceSet | LabelSet, batch_size: int
+) -> list[float]:
+    """The mean calibrated NLL of each of several states, in nats; NaN for scores that are not finite.
+
+    Raises ConfigError for a regression, which has none.
+    """
+    if isinstance(data, LabelSet):
+        if not all(data.classes):
+            raise ConfigError(
+                f'adaptive_by="calibrated" needs classes, and {data.tasks[data.classes.index(0)]} has none'
+            )
+        of_states = [list(class_outputs(model, state, data, batch_size)) for state in states]
+        gold = data.labels
+        of_states = [[row[:n] for row, n in zip(rows, data.classes, strict=True)] for rows in of_states]
+    else:
+        gold, of_states = data.gold, [[torch.empty(0)] * len(data) for _ in states]
+        for indices, found in _in_common_passes(model, states, data, batch_size, data.option_scores):
+            for rows, each in zip(of_states, found.double(), strict=True):
+                for i, row in zip(indices, each, strict=True):
+                    rows[i] = row[: len(data.sequences[i].answer_lengths)]
+    values = [calibrated_nll([row.numpy() for row in rows], gold) for rows in of_states]
+    return [math.nan if each is None else float(each.mean()) for each in values]
+
+
+def _in_common_passes(
+    model: SteeredModel, states: Sequence[State], data: ChoiceSet, batch_size: int, ask: Callable[..., Tensor]
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Some items' indices and what `ask` finds of them, (states, items, ...).
+
+    All states share a pass where texts are read at their last tokens.
+    """
+    stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+    for indices in data.in_passes(batch_size):
+        if data.last is None:
+            yield indices, torch.stack([ask(model, indices, state) for state in states]).cpu()
+            continue
+        owners = torch.arange(len(states), device=model.backbone.device).repeat_interleave(len(indices))
+        found = ask(model, indices * len(states), stacked, owners=owners)
+        yield indices, found.view(len(states), len(indices), *found.shape[1:]).cpu()
 
 
 @singledispatch

@@ -85,18 +85,17 @@ def with_best(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def chosen_lams(runs: Sequence[Run]) -> pd.DataFrame:
-    """What adaptive mixing chose: the mean lam over clients and seeds, in both halves of the rounds."""
+    """What adaptive mixing chose: the mean lam over clients and seeds, in both halves of the rounds, by its loss."""
     tables = []
     for run in runs:
         c, lams = run.config, run.history[run.history["metric"] == "lam"]
         if c.mixing == "adaptive" and c.method == "fedreft":
             half = np.where(lams["round"] > c.rounds / 2, "second half", "first half")
-            tables.append(
-                pd.DataFrame({"agreement": c.agreement, "n": c.train_size, "half": half, "lam": lams["value"]})
-            )
+            cell = {"by": c.adaptive_by, "n": c.train_size, "agreement": c.agreement}
+            tables.append(pd.DataFrame({**cell, "half": half, "lam": lams["value"]}))
     if not tables:
         return pd.DataFrame(columns=["first half", "second half"])
-    return pd.concat(tables).pivot_table(index=["n", "agreement"], columns="half", values="lam")
+    return pd.concat(tables).pivot_table(index=["by", "n", "agreement"], columns="half", values="lam")
 
 
 def contrasts(table: pd.DataFrame) -> pd.DataFrame:

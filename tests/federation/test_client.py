@@ -9,6 +9,7 @@ from scipy.linalg import orthogonal_procrustes
 
 from fedreft_lib.core.rotation import align
 from fedreft_lib.core.training import Trained
+from fedreft_lib.errors import ConfigError
 from fedreft_lib.federation.assembly import assemble
 from fedreft_lib.federation.client import common_start, make_update, sent_names, sent_spec, take_answer
 from fedreft_lib.federation.local_clients import start
@@ -133,6 +134,25 @@ def test_an_adaptive_share_is_the_candidate_with_the_smallest_loss_on_the_client
     assert found.losses == pytest.approx({0.0: 3.24, 0.25: 0.64, 0.5: 0.04, 1.0: 4.84}, abs=1e-6)
     assert found.lam == 0.5 and flat(found.state) == {"R": [0.5, 0.5], "W": [4.0, 2.0], "b": [-1.0]}
     assert asked == 4 * [("its own", config.batch_size)]
+
+
+def test_an_adaptive_share_may_be_decided_by_the_calibrated_loss(monkeypatch):
+    def calibrated(model, states, data, batch_size):
+        return [float((state["b"] + 2.9).square()) for state in states]
+
+    monkeypatch.setattr(scoring, "calibrated_losses", calibrated)
+    config = small(
+        mixing="adaptive",
+        mixing_grid=(1.0, 0.0, 0.5, 0.25),
+        objective="choice",
+        adaptive_by="calibrated",
+        retraction="raw",
+    )
+    client, model = SimpleNamespace(held_out="its own"), SimpleNamespace(layout=tiny_layout())
+    assert take_answer(model, config, client, 1, OWN, TOLD).lam == 1.0
+    for change, wrong in (({"objective": "answer"}, "needs objective"), ({"held_out_size": 3}, "at least 4, got 3")):
+        with pytest.raises(ConfigError, match=wrong):
+            config.but(**change)
 
 
 def test_fedavg_takes_its_answer_whole_and_without_a_server_nothing_is_mixed_in():

@@ -14,7 +14,7 @@ from fedreft_lib.data.synthetic import make_questions
 from fedreft_lib.errors import ConfigError, DataError
 from fedreft_lib.federation import labelling, pool
 from fedreft_lib.federation.assembly import assemble
-from fedreft_lib.federation.dealing import partition_of, texts_of
+from fedreft_lib.federation.dealing import counted, partition_of, texts_of
 from fedreft_lib.model.backbone import load_backbone
 from fedreft_lib.model.steered import SteeredModel
 from fedreft_lib.model.ways import Ways
@@ -70,6 +70,7 @@ def test_two_clients_agree_on_the_texts_as_asked_and_the_shared_rule_is_as_good_
         np.testing.assert_allclose(np.cov(e.T, bias=True), np.eye(12), atol=1e-8)
         assert agreement.share_agreed(y) == pytest.approx(share, abs=0.06)  # these states are not Gaussian
         assert agreement.shared_accuracy(y, e, w) == pytest.approx(agreement.optimum(share, 4), abs=6)
+        assert counted(config) == (100 * agreement.share_agreed(y), agreement.shared_accuracy(y, e, w))
 
 
 # ---- what labels depend on ------------------------------------------------------------------------------------------

@@ -104,5 +104,5 @@ def test_memory_is_the_inverse_of_the_share_that_a_round_takes_away(lam, clients
 def test_what_adaptive_mixing_chose_is_read_from_the_history():
     done = run(RunConfig(**{**TINY, "rounds": 2}, mixing="adaptive", aggregation="mean"), progress=False)
     lams = done.history[done.history["metric"] == "lam"].groupby("round")["value"].mean()
-    assert study.chosen_lams([done]).loc[(8, 0.7)].tolist() == pytest.approx(lams.tolist())
+    assert study.chosen_lams([done]).loc[("loss", 8, 0.7)].tolist() == pytest.approx(lams.tolist())
     assert study.chosen_lams([]).empty

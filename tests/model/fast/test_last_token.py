@@ -8,6 +8,7 @@ import torch
 from fedreft_lib import RunConfig
 from fedreft_lib.core.interventions import INTERVENTIONS, LoReFT
 from fedreft_lib.core.sites import Sites
+from fedreft_lib.data.grading.calibration import calibrated_nll
 from fedreft_lib.errors import ConfigError
 from fedreft_lib.federation.assembly import assemble
 from fedreft_lib.methods import METHODS
@@ -19,6 +20,7 @@ from fedreft_lib.model.encoding import ChoiceSet
 from fedreft_lib.model.fast import last_token
 from fedreft_lib.model.fast.last_token import LastTokens, reads
 from fedreft_lib.model.fast.packed_attention import GIVEN, install
+from fedreft_lib.model.scoring import calibrated_losses
 from fedreft_lib.model.steered import SteeredModel
 from fedreft_lib.model.tokens import Tokens
 from fedreft_lib.model.ways import Ways
@@ -60,6 +62,19 @@ def moved_state(model, seed=1):
     state = model.start("random", seed)
     generator = torch.Generator().manual_seed(seed + 100)
     return {name: tensor + 0.3 * torch.randn(tensor.shape, generator=generator) for name, tensor in state.items()}
+
+
+def test_the_calibrated_losses_of_several_states_are_those_of_each_by_itself_and_of_whole_texts():
+    model = steered(random_backbone(), LoReFT, layers=(1, 2), prefix=0, suffix=1)
+    data = questions(model)
+    states = [moved_state(model, seed) for seed in (1, 2, 3)]
+    expected = []
+    for state in states:
+        of_items = [data.option_scores(model, [i], state)[0].double().numpy() for i in range(len(data))]
+        expected.append(calibrated_nll(of_items, data.gold).mean())
+    assert max(expected) - min(expected) > 1e-3
+    for read in (kept(model, data), data, whole(data)):
+        assert calibrated_losses(model, states, read, 2) == pytest.approx(expected, abs=2e-4)
 
 
 def losses_and_gradients(model, data, state, **how):
