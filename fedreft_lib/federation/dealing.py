@@ -34,8 +34,8 @@ class Deal:
 
 
 def counted(config: RunConfig) -> tuple[float, float]:
-    """Counted on the texts of benchmark="agreement": which share of labels two clients agree on, and the accuracy of the
-    best single rule for all, both in percent. `data.agreement` has the formulas."""
+    """Counted on the texts of benchmark="agreement", in percent: labels on which two clients agree, and the accuracy of
+    the best single rule for all. `data.agreement` has the formulas."""
     e, w = seen(texts_of(config), config), agreement.rules(config.clients, config.agreement, config.seed)
     y = agreement.labels(e, w)
     return 100 * agreement.share_agreed(y), agreement.shared_accuracy(y, e, w)

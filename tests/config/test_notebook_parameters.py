@@ -63,7 +63,8 @@ WRONG = {
     "setups": [(["distinkt"], "'distinct', 'mixed'"), ("mixed", "got 'mixed'")],
     "methods": [
         (["fedrft"], "method: input should be 'local'"), (["fedreft medain"], "aggregation: input should be"),
-        (["fedreft mean 0.3 more"], "up to 3 words"), (["fedreft mean 1.3"], "mixing: "), ([""], "up to 3 words"),
+        (["fedreft mean adaptive loss more"], "up to 4 words"), (["fedreft mean 1.3"], "mixing: "),
+        ([""], "up to 4 words"),
     ],
     "contestants": [(["fedit lora 0"], "rank: input should be greater"), (["fedit lorra"], "intervention: ")],
     "per_task": [({"mrpc": {"trian_size": 3}}, "no parameter 'trian_size', did you mean 'train_size'"), ({"a": 3}, "")],
