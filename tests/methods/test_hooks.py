@@ -1,5 +1,7 @@
-"""What a method may ask of its clients beside their adapters, tried with a method made up for this: extras, starts of their
-own, weights of items, reports, states for tests, clients that never train."""
+"""What a method may ask of its clients beside their adapters, tried with a method that is made up for this.
+
+Extras, starts of their own, weights of items, reports, states for tests, clients that never train.
+"""
 
 from dataclasses import replace
 
@@ -41,6 +43,7 @@ MADE_UP = replace(
 @pytest.fixture(autouse=True)
 def made_up(monkeypatch):
     monkeypatch.setitem(METHODS, "fedavg", MADE_UP)
+    assemble(config()).memo.clear()  # it knows methods by their names
 
 
 def config(**changes):
@@ -54,11 +57,7 @@ def test_extras_are_kept_reported_or_averaged_as_their_names_say_and_weights_may
     X, report = federated_round(federation, c, start(federation, c), 1)
     each = [spec.named(row) for row in X]
     told = torch.stack([state["told.loss"] for state in each])[:, 0]
-    assert (
-        told.std() > 0 and torch.equal(told, torch.tensor([r["value"] for r in report.rows if r["metric"] == "loss"]))
-        if c.local_steps == 1
-        else told.std() > 0
-    )
+    assert told.std() > 0
     shares = told / told.sum()  # all have as many examples
     assert [state["kept.rounds"].tolist() for state in each] == [[1.0, 100.0 * k + k + 1] for k in range(4)]
     assert report.M.tolist() == [pytest.approx(shares.tolist())] * 4
