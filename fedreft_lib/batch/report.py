@@ -1,6 +1,7 @@
 """The executed notebooks of a profile as one page that needs no server, no network and no kernel.
 
-The notebooks are in order, with prose, figures, tables and widgets. Code and printed text are folded. Progress bars,
+It opens with the outputs of cells with the tag "in-one-minute". The notebooks follow in order, with prose, figures,
+tables and widgets. Code and printed text are folded. Progress bars,
 stderr and ipywidgets without another form are left out: they make sense only while a kernel runs. A content security
 policy in the page forbids the browser to load anything from elsewhere, so the page looks the same on every machine. The
 page is made from the Jinja template `report.html.j2`.
@@ -28,6 +29,7 @@ VERSIONS = ("torch", "transformers", "pyreft", "papermill")
 FOLDED = {"parameters": "default parameters", "injected-parameters": "parameters of this run"}  # cell tag: label
 IMAGES = ("image/svg+xml", "image/png", "image/jpeg")  # the first that an output has is shown
 TABLE = '<table border="1" class="dataframe">'  # as pandas writes it
+ON_TOP = "in-one-minute"  # tag of cells whose outputs the page opens with
 WIDGET = "application/vnd.jupyter.widget-view+json"  # a live view; empty without its kernel
 
 
@@ -44,7 +46,7 @@ def build_report(folder: Path, title: str) -> Path:
 
 def _template() -> jinja2.Template:
     page = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
-    page.globals.update(FOLDED=FOLDED, IMAGES=IMAGES, TABLE=TABLE, WIDGET=WIDGET)
+    page.globals.update(FOLDED=FOLDED, IMAGES=IMAGES, ON_TOP=ON_TOP, TABLE=TABLE, WIDGET=WIDGET)
     page.filters.update(data_uri=_data_uri, scoped=scoped, settled=_settled, strip_ansi=strip_ansi)
     return page.get_template("report.html.j2")
 

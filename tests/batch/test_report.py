@@ -179,3 +179,18 @@ def test_head_says_what_made_the_results(tmp_path, page):
     assert facts["finished"] == "2026-01-02 03:04 UTC"
     assert re.match(r"python 3\.\d+\.\d+, torch 2\..*, transformers \d", facts["versions"])
     assert made.inside("td") == ["12 s", "12 s"]
+
+
+def test_the_page_opens_with_the_outputs_of_cells_that_say_so_and_shows_them_once(page):
+    tagged = cell(
+        shown({"text/html": "<b>three findings</b>"}), shown({"image/png": PIXEL}, {"alt": "the map"}), source="a = 1"
+    )
+    tagged.metadata["tags"] = ["in-one-minute"]
+    made = page(new_markdown_cell("# A tour"), tagged)
+    assert made.inside("h2")[:2] == ["In one minute", "What ran"] and made.inside("b") == ["three findings"]
+    assert [image["alt"] for image in made.all("img")] == ["the map"]
+    links = [a["href"] for a in made.all("a")]
+    assert (
+        links.count("#in-one-minute") == 2 and "#00_tour" in links
+    )  # from the contents and from the notebook; and back
+    assert "In one minute" not in page(new_markdown_cell("# A tour"), cell()).inside("h2")
