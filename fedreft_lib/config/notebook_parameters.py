@@ -184,8 +184,8 @@ def singular(names: Iterable[str], among: Iterable[str]) -> list[str]:
 
 
 def first(values: Mapping[str, Sequence]) -> dict[str, Any]:
-    """The field `setup` of a notebook that has `setups`: the first of them."""
-    return {"setup": values["setups"][0]} if values.get("setups") else {}
+    """The fields `setup` and `head` of a notebook that has `setups` or `heads`: the first of them."""
+    return {name: values[f"{name}s"][0] for name in ("setup", "head") if values.get(f"{name}s")}
 
 
 def _alike(value: Any, default: Any) -> bool:

@@ -51,7 +51,7 @@ class RunConfig(Fields):
         Every name that the parameters cell or papermill's sets must be a field or be named in `also`. So a misspelt
         papermill parameter is refused and not silently ignored, and what other cells have left is no parameter. `also`
         names the notebook's own parameters, like `seeds`, which are checked too. Where a notebook has `setups`, the
-        first of them becomes `setup`.
+        first of them becomes `setup`; so it is with `heads`.
 
         Where the kernel's history has no such cell (`notebook_parameters.named_in`), every public plain value counts,
         but for constants (IN_CAPITALS) without a field's name.

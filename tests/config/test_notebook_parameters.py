@@ -109,6 +109,11 @@ def test_what_a_notebook_goes_through_is_given_as_a_list_and_what_its_loops_leav
     assert (again.seed, again.setup) == (RunConfig().seed, "mixed")
 
 
+def test_the_first_of_heads_is_the_head_of_the_notebooks_runs():
+    assert begun("05_glue", heads=["private", "averaged"])["base"].head == "private"
+    assert begun("05_glue", heads=[])["base"].head == "averaged"
+
+
 @pytest.mark.slow
 def test_papermill_alone_stops_at_the_check(tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match=r"seeds must be a list like \[0, 1, 2\], got 3"):
