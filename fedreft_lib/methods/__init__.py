@@ -14,6 +14,7 @@ fedalt       own branch, router      own branch   mean of the others            
 feddpa       local, then global      global       mean, unweighted              whole; local stays
 flora        fresh branch            fresh        all branches, stacked         frozen, under a new fresh branch
 fedsb        S | S, b                the same     mean, exact                   whole
+lorar        all                     `sharing`    mean by loss reductions       whole
 placebo      all                     `sharing`    nothing that is used          a share lam of the start
 """
 
@@ -30,12 +31,14 @@ from .fedsb import FEDSB
 from .ffa import FFA
 from .flora import FLORA
 from .local import LOCAL
+from .lorar import LORAR
 from .method import Method
 from .placebo import PLACEBO
 
 METHODS: dict[str, Method] = {
     each.name: each
     for each in (
-        LOCAL, FEDAVG, FEDREFT, CENTRALISED, FEDIT, FEDPROX, FEDADAM, FFA, FEDSA, FEDALT, FEDDPA, FLORA, FEDSB, PLACEBO,
+        LOCAL, FEDAVG, FEDREFT, CENTRALISED, FEDIT, FEDPROX, FEDADAM, FFA, FEDSA, FEDALT, FEDDPA, FLORA, FEDSB,
+        LORAR, PLACEBO,
     )
 }  # fmt: skip

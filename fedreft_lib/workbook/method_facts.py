@@ -38,10 +38,12 @@ RECONSTRUCTIONS = {
     "feddpa": "the form over LoReFT",
     "flora": "the form over LoReFT",
     "fedsb": "the form over LoReFT",
+    "lorar": "retraction of R",
 }
 IN_EVERY_FORM = {
     "feddpa": "steps shared evenly by the two phases",
     "fedsb": "the first gradient is the mean of the clients'",
+    "lorar": "each step's loss is logged",
 }
 
 
