@@ -15,6 +15,7 @@ feddpa       local, then global      global       mean, unweighted              
 flora        fresh branch            fresh        all branches, stacked         frozen, under a new fresh branch
 fedsb        S | S, b                the same     mean, exact                   whole
 lorar        all                     `sharing`    mean by loss reductions       whole
+lorafair     all                     all          mean, B | W, b corrected      whole
 placebo      all                     `sharing`    nothing that is used          a share lam of the start
 """
 
@@ -31,6 +32,7 @@ from .fedsb import FEDSB
 from .ffa import FFA
 from .flora import FLORA
 from .local import LOCAL
+from .lorafair import LORAFAIR
 from .lorar import LORAR
 from .method import Method
 from .placebo import PLACEBO
@@ -39,6 +41,6 @@ METHODS: dict[str, Method] = {
     each.name: each
     for each in (
         LOCAL, FEDAVG, FEDREFT, CENTRALISED, FEDIT, FEDPROX, FEDADAM, FFA, FEDSA, FEDALT, FEDDPA, FLORA, FEDSB,
-        LORAR, PLACEBO,
+        LORAR, LORAFAIR, PLACEBO,
     )
 }  # fmt: skip

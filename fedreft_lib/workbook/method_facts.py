@@ -39,11 +39,13 @@ RECONSTRUCTIONS = {
     "flora": "the form over LoReFT",
     "fedsb": "the form over LoReFT",
     "lorar": "retraction of R",
+    "lorafair": "the form over LoReFT",
 }
 IN_EVERY_FORM = {
     "feddpa": "steps shared evenly by the two phases",
     "fedsb": "the first gradient is the mean of the clients'",
     "lorar": "each step's loss is logged",
+    "lorafair": "a Frobenius norm in the place of the cosine",
 }
 
 

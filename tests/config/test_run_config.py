@@ -105,6 +105,8 @@ BAD = [
     ({"tasks": ["opnbookqa"], "setup": "mixed"}, "openbookqa"),
     ({"method": "fedit"}, 'intervention="lora"'),
     ({"method": "fedsb", "intervention": "direft"}, '"lora" and "loreft"'),
+    ({"method": "lorafair", "intervention": "noreft"}, '"lora" and "loreft"'),
+    ({"sharing": "R", "method": "lorafair"}, "lorafair itself determines what it sends"),
     ({"method": "fedpros"}, "'fedprox'"),
     ({"sharing": "A"}, "intervention='loreft' does not have"),
     ({"sharing": "B", "intervention": "direft"}, "intervention='direft' does not have"),
