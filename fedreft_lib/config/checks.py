@@ -8,7 +8,7 @@ from ..errors import did_you_mean
 from .fields import Fields
 
 # The methods for which `sharing` chooses what clients send. All other methods determine that themselves.
-SHARES_BY_NAME = ("fedavg", "fedreft", "fedprox", "fedadam", "lorar", "placebo")
+SHARES_BY_NAME = ("fedavg", "fedreft", "fedprox", "fedadam", "lorar", "tuned", "placebo")
 WITHOUT_IDENTITY = ("consreft",)  # no state of it leaves every hidden state unchanged
 
 

@@ -16,6 +16,7 @@ flora        fresh branch            fresh        all branches, stacked         
 fedsb        S | S, b                the same     mean, exact                   whole
 lorar        all                     `sharing`    mean by loss reductions       whole
 lorafair     all                     all          mean, B | W, b corrected      whole
+tuned        all                     `sharing`    mean by example counts        whole; trains on before a test
 placebo      all                     `sharing`    nothing that is used          a share lam of the start
 """
 
@@ -36,11 +37,12 @@ from .lorafair import LORAFAIR
 from .lorar import LORAR
 from .method import Method
 from .placebo import PLACEBO
+from .tuned import TUNED
 
 METHODS: dict[str, Method] = {
     each.name: each
     for each in (
         LOCAL, FEDAVG, FEDREFT, CENTRALISED, FEDIT, FEDPROX, FEDADAM, FFA, FEDSA, FEDALT, FEDDPA, FLORA, FEDSB,
-        LORAR, LORAFAIR, PLACEBO,
+        LORAR, LORAFAIR, TUNED, PLACEBO,
     )
 }  # fmt: skip

@@ -40,12 +40,14 @@ RECONSTRUCTIONS = {
     "fedsb": "the form over LoReFT",
     "lorar": "retraction of R",
     "lorafair": "the form over LoReFT",
+    "tuned": "retraction of R",
 }
 IN_EVERY_FORM = {
     "feddpa": "steps shared evenly by the two phases",
     "fedsb": "the first gradient is the mean of the clients'",
     "lorar": "each step's loss is logged",
     "lorafair": "a Frobenius norm in the place of the cosine",
+    "tuned": "steps and schedule of the tuning",
 }
 
 
