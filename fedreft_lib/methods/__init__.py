@@ -17,6 +17,7 @@ fedsb        S | S, b                the same     mean, exact                   
 lorar        all                     `sharing`    mean by loss reductions       whole
 lorafair     all                     all          mean, B | W, b corrected      whole
 tuned        all                     `sharing`    mean by example counts        whole; trains on before a test
+flood        all, items weighted     `sharing`    mean by confidence            whole
 placebo      all                     `sharing`    nothing that is used          a share lam of the start
 """
 
@@ -31,6 +32,7 @@ from .fedreft import FEDREFT
 from .fedsa import FEDSA
 from .fedsb import FEDSB
 from .ffa import FFA
+from .flood import FLOOD
 from .flora import FLORA
 from .local import LOCAL
 from .lorafair import LORAFAIR
@@ -43,6 +45,6 @@ METHODS: dict[str, Method] = {
     each.name: each
     for each in (
         LOCAL, FEDAVG, FEDREFT, CENTRALISED, FEDIT, FEDPROX, FEDADAM, FFA, FEDSA, FEDALT, FEDDPA, FLORA, FEDSB,
-        LORAR, LORAFAIR, TUNED, PLACEBO,
+        LORAR, LORAFAIR, TUNED, FLOOD, PLACEBO,
     )
 }  # fmt: skip

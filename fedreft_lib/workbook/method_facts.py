@@ -41,6 +41,7 @@ RECONSTRUCTIONS = {
     "lorar": "retraction of R",
     "lorafair": "the form over LoReFT",
     "tuned": "retraction of R",
+    "flood": "retraction of R",
 }
 IN_EVERY_FORM = {
     "feddpa": "steps shared evenly by the two phases",
@@ -48,6 +49,7 @@ IN_EVERY_FORM = {
     "lorar": "each step's loss is logged",
     "lorafair": "a Frobenius norm in the place of the cosine",
     "tuned": "steps and schedule of the tuning",
+    "flood": "all formulas: only the abstract was read",
 }
 
 
