@@ -8,7 +8,7 @@ from ..errors import did_you_mean
 from .fields import Fields
 
 # The methods for which `sharing` chooses what clients send. All other methods determine that themselves.
-SHARES_BY_NAME = ("fedavg", "fedreft", "fedprox", "fedadam", "placebo")
+SHARES_BY_NAME = ("fedavg", "fedreft", "fedprox", "fedadam", "lorar", "tuned", "flood", "placebo")
 LEAST = 4  # held-out items of a calibrated NLL, see data.grading.calibration
 WITHOUT_IDENTITY = ("consreft",)  # no state of it leaves every hidden state unchanged
 
@@ -57,8 +57,16 @@ def check(config: Fields) -> None:
     lora = config.intervention == "lora"
     if config.method == "fedit" and not lora:
         raise ValueError('method fedit is FedAvg over lora: use intervention="lora", or method="fedavg"')
-    if config.method == "fedsb" and config.intervention not in ("lora", "loreft"):
-        raise ValueError(f'method fedsb has a form over "lora" and "loreft", got intervention={config.intervention!r}')
+    if config.method in ("fedsb", "lorafair") and config.intervention not in ("lora", "loreft"):
+        raise ValueError(
+            f'method {config.method} has a form over "lora" and "loreft", got intervention={config.intervention!r}'
+        )
+    if config.method == "flood" and config.flood_score == "energy" and config.benchmark != "glue":
+        raise ValueError(
+            'flood_score="energy" needs a classification head: without benchmark="glue" use "entropy" or "confidence"'
+        )
+    if config.method == "flood" and config.benchmark == "glue" and "stsb" in config.tasks:
+        raise ValueError("method flood weighs items by the model's probabilities, and stsb, a regression, has none")
     if config.sharing not in ("full", *(("A", "B") if lora else ("R", "Wb"))):
         raise ValueError(
             f"sharing={config.sharing!r} names tensors that intervention={config.intervention!r} does not have"

@@ -1,30 +1,21 @@
 """The first part of a round: local training, in phases, of one client or of several clients in one pass."""
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-import torch
-from torch import Tensor
-
 from ..config import RunConfig
 from ..core.state import State
-from ..core.training import Trained, train
+from ..core.training import Trained
 from ..files import hash_of
 from ..methods import METHODS
 from ..methods.method import DEFAULTS, Phase
-from ..model.encoding import AnswerSet, ChoiceSet, LabelSet
 from ..model.fast.cohort import train_together
+from ..model.local_training import steps_per_round, train_client
 from ..model.steered import SteeredModel
 from ..seeds import derive
 from .assembly import Federation
 from .engine import Participant, cohorts, rows_in_a_pass
-
-
-def steps_per_round(examples: int, config: RunConfig) -> int:
-    """local_steps, or the steps of local_epochs passes over the examples."""
-    return config.local_steps or config.local_epochs * math.ceil(examples / config.batch_size)
 
 
 def participants(federation: Federation, config: RunConfig) -> list[Participant]:
@@ -198,34 +189,3 @@ def _phase(
     share = ready[phase.share] if isinstance(phase.share, str) else phase.share
     how |= {"share": share, "weights": ready[phase.weights] if phase.weights else None}
     return [train_client(model, state, client.train, config, seed=seed, optimiser=method.optimiser(config), **how)]
-
-
-def train_client(
-    model: SteeredModel,
-    state: State,
-    data: AnswerSet | ChoiceSet | LabelSet,
-    config: RunConfig,
-    *,
-    seed: int,
-    share: float | Tensor | None = None,
-    weights: Tensor | None = None,
-    **how,
-) -> Trained:
-    """`core.training.train` on one client's data.
-
-    share: the branches', for states that have some, see `model.encoding.rows_share`. weights (items,): how many times
-    each item's losses count.
-    """
-
-    def losses(indices: Sequence[int], phi: State) -> Tensor:
-        found = data.losses(model, indices, phi, share=share, dropout=config.dropout)
-        if weights is None:
-            return found
-        each = weights[list(indices)].repeat_interleave(torch.tensor([data.losses_in(i) for i in indices]))
-        return each.to(found) * found
-
-    with torch.random.fork_rng(enabled=config.dropout > 0):
-        if config.dropout > 0:
-            torch.manual_seed(seed)  # only dropout draws from torch's global generator
-        rotated, device = model.layout.rotated, model.backbone.device
-        return train(state, losses, len(data), config.recipe, seed=seed, rotated=rotated, device=device, **how)

@@ -14,6 +14,10 @@ fedalt       own branch, router      own branch   mean of the others            
 feddpa       local, then global      global       mean, unweighted              whole; local stays
 flora        fresh branch            fresh        all branches, stacked         frozen, under a new fresh branch
 fedsb        S | S, b                the same     mean, exact                   whole
+lorar        all                     `sharing`    mean by loss reductions       whole
+lorafair     all                     all          mean, B | W, b corrected      whole
+tuned        all                     `sharing`    mean by example counts        whole; trains on before a test
+flood        all, items weighted     `sharing`    mean by confidence            whole
 placebo      all                     `sharing`    nothing that is used          a share lam of the start
 """
 
@@ -28,14 +32,19 @@ from .fedreft import FEDREFT
 from .fedsa import FEDSA
 from .fedsb import FEDSB
 from .ffa import FFA
+from .flood import FLOOD
 from .flora import FLORA
 from .local import LOCAL
+from .lorafair import LORAFAIR
+from .lorar import LORAR
 from .method import Method
 from .placebo import PLACEBO
+from .tuned import TUNED
 
 METHODS: dict[str, Method] = {
     each.name: each
     for each in (
-        LOCAL, FEDAVG, FEDREFT, CENTRALISED, FEDIT, FEDPROX, FEDADAM, FFA, FEDSA, FEDALT, FEDDPA, FLORA, FEDSB, PLACEBO,
+        LOCAL, FEDAVG, FEDREFT, CENTRALISED, FEDIT, FEDPROX, FEDADAM, FFA, FEDSA, FEDALT, FEDDPA, FLORA, FEDSB,
+        LORAR, LORAFAIR, TUNED, FLOOD, PLACEBO,
     )
 }  # fmt: skip

@@ -7,6 +7,7 @@
     steered                                     the model with a state: log-probabilities, generation; read this first
     tokens, reader, encoding                    items as the model reads them, one by one and in batches
     ways, agreement                             the ways to read batches, and the trials that find a correct one
+    local_training                              a state trained on one client's data
     scoring                                     the scores of a state
     pyreft_format                               states to and from pyreft's files
 

@@ -38,10 +38,18 @@ RECONSTRUCTIONS = {
     "feddpa": "the form over LoReFT",
     "flora": "the form over LoReFT",
     "fedsb": "the form over LoReFT",
+    "lorar": "retraction of R",
+    "lorafair": "the form over LoReFT",
+    "tuned": "retraction of R",
+    "flood": "retraction of R",
 }
 IN_EVERY_FORM = {
     "feddpa": "steps shared evenly by the two phases",
     "fedsb": "the first gradient is the mean of the clients'",
+    "lorar": "each step's loss is logged",
+    "lorafair": "a Frobenius norm in the place of the cosine",
+    "tuned": "steps and schedule of the tuning",
+    "flood": "all formulas: only the abstract was read",
 }
 
 

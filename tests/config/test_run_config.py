@@ -105,6 +105,10 @@ BAD = [
     ({"tasks": ["opnbookqa"], "setup": "mixed"}, "openbookqa"),
     ({"method": "fedit"}, 'intervention="lora"'),
     ({"method": "fedsb", "intervention": "direft"}, '"lora" and "loreft"'),
+    ({"method": "lorafair", "intervention": "noreft"}, '"lora" and "loreft"'),
+    ({"flood_score": "energy", "method": "flood"}, "needs a classification head"),
+    ({"method": "flood", "benchmark": "glue", "tasks": ["stsb"]}, "stsb, a regression, has none"),
+    ({"sharing": "R", "method": "lorafair"}, "lorafair itself determines what it sends"),
     ({"method": "fedpros"}, "'fedprox'"),
     ({"sharing": "A"}, "intervention='loreft' does not have"),
     ({"sharing": "B", "intervention": "direft"}, "intervention='direft' does not have"),
@@ -194,6 +198,8 @@ def test_parameters_that_cannot_go_together_are_refused_before_anything_is_loade
         *({"method": m, "sharing": s, "intervention": "lora"} for m in ("fedavg", "fedreft") for s in ("A", "B")),
         *({"method": m, "align": True, "head": "shared"} for m in ("fedavg", "fedreft", "fedprox", "fedadam")),
         {"method": "fedsa", "head": "private"},
+        {"method": "flood", "benchmark": "glue", "flood_score": "energy"},
+        *({"method": m, "sharing": "R"} for m in ("lorar", "tuned", "flood")),
         {"intervention": "lora", "init": "identity", "targets": ["q_proj"]},
         {"benchmark": "instruction", "scoring": "generation"},  # plain prompts are in the way of answer words alone
         {"targets": []},  # nobody asks for them
