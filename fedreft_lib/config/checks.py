@@ -105,6 +105,8 @@ def check(config: Fields) -> None:
         parse_layers(layers, n_layers=1000)
     if config.ins_top > config.ins_pool:
         raise ValueError(f"ins_top must be at most ins_pool = {config.ins_pool}, got {config.ins_top}")
+    if config.ins_form == "scale" and lora:
+        raise ValueError('ins_form="scale" edits the residual stream: it goes with interventions, not with lora')
     _check_participation(config)
     if len(config.mixing_range) != 2:
         raise ValueError(f"mixing_range must be two shares, first and last, got {list(config.mixing_range)}")

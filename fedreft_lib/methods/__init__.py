@@ -15,6 +15,7 @@ feddpa       local, then global      global       mean, unweighted              
 flora        fresh branch            fresh        all branches, stacked         frozen, under a new fresh branch
 fedsb        S | S, b                the same     mean, exact                   whole
 placebo      all                     `sharing`    nothing that is used          a share lam of the start
+fedins       its items' instances    pool, keys   mean, unweighted              whole
 """
 
 from .centralised import CENTRALISED
@@ -22,6 +23,7 @@ from .fedadam import FEDADAM
 from .fedalt import FEDALT
 from .fedavg import FEDAVG
 from .feddpa import FEDDPA
+from .fedins import FEDINS
 from .fedit import FEDIT
 from .fedprox import FEDPROX
 from .fedreft import FEDREFT
@@ -37,5 +39,6 @@ METHODS: dict[str, Method] = {
     each.name: each
     for each in (
         LOCAL, FEDAVG, FEDREFT, CENTRALISED, FEDIT, FEDPROX, FEDADAM, FFA, FEDSA, FEDALT, FEDDPA, FLORA, FEDSB, PLACEBO,
+        FEDINS,
     )
 }  # fmt: skip

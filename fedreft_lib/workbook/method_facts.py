@@ -38,10 +38,12 @@ RECONSTRUCTIONS = {
     "feddpa": "the form over LoReFT",
     "flora": "the form over LoReFT",
     "fedsb": "the form over LoReFT",
+    "fedins": "the form over LoReFT",
 }
 IN_EVERY_FORM = {
     "feddpa": "steps shared evenly by the two phases",
     "fedsb": "the first gradient is the mean of the clients'",
+    "fedins": "an item is known by its prompt, and keeps its instances for a round",
 }
 
 
@@ -112,12 +114,15 @@ def average_gap(config: RunConfig) -> float:
 
 
 def held_out_loss(run: Run) -> float:
-    """Mean over the clients of the loss on their held-out items, which are never trained on (nats per token)."""
+    """Mean over the clients of the loss on their held-out items, which are never trained on (nats per token).
+
+    Each client has the state and the shares with which it is tested."""
     federation = federation_of(run)
-    losses = [
-        scoring.loss(federation.model, run.spec.named(row), client.held_out, run.config.batch_size)
-        for row, client in zip(run.states, federation.clients, strict=True)
-    ]
+    model, config, method, losses = federation.model, run.config, METHODS[run.config.method], []
+    for row, client in zip(run.states, federation.clients, strict=True):
+        state = method.deploy(model, config, run.spec.named(row), client, config.rounds)
+        share = method.test_share(model, config, state, client, client.held_out)
+        losses.append(scoring.loss(model, state, client.held_out, config.batch_size, share))
     return sum(losses) / len(losses)
 
 
