@@ -16,6 +16,7 @@ flora        fresh branch            fresh        all branches, stacked         
 fedsb        S | S, b                the same     mean, exact                   whole
 placebo      all                     `sharing`    nothing that is used          a share lam of the start
 fedins       its items' instances    pool, keys   mean, unweighted              whole
+fedgmm       learners, in turn       all but pi   mean of each, by its share    whole
 """
 
 from .centralised import CENTRALISED
@@ -23,6 +24,7 @@ from .fedadam import FEDADAM
 from .fedalt import FEDALT
 from .fedavg import FEDAVG
 from .feddpa import FEDDPA
+from .fedgmm import FEDGMM
 from .fedins import FEDINS
 from .fedit import FEDIT
 from .fedprox import FEDPROX
@@ -39,6 +41,6 @@ METHODS: dict[str, Method] = {
     each.name: each
     for each in (
         LOCAL, FEDAVG, FEDREFT, CENTRALISED, FEDIT, FEDPROX, FEDADAM, FFA, FEDSA, FEDALT, FEDDPA, FLORA, FEDSB, PLACEBO,
-        FEDINS,
+        FEDINS, FEDGMM,
     )
 }  # fmt: skip

@@ -15,8 +15,10 @@ from ..config import RunConfig
 from ..core.interventions import INTERVENTIONS
 from ..core.state import State
 from ..federation.assembly import assemble
+from ..federation.evaluation import tested_with
 from ..federation.local_clients import start
 from ..federation.rounds import federation_of
+from ..federation.server import held_for_all
 from ..federation.training import train_clients
 from ..methods import METHODS
 from ..methods.branches import Branches, Kind
@@ -39,11 +41,13 @@ RECONSTRUCTIONS = {
     "flora": "the form over LoReFT",
     "fedsb": "the form over LoReFT",
     "fedins": "the form over LoReFT",
+    "fedgmm": "the form over LoReFT",
 }
 IN_EVERY_FORM = {
     "feddpa": "steps shared evenly by the two phases",
     "fedsb": "the first gradient is the mean of the clients'",
     "fedins": "an item is known by its prompt, and keeps its instances for a round",
+    "fedgmm": "items are embedded by their prompts; steps shared evenly by the learners",
 }
 
 
@@ -118,10 +122,10 @@ def held_out_loss(run: Run) -> float:
 
     Each client has the state and the shares with which it is tested."""
     federation = federation_of(run)
-    model, config, method, losses = federation.model, run.config, METHODS[run.config.method], []
-    for row, client in zip(run.states, federation.clients, strict=True):
-        state = method.deploy(model, config, run.spec.named(row), client, config.rounds)
-        share = method.test_share(model, config, state, client, client.held_out)
+    model, config, newest, losses = federation.model, run.config, held_for_all(run.memory), []
+    for k, client in enumerate(federation.clients):
+        state = tested_with(federation, config, run.states[k], k, config.rounds, newest)
+        share = METHODS[config.method].test_share(model, config, state, client, client.held_out)
         losses.append(scoring.loss(model, state, client.held_out, config.batch_size, share))
     return sum(losses) / len(losses)
 
