@@ -114,6 +114,13 @@ def check(config: Fields) -> None:
         parse_layers(layers, n_layers=1000)
     if config.ins_top > config.ins_pool:
         raise ValueError(f"ins_top must be at most ins_pool = {config.ins_pool}, got {config.ins_top}")
+    if config.ins_form == "scale" and lora:
+        raise ValueError('ins_form="scale" edits the residual stream: it goes with interventions, not with lora')
+    steps = config.local_steps or config.local_epochs * -(-config.train_size // config.batch_size)
+    if config.method == "fedgmm" and steps < config.gmm_learners:
+        raise ValueError(
+            f"gmm_learners must be at most a round's steps, which they divide: got {config.gmm_learners} and {steps}"
+        )
     _check_participation(config)
     if len(config.mixing_range) != 2:
         raise ValueError(f"mixing_range must be two shares, first and last, got {list(config.mixing_range)}")

@@ -20,8 +20,7 @@ INTERVENTIONS = ("loreft", "direft", "noreft", "orthonormal_direft", "consreft",
 AGGREGATIONS = ("geometric_median", "mean", "trimmed_mean", "coordinate_median", "krum", "multi_krum")
 METHODS = (
     "local", "fedavg", "fedreft", "centralised", "fedit", "fedprox", "fedadam", "ffa", "fedsa", "fedalt", "feddpa",
-    "flora", "fedsb", "lorar", "lorafair",
-    "tuned", "flood", "placebo",
+    "flora", "fedsb", "lorar", "lorafair", "tuned", "flood", "fedins", "fedgmm", "placebo",
 )  # fmt: skip
 ATTACKS = (
     "sign_flip", "noise", "collude", "label_flip", "one_nan", "one_inf", "norm_1e30", "wrong_shape",
@@ -298,6 +297,9 @@ class Fields(BaseModel):
     ins_pool: int = param("methods", 8, "fedins: instances in the pool", symbol="P", ge=1, le=64)
     ins_top: int = param("methods", 3, "fedins: how many instances an item uses; at most the pool", symbol="k", ge=1)
     ins_pull: Share = param("methods", 0.1, "fedins: weight of the keys' likeness to their items", symbol="w")
+    ins_form: Literal["intervention", "scale"] = param(
+        "methods", "intervention", "fedins: an instance is a state of `intervention`, or scale and shift (published)"
+    )
     gmm_components: int = param("methods", 2, "fedgmm: Gaussians over the prompts", symbol="M1", ge=1, le=16)
     gmm_learners: int = param("methods", 2, "fedgmm: states that are mixed", symbol="M2", ge=1, le=16)
     gmm_dims: int = param("methods", 8, "fedgmm: principal components of a prompt's embedding", ge=1, le=128)

@@ -75,6 +75,7 @@ class Adapter(Part, Protocol):
 
     kind: Any
     rank: int
+    d: int  # width of the residual stream
 
     @property
     def rotated(self) -> tuple[str, ...]:

@@ -42,7 +42,7 @@ def evaluate_all(
     we the round.
     """
     report = Report(RoundMixing((), torch.eye(0)), len(federation.clients))
-    gone, newest = participation.gone(config, t), held_for_all(memory or {})
+    newest = held_for_all(memory or {})
     begin = common_start(federation.model.layout, config)
     head = {name: begin[name] for name in federation.model.layout.head_names}
     method = METHODS[config.method]
@@ -52,11 +52,8 @@ def evaluate_all(
     for k in tqdm(who, desc="testing", unit="client", disable=not progress, leave=False):
         client = federation.clients[k]
         row = None if X is None else X[k if len(X) > 1 else 0]
-        if row is not None and newest and k not in gone:
-            row = federation.model.spec.row({**federation.model.spec.named(row), **newest})
-        if row is not None and method.deploy is not DEFAULTS.deploy:
-            state = method.deploy(federation.model, config, federation.model.spec.named(row), client, t)
-            row = federation.model.spec.row(state)
+        if row is not None:
+            row = federation.model.spec.row(tested_with(federation, config, row, k, t, newest))
         ask = functools.partial(
             _scores, federation, config, head if row is None else federation.model.spec.named(row), client
         )
@@ -88,6 +85,15 @@ def evaluate_all(
                 if not isinstance(value, list):
                     report.add(t, client.name, "union", metric, value, task="union")
     return report.rows
+
+
+def tested_with(federation: Federation, config: RunConfig, row: Tensor, k: int, t: int, newest: State) -> State:
+    """The state with which client k (from 0) is tested after round t, from its row (P,).
+
+    newest: what the server holds for all, which counts unless the client is gone.
+    """
+    state = {**federation.model.spec.named(row), **(newest if k not in participation.gone(config, t) else {})}
+    return METHODS[config.method].deploy(federation.model, config, state, federation.clients[k], t)
 
 
 def _scores(

@@ -79,7 +79,8 @@ def enrolled(federation: Federation, config: RunConfig) -> ClientStates:
     method, everybody, layout = METHODS[config.method], participants(federation, config), federation.model.layout
     state = common_start(layout, config)
     if method.client_statistics:
-        known = [method.client_statistics(federation.model, config, state, each) for each in federation.clients]
+        seen = federation.clients[: config.clients - config.unseen]
+        known = [method.client_statistics(federation.model, config, state, each) for each in seen]
         state = method.initial_state(layout, config, state, known, max(each.steps for each in everybody))
     own = {}
     if method.start is not DEFAULTS.start:

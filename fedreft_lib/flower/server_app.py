@@ -87,15 +87,15 @@ class FlowerClients:
         """The common start. Raises FedReFTError where it needs every client's statistics and one does not answer."""
         method, start = METHODS[self.config.method], client.common_start(self.model.layout, self.config)
         if method.client_statistics:
-            known = self._all("query.statistics", None)
+            known = self._all("query.statistics", None, self.config.clients - self.config.unseen)
             start = method.initial_state(self.model.layout, self.config, start, known, max(self.steps))
             if any(known):
-                self._all("train.begin", start)
+                self._all("train.begin", start, self.config.clients)
         return ClientStates(self.model.spec.row(start), self.config.clients)
 
-    def _all(self, kind: str, tensors: State | None) -> list[State]:
-        """The tensors that all clients send in reply. Raises FedReFTError where one does not answer."""
-        found = self.ask(kind, {k: self.message_to(k, {}, tensors) for k in range(self.config.clients)})
+    def _all(self, kind: str, tensors: State | None, clients: int) -> list[State]:
+        """The tensors that the first `clients` send in reply. Raises FedReFTError where one does not answer."""
+        found = self.ask(kind, {k: self.message_to(k, {}, tensors) for k in range(clients)})
         for k, reply in sorted(found.items()):
             if isinstance(reply, str):
                 raise FedReFTError(f"{self.names[k]} is needed for the start and did not answer: {reply}")

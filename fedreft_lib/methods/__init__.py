@@ -19,6 +19,8 @@ lorafair     all                     all          mean, B | W, b corrected      
 tuned        all                     `sharing`    mean by example counts        whole; trains on before a test
 flood        all, items weighted     `sharing`    mean by confidence            whole
 placebo      all                     `sharing`    nothing that is used          a share lam of the start
+fedins       its items' instances    pool, keys   mean, unweighted              whole
+fedgmm       learners, in turn       all but pi   mean of each, by its share    whole
 """
 
 from .centralised import CENTRALISED
@@ -26,6 +28,8 @@ from .fedadam import FEDADAM
 from .fedalt import FEDALT
 from .fedavg import FEDAVG
 from .feddpa import FEDDPA
+from .fedgmm import FEDGMM
+from .fedins import FEDINS
 from .fedit import FEDIT
 from .fedprox import FEDPROX
 from .fedreft import FEDREFT
@@ -45,6 +49,6 @@ METHODS: dict[str, Method] = {
     each.name: each
     for each in (
         LOCAL, FEDAVG, FEDREFT, CENTRALISED, FEDIT, FEDPROX, FEDADAM, FFA, FEDSA, FEDALT, FEDDPA, FLORA, FEDSB,
-        LORAR, LORAFAIR, TUNED, FLOOD, PLACEBO,
+        LORAR, LORAFAIR, TUNED, FLOOD, FEDINS, FEDGMM, PLACEBO,
     )
 }  # fmt: skip

@@ -17,9 +17,9 @@ from ..config import RunConfig
 from ..core.state import State
 from ..model.encoding import Client, Encoded
 from ..model.steered import SteeredModel
-from ..model.tokens import by_length
 from ..seeds import derive
 from .branches import Blend
+from .embeddings import embeddings
 from .method import Method, Phase, of_branch, plain_mean
 
 NEIGHBOURS = 5  # training items to compare a test item with
@@ -37,22 +37,11 @@ def similarity(model: SteeredModel, config: RunConfig, state: State, client: Cli
         return None
     generator = torch.Generator().manual_seed(derive(config.seed, "neighbours", client.name))
     neighbours = client.train.subset(torch.randperm(len(client.train), generator=generator)[:NEIGHBOURS].tolist())
-    near, here = (embeddings(model, config, state, each) for each in (neighbours, part))
+    # with the local branch only
+    near, here = (embeddings(model, config, state, each, share=1.0) for each in (neighbours, part))
     cosine = torch.nn.functional.cosine_similarity(here[:, None], near[None], dim=-1).mean(1)
     share = (config.dpa_w_max * cosine).clamp(0, 1)
     return share if config.dpa_weighting == "instance" else 1 - share
-
-
-@torch.no_grad()
-def embeddings(model: SteeredModel, config: RunConfig, state: State, data: Encoded) -> Tensor:
-    """Last hidden state (items, d) of each prompt's last token (an encoder's first), with the local branch only."""
-    found = torch.empty(len(data), model.backbone.hidden_size)
-    for indices in by_length(data.sequences, 2 * config.batch_size):
-        batch = data.batch(model, indices, share=1.0)
-        hidden = model.hidden_states(batch, state)
-        at = torch.zeros_like(batch.prompt_lengths) if model.head else batch.prompt_lengths - 1
-        found[indices] = hidden[batch.firsts, at[batch.firsts]].float().cpu()
-    return found
 
 
 FEDDPA = Method(

@@ -105,6 +105,7 @@ class InLinears:
     layers: tuple[int, ...]
     rank: int
     linears: dict[str, Place]
+    d: int  # width of the residual stream
 
     @classmethod
     def of(
@@ -112,7 +113,7 @@ class InLinears:
     ) -> "InLinears":
         """Finds the modules in the backbone's blocks, see `linears`. Raises ConfigError for an unknown target."""
         blocks = {layer: backbone.layers[layer] for layer in layers}
-        return cls(kind, layers, rank, places(blocks, targets, backbone.model.config.model_type))
+        return cls(kind, layers, rank, places(blocks, targets, backbone.model.config.model_type), backbone.hidden_size)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -201,7 +202,7 @@ class InLinears:
                 if x.shape[:-1].numel() != rows[0] * rows[1]:  # an expert of a mixture reads some tokens of all rows
                     raise FedReFTError(
                         f"targets: {path!r} reads tokens without their rows, so clients cannot share a pass and no row "
-                        'can have a share of its own: use engine="one_by_one", and with feddpa other targets'
+                        'can have a share of its own: use engine="one_by_one", and other targets where rows have shares'
                     )
                 x = x.reshape(*rows, -1)  # from (B T, d_in), or with an extra dimension of size 1
             x = nn.functional.dropout(x, dropout, training=dropout > 0)

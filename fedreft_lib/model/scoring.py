@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import singledispatch
 
 import torch
@@ -22,7 +23,16 @@ from .encoding import AnswerSet, ChoiceSet, LabelSet, TextSet, rows_share
 from .steered import SteeredModel
 from .tokens import by_length
 
-Share = float | Tensor | None  # the local branch's, for states that have one: see methods.branches.Blend
+
+@dataclass(frozen=True)
+class OutputShares:
+    """(items, n): the shares in which the branches' probabilities of an item's options are mixed, not their edits."""
+
+    of: Tensor
+
+
+# Of the branches, for states that have some, see `encoding.rows_share`.
+Share = float | Tensor | OutputShares | None
 # Task, metric, value; accuracies, correlations and ROUGE in percent. A list has the value of each item by itself.
 Score = tuple[str, str, float | list[float]]
 
@@ -37,6 +47,22 @@ def loss(
         losses = data.losses(model, indices, state, share=share)
         total, count = total + float(losses.sum()), count + len(losses)
     return total / count
+
+
+@torch.no_grad()
+def item_losses(
+    model: SteeredModel,
+    state: State | None,
+    data: AnswerSet | ChoiceSet | LabelSet,
+    batch_size: int,
+    share: Share = None,
+) -> Tensor:
+    """The loss of each item by itself, (items,): of an answer, the sum over its tokens."""
+    found = torch.empty(len(data))
+    for indices in data.in_passes(batch_size):
+        each = data.losses(model, indices, state, share=share).float().cpu().split([data.losses_in(i) for i in indices])
+        found[indices] = torch.stack([losses.sum() for losses in each])
+    return found
 
 
 @torch.no_grad()
@@ -191,8 +217,11 @@ def option_scores(
 ) -> list[Tensor]:
     """For each question the log-likelihood, or log-likelihood per character, of its options: (options,) float64.
 
-    Log-likelihoods are known up to a number for each question where it is read at its last token.
+    Log-likelihoods are known up to a number for each question where it is read at its last token. Where outputs are
+    mixed, they are logarithms of probabilities that sum to 1 over a question's options.
     """
+    if isinstance(share, OutputShares):
+        return _mixed(model, state, data, config, share.of)
     found: dict[int, Tensor] = {}
     for indices in data.in_passes(2 * config.batch_size):
         totals = data.option_scores(model, indices, state, share=share).double().cpu()  # (B, most options)
@@ -200,6 +229,14 @@ def option_scores(
             own = row[: len(data.sequences[i].answer_lengths)]
             found[i] = own / data.characters[i] if config.scoring == "likelihood_per_character" else own
     return [found[i] for i in range(len(data))]
+
+
+def _mixed(model: SteeredModel, state: State, data: ChoiceSet, config: RunConfig, share: Tensor) -> list[Tensor]:
+    """log sum_m share_m p_m for the options of each question, where p_m is the softmax of branch m's scores."""
+    branches = torch.eye(share.shape[1])[:, None].expand(-1, len(data), -1)  # (n, items, n): one branch for all items
+    each = [option_scores(model, state, data, config, alone) for alone in branches]
+    logs = [torch.stack(scores).log_softmax(-1) for scores in zip(*each, strict=True)]  # (n, options) of each question
+    return [(own + p.double().log()[:, None]).logsumexp(0) for own, p in zip(logs, share, strict=True)]
 
 
 def generated(

@@ -15,8 +15,10 @@ from ..config import RunConfig
 from ..core.interventions import INTERVENTIONS
 from ..core.state import State
 from ..federation.assembly import assemble
+from ..federation.evaluation import tested_with
 from ..federation.local_clients import start
 from ..federation.rounds import federation_of
+from ..federation.server import held_for_all
 from ..federation.training import train_clients
 from ..methods import METHODS
 from ..methods.branches import Branches, Kind
@@ -42,6 +44,8 @@ RECONSTRUCTIONS = {
     "lorafair": "the form over LoReFT",
     "tuned": "retraction of R",
     "flood": "retraction of R",
+    "fedins": "the form over LoReFT",
+    "fedgmm": "the form over LoReFT",
 }
 IN_EVERY_FORM = {
     "feddpa": "steps shared evenly by the two phases",
@@ -50,6 +54,8 @@ IN_EVERY_FORM = {
     "lorafair": "a Frobenius norm in the place of the cosine",
     "tuned": "steps and schedule of the tuning",
     "flood": "all formulas: only the abstract was read",
+    "fedins": "an item is known by its prompt, and keeps its instances for a round",
+    "fedgmm": "items are embedded by their prompts; steps shared evenly by the learners",
 }
 
 
@@ -120,12 +126,15 @@ def average_gap(config: RunConfig) -> float:
 
 
 def held_out_loss(run: Run) -> float:
-    """Mean over the clients of the loss on their held-out items, which are never trained on (nats per token)."""
+    """Mean over the clients of the loss on their held-out items, which are never trained on (nats per token).
+
+    Each client has the state and the shares with which it is tested."""
     federation = federation_of(run)
-    losses = [
-        scoring.loss(federation.model, run.spec.named(row), client.held_out, run.config.batch_size)
-        for row, client in zip(run.states, federation.clients, strict=True)
-    ]
+    model, config, newest, losses = federation.model, run.config, held_for_all(run.memory), []
+    for k, client in enumerate(federation.clients):
+        state = tested_with(federation, config, run.states[k], k, config.rounds, newest)
+        share = METHODS[config.method].test_share(model, config, state, client, client.held_out)
+        losses.append(scoring.loss(model, state, client.held_out, config.batch_size, share))
     return sum(losses) / len(losses)
 
 

@@ -342,8 +342,8 @@ def test_each_single_parameter_changes_the_run_id():
         "flood_share": 0.5, "flood_tau": 2.0, "flood_score": "confidence", "vra_gamma": 0.5, "vra_a": 0.5, "vra_d": 0.5,
         "ppa_mu": 0.5, "ppa_growth": "constant", "ppa_weights": "uniform", "hl_weights": "blend", "hl_deploy": "full",
         "experts": 2, "active": [1, 2, 1, 2], "flame_t": 1.0, "flame_scale": "one", "ins_pool": 4, "ins_top": 2,
-        "ins_pull": 0.5, "gmm_components": 3, "gmm_learners": 3, "gmm_dims": 4, "gmm_ridge": 0.5, "gmm_loss": "mean",
-        "gmm_covariance": "pooled", "alore_blocks": 2, "glomo_beta": 0.5, "glomo_momentum": 0.5,
+        "ins_pull": 0.5, "ins_form": "scale", "gmm_components": 3, "gmm_learners": 3, "gmm_dims": 4, "gmm_ridge": 0.5,
+        "gmm_loss": "mean", "gmm_covariance": "pooled", "alore_blocks": 2, "glomo_beta": 0.5, "glomo_momentum": 0.5,
     }  # fmt: skip
     apart = {"benchmark", "sharing", "align", "data_dir"}  # which go with others only
     assert set(others) | apart == set(RunConfig.model_fields)

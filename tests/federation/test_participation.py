@@ -131,7 +131,8 @@ def test_a_round_of_some_is_a_round_of_those_alone():
     assert sum(row["uplink_bytes"] for row in report.rows if row.get("uplink_bytes")) == 3 * 4 * X.shape[1]
 
 
-@pytest.mark.parametrize("method", ["fedavg", "local", "fedalt", "feddpa", "ffa", "fedsa", "fedsb", "flora", "fedadam"])
+@pytest.mark.parametrize("method", ["fedavg", "local", "fedalt", "feddpa", "ffa", "fedsa", "fedsb", "flora", "fedadam",
+                                    "fedins", "fedgmm"])  # fmt: skip
 def test_every_method_bears_absence_and_resumes_to_the_same_bits(tmp_path, method):
     extra = {"intervention": "lora"} if method == "flora" else {}
     config = small(method=method, drops=[[1, 1]], late=[[2, 1]], joins=[[3, 2]], rounds=3, min_clients=2, **extra)

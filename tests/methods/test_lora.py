@@ -240,7 +240,7 @@ def test_gpt2s_modules_whose_weights_lie_the_other_way_round_are_adapted_as_peft
     sizes = {"vocab_size": 60, "n_embd": 32, "n_layer": 3, "n_head": 4, "initializer_range": 0.2}
     model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).eval()
     linears = places({layer: model.transformer.h[layer] for layer in LAYERS}, ("c_attn", "c_proj"), "gpt2")
-    adapter = InLinears(LoRA(ALPHA / RANK), LAYERS, RANK, linears)
+    adapter = InLinears(LoRA(ALPHA / RANK), LAYERS, RANK, linears, 32)
     assert {name: place.dims for name, place in linears.items()} == {
         "c_attn": (32, 96), "attn.c_proj": (32, 32), "mlp.c_proj": (128, 32)
     }  # fmt: skip
@@ -269,7 +269,7 @@ class Block(torch.nn.Module):
 
 
 def in_blocks(targets, *blocks):
-    return InLinears(LoRA(1.0), tuple(range(len(blocks))), 2, places(dict(enumerate(blocks)), targets, "none"))
+    return InLinears(LoRA(1.0), tuple(range(len(blocks))), 2, places(dict(enumerate(blocks)), targets, "none"), 4)
 
 
 def test_of_blocks_that_differ_those_are_adapted_that_have_the_module_and_the_manifest_says_which():
