@@ -14,6 +14,7 @@ fedalt       own branch, router      own branch   mean of the others            
 feddpa       local, then global      global       mean, unweighted              whole; local stays
 flora        fresh branch            fresh        all branches, stacked         frozen, under a new fresh branch
 fedsb        S | S, b                the same     mean, exact                   whole
+fedvra       all, by start and dual  `sharing`    mean plus mean dual         whole
 placebo      all                     `sharing`    nothing that is used          a share lam of the start
 """
 
@@ -27,6 +28,7 @@ from .fedprox import FEDPROX
 from .fedreft import FEDREFT
 from .fedsa import FEDSA
 from .fedsb import FEDSB
+from .fedvra import FEDVRA
 from .ffa import FFA
 from .flora import FLORA
 from .local import LOCAL
@@ -36,6 +38,7 @@ from .placebo import PLACEBO
 METHODS: dict[str, Method] = {
     each.name: each
     for each in (
-        LOCAL, FEDAVG, FEDREFT, CENTRALISED, FEDIT, FEDPROX, FEDADAM, FFA, FEDSA, FEDALT, FEDDPA, FLORA, FEDSB, PLACEBO,
+        LOCAL, FEDAVG, FEDREFT, CENTRALISED, FEDIT, FEDPROX, FEDADAM, FFA, FEDSA, FEDALT, FEDDPA, FLORA, FEDSB, FEDVRA,
+        PLACEBO,
     )
 }  # fmt: skip

@@ -48,6 +48,9 @@ class Sent:
     who: the clients' numbers (from 0). examples: their example counts, also where an update was refused. told: what
     they reported, (N, ...) by name. of_all: how many clients there are. memory: tensors that the server keeps between
     rounds. A hook may change nothing else.
+
+    started (N, Q): what each update was trained from. It differs from `before` for an update of the round before, whose
+    client has been brought up to date since. examples_of_all: of all clients, by number. layout: of a client's state.
     """
 
     X: Tensor
@@ -61,6 +64,9 @@ class Sent:
     examples: tuple[int, ...] = ()
     told: State = field(default_factory=dict)
     of_all: int = 0
+    started: Tensor | None = None
+    examples_of_all: tuple[int, ...] = ()
+    layout: Layout | None = None
 
 
 def ending(names: Names, *tensors: str) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from ..federation.training import train_clients
 from ..methods import METHODS
 from ..methods.branches import Branches, Kind
 from ..methods.lora import LoRA
+from ..methods.method import KEPT, TOLD
 from ..model import scoring
 from ..runs.results import Run
 from .figures import method_labels
@@ -38,10 +39,12 @@ RECONSTRUCTIONS = {
     "feddpa": "the form over LoReFT",
     "flora": "the form over LoReFT",
     "fedsb": "the form over LoReFT",
+    "fedvra": "retraction of R; the duals of R, W and b are in the plain space",
 }
 IN_EVERY_FORM = {
     "feddpa": "steps shared evenly by the two phases",
     "fedsb": "the first gradient is the mean of the clients'",
+    "fedvra": "few steps stand for a local minimum",
 }
 
 
@@ -54,7 +57,7 @@ def reconstruction(config: RunConfig) -> str:
 def kept(run: Run) -> str:
     """The tensors that a client trains and never sends."""
     config, method, kind = run.config, METHODS[run.config.method], _kind(run.config)
-    names = tuple(name for name, _ in run.spec.shapes if not name.startswith("head."))
+    names = tuple(name for name, _ in run.spec.shapes if not name.startswith(("head.", KEPT, TOLD)))
     trained = {n for t in (1, 2) for phase in method.phases(names, kind, config, t) for n in phase.trains}
     sent = method.sends(names, kind, config) if method.aggregate else ()
     private = [name for name in names if name in trained - set(sent)]
