@@ -10,6 +10,7 @@ from .fields import Fields
 # The methods for which `sharing` chooses what clients send. All other methods determine that themselves.
 ALIGNS = ("fedavg", "fedreft", "fedprox", "fedadam", "placebo")
 SHARES_BY_NAME = (*ALIGNS[:-1], "fedvra", "placebo")
+WITHOUT_MAP = ("consreft", "lobireft")  # interventions that have no W
 WITHOUT_IDENTITY = ("consreft",)  # no state of it leaves every hidden state unchanged
 
 
@@ -59,6 +60,11 @@ def check(config: Fields) -> None:
         raise ValueError('method fedit is FedAvg over lora: use intervention="lora", or method="fedavg"')
     if config.method == "fedsb" and config.intervention not in ("lora", "loreft"):
         raise ValueError(f'method fedsb has a form over "lora" and "loreft", got intervention={config.intervention!r}')
+    if config.method == "fedhl" and config.intervention in WITHOUT_MAP:
+        raise ValueError(
+            f"method fedhl needs an edit that can be any map of its rank, and intervention={config.intervention!r} "
+            "has no W"
+        )
     if config.sharing not in ("full", *(("A", "B") if lora else ("R", "Wb"))):
         raise ValueError(
             f"sharing={config.sharing!r} names tensors that intervention={config.intervention!r} does not have"

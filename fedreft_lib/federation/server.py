@@ -6,7 +6,7 @@ then keep their values from the start, and nothing here reads them.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -290,13 +290,14 @@ def _aggregated(
     x = layout.spec.columns(spec.names, before)
     if config.norm_clip is not None:
         X = norm_clipped(X, x, weights, config.norm_clip)
-    aggregate = method.aggregate(X, weights, config)
     counts = tuple(examples[k] for k in who)
     message = Sent(
         X, x, weights, spec, config, layout.kind, memory, tuple(who), counts, told, len(examples),
         started=layout.spec.columns(spec.names, started), examples_of_all=tuple(examples), layout=layout,
     )  # fmt: skip
-    answers = method.answer(message, aggregate)
+    weights = method.reweigh(message)
+    aggregate = method.aggregate(X, weights, config)
+    answers = method.answer(replace(message, weights=weights), aggregate)
     if apart:
         shares = (weights / weights.sum()).tolist()
         head = {n: sum(p * state[n] for p, state in zip(shares, trained, strict=True)) for n in apart}

@@ -15,6 +15,7 @@ feddpa       local, then global      global       mean, unweighted              
 flora        fresh branch            fresh        all branches, stacked         frozen, under a new fresh branch
 fedsb        S | S, b                the same     mean, exact                   whole
 fedvra       all, by start and dual  `sharing`    mean plus mean dual         whole
+fedhl        its rank's rows         all          a sum of changes, truncated  whole; it uses its rank's rows
 placebo      all                     `sharing`    nothing that is used          a share lam of the start
 """
 
@@ -23,6 +24,7 @@ from .fedadam import FEDADAM
 from .fedalt import FEDALT
 from .fedavg import FEDAVG
 from .feddpa import FEDDPA
+from .fedhl import FEDHL
 from .fedit import FEDIT
 from .fedprox import FEDPROX
 from .fedreft import FEDREFT
@@ -39,6 +41,6 @@ METHODS: dict[str, Method] = {
     each.name: each
     for each in (
         LOCAL, FEDAVG, FEDREFT, CENTRALISED, FEDIT, FEDPROX, FEDADAM, FFA, FEDSA, FEDALT, FEDDPA, FLORA, FEDSB, FEDVRA,
-        PLACEBO,
+        FEDHL, PLACEBO,
     )
 }  # fmt: skip

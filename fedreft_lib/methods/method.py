@@ -148,6 +148,7 @@ class Method:
     after(model, config, before, trained, prepared, client, t): after training, the new values of extras and others.
     weigh(weights, told, config): the weights (N,) of the clients, from their example counts and what they told, {name:
     (N, ...)}; 0 stays 0. They are used in `aggregate` and for the head's mean.
+    reweigh(sent): these weights anew, from all that the server knows.
     deploy(model, config, state, client, t): the state with which a client is tested after round t.
     """
 
@@ -171,6 +172,7 @@ class Method:
     prepare: Callable[[SteeredModel, RunConfig, State, Client, int], State] = no_tensors
     after: Callable[[SteeredModel, RunConfig, State, Trained, State, Client, int], State] = no_tensors
     weigh: Callable[[Tensor, State, RunConfig], Tensor] = as_it_was
+    reweigh: Callable[[Sent], Tensor] = lambda sent: sent.weights
     deploy: Callable[[SteeredModel, RunConfig, State, Client, int], State] = as_it_stands
 
     @property

@@ -39,11 +39,13 @@ RECONSTRUCTIONS = {
     "feddpa": "the form over LoReFT",
     "flora": "the form over LoReFT",
     "fedsb": "the form over LoReFT",
+    "fedhl": "the form over LoReFT",
     "fedvra": "retraction of R; the duals of R, W and b are in the plain space",
 }
 IN_EVERY_FORM = {
     "feddpa": "steps shared evenly by the two phases",
     "fedsb": "the first gradient is the mean of the clients'",
+    "fedhl": "bytes count the largest rank for all",
     "fedvra": "few steps stand for a local minimum",
 }
 
