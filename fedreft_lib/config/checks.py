@@ -8,8 +8,10 @@ from ..errors import did_you_mean
 from .fields import Fields
 
 # The methods for which `sharing` chooses what clients send. All other methods determine that themselves.
-SHARES_BY_NAME = ("fedavg", "fedreft", "fedprox", "fedadam", "lorar", "tuned", "flood", "placebo")
+ALIGNS = ("fedavg", "fedreft", "fedprox", "fedadam", "lorar", "tuned", "flood", "placebo")
+SHARES_BY_NAME = (*ALIGNS[:-1], "fedvra", "placebo")
 LEAST = 4  # held-out items of a calibrated NLL, see data.grading.calibration
+WITHOUT_MAP = ("consreft", "lobireft")  # interventions that have no W
 WITHOUT_IDENTITY = ("consreft",)  # no state of it leaves every hidden state unchanged
 
 
@@ -67,6 +69,11 @@ def check(config: Fields) -> None:
         )
     if config.method == "flood" and config.benchmark == "glue" and "stsb" in config.tasks:
         raise ValueError("method flood weighs items by the model's probabilities, and stsb, a regression, has none")
+    if config.method == "fedhl" and config.intervention in WITHOUT_MAP:
+        raise ValueError(
+            f"method fedhl needs an edit that can be any map of its rank, and intervention={config.intervention!r} "
+            "has no W"
+        )
     if config.sharing not in ("full", *(("A", "B") if lora else ("R", "Wb"))):
         raise ValueError(
             f"sharing={config.sharing!r} names tensors that intervention={config.intervention!r} does not have"
@@ -77,10 +84,12 @@ def check(config: Fields) -> None:
         )
     if config.head == "shared" and config.method not in SHARES_BY_NAME:
         raise ValueError(f'head="shared" is for {", ".join(SHARES_BY_NAME)}; with {config.method} use "averaged"')
-    if config.align and (lora or config.sharing != "full" or config.method not in SHARES_BY_NAME):
-        raise ValueError(
-            f'align turns whole interventions: it goes with {", ".join(SHARES_BY_NAME)} and sharing="full"'
-        )
+    if config.align and (lora or config.sharing != "full" or config.method not in ALIGNS):
+        raise ValueError(f'align turns whole interventions: it goes with {", ".join(ALIGNS)} and sharing="full"')
+    if config.method == "fedvra" and config.norm_clip is not None:
+        raise ValueError("norm_clip would change an update, and not its client's dual: with fedvra leave it at null")
+    if config.method == "fedvra" and config.vra_a and not config.vra_gamma:
+        raise ValueError("vra_gamma must be above 0: without the penalty the dual of fedvra has no meaning")
     if lora and (not config.targets or len(set(config.targets)) != len(config.targets)):
         raise ValueError(f"targets must be one or more different names, got {list(config.targets)}")
     if not lora and config.init == "identity" and config.intervention in WITHOUT_IDENTITY:

@@ -6,7 +6,7 @@ then keep their values from the start, and nothing here reads them.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -117,11 +117,12 @@ def round_of(
     spec, method = layout.spec, METHODS[config.method]
     report = Report(RoundMixing(tuple(who), torch.eye(len(who))), len(clients.names))
     report.memory = {name: tensor for name, tensor in memory.items() if not name.startswith(LATE)}
+    late, held = late_rows(memory), X
     X, missed = _brought_up_to_date(clients, layout, X, who, t, report)
     before = [spec.named(row) for row in X]
-    updates, reasons = _collect_updates(
-        clients, layout, config, before, missed, who, t, late_rows(memory), report, on_step
-    )
+    # A late client keeps the state that it trained from, until its update has arrived.
+    started = torch.stack([own if k in late else row for k, own, row in zip(who, held, X, strict=True)])
+    updates, reasons = _collect_updates(clients, layout, config, before, missed, who, t, late, report, on_step)
     states = {i: before[i] if i in reasons else update.state for i, update in updates.items()}
     answers: dict[int, State | None] = dict.fromkeys(updates)
     aggregate = None
@@ -131,7 +132,9 @@ def round_of(
         for i in updates.keys() - reasons.keys():
             weights[i] = updates[i].update.examples
         trained = [states.get(i, state) for i, state in enumerate(before)]
-        aggregate, to_all = _aggregated(layout, config, X, trained, weights, report.memory, who, clients.examples)
+        aggregate, to_all = _aggregated(
+            layout, config, X, started, trained, weights, report.memory, who, clients.examples
+        )
         answers = {i: to_all[i] for i in updates}
 
     results = clients.apply_answers(
@@ -266,6 +269,7 @@ def _aggregated(
     layout: Layout,
     config: RunConfig,
     before: Tensor,
+    started: Tensor,
     trained: list[State],
     weights: Tensor,
     memory: State,
@@ -274,7 +278,8 @@ def _aggregated(
 ) -> tuple[Aggregate, list[State]]:
     """The aggregate, and the answer to each client.
 
-    before: the clients' rows (n, P). examples: of all clients, by number. Changes `memory` in place.
+    before: the clients' rows (n, P); started: those that their updates were trained from. examples: of all clients, by
+    number. Changes `memory` in place.
     """
     method, sent = METHODS[config.method], sent_names(layout, config)
     apart = layout.head_names if config.head == "averaged" else ()
@@ -285,10 +290,14 @@ def _aggregated(
     x = layout.spec.columns(spec.names, before)
     if config.norm_clip is not None:
         X = norm_clipped(X, x, weights, config.norm_clip)
-    aggregate = method.aggregate(X, weights, config)
     counts = tuple(examples[k] for k in who)
-    message = Sent(X, x, weights, spec, config, layout.kind, memory, tuple(who), counts, told, len(examples))
-    answers = method.answer(message, aggregate)
+    message = Sent(
+        X, x, weights, spec, config, layout.kind, memory, tuple(who), counts, told, len(examples),
+        started=layout.spec.columns(spec.names, started), examples_of_all=tuple(examples), layout=layout,
+    )  # fmt: skip
+    weights = method.reweigh(message)
+    aggregate = method.aggregate(X, weights, config)
+    answers = method.answer(replace(message, weights=weights), aggregate)
     if apart:
         shares = (weights / weights.sum()).tolist()
         head = {n: sum(p * state[n] for p, state in zip(shares, trained, strict=True)) for n in apart}

@@ -18,6 +18,8 @@ lorar        all                     `sharing`    mean by loss reductions       
 lorafair     all                     all          mean, B | W, b corrected      whole
 tuned        all                     `sharing`    mean by example counts        whole; trains on before a test
 flood        all, items weighted     `sharing`    mean by confidence            whole
+fedvra       all, by start and dual  `sharing`    mean plus mean dual         whole
+fedhl        its rank's rows         all          a sum of changes, truncated  whole; it uses its rank's rows
 placebo      all                     `sharing`    nothing that is used          a share lam of the start
 fedins       its items' instances    pool, keys   mean, unweighted              whole
 fedgmm       learners, in turn       all but pi   mean of each, by its share    whole
@@ -29,12 +31,14 @@ from .fedalt import FEDALT
 from .fedavg import FEDAVG
 from .feddpa import FEDDPA
 from .fedgmm import FEDGMM
+from .fedhl import FEDHL
 from .fedins import FEDINS
 from .fedit import FEDIT
 from .fedprox import FEDPROX
 from .fedreft import FEDREFT
 from .fedsa import FEDSA
 from .fedsb import FEDSB
+from .fedvra import FEDVRA
 from .ffa import FFA
 from .flood import FLOOD
 from .flora import FLORA
@@ -49,6 +53,6 @@ METHODS: dict[str, Method] = {
     each.name: each
     for each in (
         LOCAL, FEDAVG, FEDREFT, CENTRALISED, FEDIT, FEDPROX, FEDADAM, FFA, FEDSA, FEDALT, FEDDPA, FLORA, FEDSB,
-        LORAR, LORAFAIR, TUNED, FLOOD, FEDINS, FEDGMM, PLACEBO,
+        LORAR, LORAFAIR, TUNED, FLOOD, FEDVRA, FEDHL, FEDINS, FEDGMM, PLACEBO,
     )
 }  # fmt: skip

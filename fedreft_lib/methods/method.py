@@ -48,6 +48,9 @@ class Sent:
     who: the clients' numbers (from 0). examples: their example counts, also where an update was refused. told: what
     they reported, (N, ...) by name. of_all: how many clients there are. memory: tensors that the server keeps between
     rounds. A hook may change nothing else.
+
+    started (N, Q): what each update was trained from. It differs from `before` for an update of the round before, whose
+    client has been brought up to date since. examples_of_all: of all clients, by number. layout: of a client's state.
     """
 
     X: Tensor
@@ -61,6 +64,9 @@ class Sent:
     examples: tuple[int, ...] = ()
     told: State = field(default_factory=dict)
     of_all: int = 0
+    started: Tensor | None = None
+    examples_of_all: tuple[int, ...] = ()
+    layout: Layout | None = None
 
 
 def ending(names: Names, *tensors: str) -> tuple[str, ...]:
@@ -142,6 +148,7 @@ class Method:
     after(model, config, before, trained, prepared, client, t): after training, the new values of extras and others.
     weigh(weights, told, config): the weights (N,) of the clients, from their example counts and what they told, {name:
     (N, ...)}; 0 stays 0. They are used in `aggregate` and for the head's mean.
+    reweigh(sent): these weights anew, from all that the server knows.
     deploy(model, config, state, client, t): the state with which a client is tested after round t.
     """
 
@@ -165,6 +172,7 @@ class Method:
     prepare: Callable[[SteeredModel, RunConfig, State, Client, int], State] = no_tensors
     after: Callable[[SteeredModel, RunConfig, State, Trained, State, Client, int], State] = no_tensors
     weigh: Callable[[Tensor, State, RunConfig], Tensor] = as_it_was
+    reweigh: Callable[[Sent], Tensor] = lambda sent: sent.weights
     deploy: Callable[[SteeredModel, RunConfig, State, Client, int], State] = as_it_stands
 
     @property

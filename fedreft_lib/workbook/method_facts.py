@@ -23,6 +23,7 @@ from ..federation.training import train_clients
 from ..methods import METHODS
 from ..methods.branches import Branches, Kind
 from ..methods.lora import LoRA
+from ..methods.method import KEPT, TOLD
 from ..model import scoring
 from ..runs.results import Run
 from .figures import method_labels
@@ -46,6 +47,8 @@ RECONSTRUCTIONS = {
     "flood": "retraction of R",
     "fedins": "the form over LoReFT",
     "fedgmm": "the form over LoReFT",
+    "fedhl": "the form over LoReFT",
+    "fedvra": "retraction of R; the duals of R, W and b are in the plain space",
 }
 IN_EVERY_FORM = {
     "feddpa": "steps shared evenly by the two phases",
@@ -56,6 +59,8 @@ IN_EVERY_FORM = {
     "flood": "all formulas: only the abstract was read",
     "fedins": "an item is known by its prompt, and keeps its instances for a round",
     "fedgmm": "items are embedded by their prompts; steps shared evenly by the learners",
+    "fedhl": "bytes count the largest rank for all",
+    "fedvra": "few steps stand for a local minimum",
 }
 
 
@@ -68,7 +73,7 @@ def reconstruction(config: RunConfig) -> str:
 def kept(run: Run) -> str:
     """The tensors that a client trains and never sends."""
     config, method, kind = run.config, METHODS[run.config.method], _kind(run.config)
-    names = tuple(name for name, _ in run.spec.shapes if not name.startswith("head."))
+    names = tuple(name for name, _ in run.spec.shapes if not name.startswith(("head.", KEPT, TOLD)))
     trained = {n for t in (1, 2) for phase in method.phases(names, kind, config, t) for n in phase.trains}
     sent = method.sends(names, kind, config) if method.aggregate else ()
     private = [name for name in names if name in trained - set(sent)]
