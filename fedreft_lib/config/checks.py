@@ -56,8 +56,10 @@ def check(config: Fields) -> None:
     lora = config.intervention == "lora"
     if config.method == "fedit" and not lora:
         raise ValueError('method fedit is FedAvg over lora: use intervention="lora", or method="fedavg"')
-    if config.method == "fedsb" and config.intervention not in ("lora", "loreft"):
-        raise ValueError(f'method fedsb has a form over "lora" and "loreft", got intervention={config.intervention!r}')
+    if config.method in ("fedsb", "alore") and config.intervention not in ("lora", "loreft"):
+        raise ValueError(
+            f'method {config.method} has a form over "lora" and "loreft", got intervention={config.intervention!r}'
+        )
     if config.sharing not in ("full", *(("A", "B") if lora else ("R", "Wb"))):
         raise ValueError(
             f"sharing={config.sharing!r} names tensors that intervention={config.intervention!r} does not have"

@@ -15,8 +15,10 @@ feddpa       local, then global      global       mean, unweighted              
 flora        fresh branch            fresh        all branches, stacked         frozen, under a new fresh branch
 fedsb        S | S, b                the same     mean, exact                   whole
 placebo      all                     `sharing`    nothing that is used          a share lam of the start
+alore        S, P, Q | and c         all          mean by example counts        whole
 """
 
+from .alore import ALORE
 from .centralised import CENTRALISED
 from .fedadam import FEDADAM
 from .fedalt import FEDALT
@@ -37,5 +39,6 @@ METHODS: dict[str, Method] = {
     each.name: each
     for each in (
         LOCAL, FEDAVG, FEDREFT, CENTRALISED, FEDIT, FEDPROX, FEDADAM, FFA, FEDSA, FEDALT, FEDDPA, FLORA, FEDSB, PLACEBO,
+        ALORE,
     )
 }  # fmt: skip

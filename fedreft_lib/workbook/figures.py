@@ -31,7 +31,7 @@ SHOWN_DPI = 88  # screen pixels per inch
 NAMES = {
     "local": "local only", "fedavg": "FedAvg", "centralised": "centralised (data pooled)", "fedit": "FedIT",
     "fedprox": "FedProx", "fedadam": "FedAdam", "ffa": "FFA", "fedsa": "FedSA", "fedalt": "FedALT", "feddpa": "FedDPA",
-    "flora": "FLoRA", "fedsb": "Fed-SB",
+    "flora": "FLoRA", "fedsb": "Fed-SB", "alore": "ALoRE",
 }  # fmt: skip
 AGGREGATES = {
     "geometric_median": "median", "mean": "mean", "trimmed_mean": "trimmed mean",
@@ -284,6 +284,7 @@ def method_colour(method: str, aggregation: str, mixing: str) -> str:
     others = {
         "local": BLACK, "fedavg": ORANGE, "fedit": ORANGE, "fedprox": ORANGE, "fedadam": ORANGE, "centralised": PURPLE,
         "ffa": YELLOW, "fedsa": YELLOW, "fedsb": YELLOW, "fedalt": RED, "feddpa": RED, "flora": PURPLE, "placebo": GREY,
+        "alore": SKY,
     }  # fmt: skip
     return others[method]
 

@@ -42,6 +42,7 @@ RECONSTRUCTIONS = {
 IN_EVERY_FORM = {
     "feddpa": "steps shared evenly by the two phases",
     "fedsb": "the first gradient is the mean of the clients'",
+    "alore": "the federated form, and D added to W",
 }
 
 
@@ -59,7 +60,8 @@ def kept(run: Run) -> str:
     sent = method.sends(names, kind, config) if method.aggregate else ()
     private = [name for name in names if name in trained - set(sent)]
     if config.intervention == "lora":  # "A" from "q_proj.A", or from "output.dense.A"
-        own = kind.shapes(1, config.rank, 1, 1)
+        wide = config.alore_blocks  # a width that every kind can have
+        own = kind.shapes(1, config.rank, wide, wide)
         private = [next(tensor for tensor in own if name.endswith(f".{tensor}")) for name in private]
     return ", ".join(dict.fromkeys(private)) or "nothing"
 

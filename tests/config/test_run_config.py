@@ -105,6 +105,7 @@ BAD = [
     ({"tasks": ["opnbookqa"], "setup": "mixed"}, "openbookqa"),
     ({"method": "fedit"}, 'intervention="lora"'),
     ({"method": "fedsb", "intervention": "direft"}, '"lora" and "loreft"'),
+    ({"method": "alore", "intervention": "direft"}, 'alore has a form over "lora" and "loreft"'),
     ({"method": "fedpros"}, "'fedprox'"),
     ({"sharing": "A"}, "intervention='loreft' does not have"),
     ({"sharing": "B", "intervention": "direft"}, "intervention='direft' does not have"),
