@@ -60,6 +60,10 @@ def check(config: Fields) -> None:
         raise ValueError(
             f'method {config.method} has a form over "lora" and "loreft", got intervention={config.intervention!r}'
         )
+    if config.method == "fedglomo" and config.dropout and config.glomo_momentum:
+        raise ValueError("fedglomo compares gradients of one batch: use dropout=0 or glomo_momentum=0")
+    if config.method == "fedglomo" and config.norm_clip is not None:
+        raise ValueError("fedglomo sends differences beside its update that norm_clip does not bound: use null")
     if config.sharing not in ("full", *(("A", "B") if lora else ("R", "Wb"))):
         raise ValueError(
             f"sharing={config.sharing!r} names tensors that intervention={config.intervention!r} does not have"

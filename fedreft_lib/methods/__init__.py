@@ -16,6 +16,7 @@ flora        fresh branch            fresh        all branches, stacked         
 fedsb        S | S, b                the same     mean, exact                   whole
 placebo      all                     `sharing`    nothing that is used          a share lam of the start
 alore        S, P, Q | and c         all          mean by example counts        whole
+fedglomo     all, from two starts    all, twice   step with momentum            whole, with the one before
 """
 
 from .alore import ALORE
@@ -24,6 +25,7 @@ from .fedadam import FEDADAM
 from .fedalt import FEDALT
 from .fedavg import FEDAVG
 from .feddpa import FEDDPA
+from .fedglomo import FEDGLOMO
 from .fedit import FEDIT
 from .fedprox import FEDPROX
 from .fedreft import FEDREFT
@@ -39,6 +41,6 @@ METHODS: dict[str, Method] = {
     each.name: each
     for each in (
         LOCAL, FEDAVG, FEDREFT, CENTRALISED, FEDIT, FEDPROX, FEDADAM, FFA, FEDSA, FEDALT, FEDDPA, FLORA, FEDSB, PLACEBO,
-        ALORE,
+        ALORE, FEDGLOMO,
     )
 }  # fmt: skip

@@ -38,11 +38,13 @@ RECONSTRUCTIONS = {
     "feddpa": "the form over LoReFT",
     "flora": "the form over LoReFT",
     "fedsb": "the form over LoReFT",
+    "fedglomo": "retraction of R",
 }
 IN_EVERY_FORM = {
     "feddpa": "steps shared evenly by the two phases",
     "fedsb": "the first gradient is the mean of the clients'",
     "alore": "the federated form, and D added to W",
+    "fedglomo": "no compression; its optimiser is the config's",
 }
 
 
