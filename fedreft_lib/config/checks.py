@@ -59,7 +59,7 @@ def check(config: Fields) -> None:
     lora = config.intervention == "lora"
     if config.method == "fedit" and not lora:
         raise ValueError('method fedit is FedAvg over lora: use intervention="lora", or method="fedavg"')
-    if config.method in ("fedsb", "lorafair") and config.intervention not in ("lora", "loreft"):
+    if config.method in ("fedsb", "lorafair", "alore") and config.intervention not in ("lora", "loreft"):
         raise ValueError(
             f'method {config.method} has a form over "lora" and "loreft", got intervention={config.intervention!r}'
         )
@@ -74,6 +74,10 @@ def check(config: Fields) -> None:
             f"method fedhl needs an edit that can be any map of its rank, and intervention={config.intervention!r} "
             "has no W"
         )
+    if config.method == "fedglomo" and config.dropout and config.glomo_momentum:
+        raise ValueError("fedglomo compares gradients of one batch: use dropout=0 or glomo_momentum=0")
+    if config.method == "fedglomo" and config.norm_clip is not None:
+        raise ValueError("fedglomo sends differences beside its update that norm_clip does not bound: use null")
     if config.sharing not in ("full", *(("A", "B") if lora else ("R", "Wb"))):
         raise ValueError(
             f"sharing={config.sharing!r} names tensors that intervention={config.intervention!r} does not have"

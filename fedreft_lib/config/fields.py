@@ -20,7 +20,8 @@ INTERVENTIONS = ("loreft", "direft", "noreft", "orthonormal_direft", "consreft",
 AGGREGATIONS = ("geometric_median", "mean", "trimmed_mean", "coordinate_median", "krum", "multi_krum")
 METHODS = (
     "local", "fedavg", "fedreft", "centralised", "fedit", "fedprox", "fedadam", "ffa", "fedsa", "fedalt", "feddpa",
-    "flora", "fedsb", "lorar", "lorafair", "tuned", "flood", "fedvra", "fedhl", "fedins", "fedgmm", "placebo",
+    "flora", "fedsb", "lorar", "lorafair", "tuned", "flood", "fedvra", "fedhl", "fedins", "fedgmm", "alore", "fedglomo",
+    "placebo",
 )  # fmt: skip
 ATTACKS = (
     "sign_flip", "noise", "collude", "label_flip", "one_nan", "one_inf", "norm_1e30", "wrong_shape",

@@ -9,7 +9,8 @@ from ..core.state import State
 from ..core.training import Trained
 from ..files import hash_of
 from ..methods import METHODS
-from ..methods.method import DEFAULTS, Phase
+from ..methods.method import ALSO, DEFAULTS, Phase
+from ..model.encoding import AnswerSet, ChoiceSet, LabelSet
 from ..model.fast.cohort import train_together
 from ..model.local_training import steps_per_round, train_client
 from ..model.steered import SteeredModel
@@ -82,6 +83,14 @@ def _in_a_pass(
     of = [federation.clients[k] for k in group]
     prepared = [method.prepare(model, config, state, own, t) for state, own in zip(states, of, strict=True)]
     found = _trained(model, config, states, clients, seeds, phases, t, on_step, prepared)
+    others = [other for state in states if (other := method.also(config, state, t))]
+    if others:
+        again = _trained(model, config, others, clients, seeds, phases, t, lambda: None, prepared)
+        prepared = [
+            {**ready, **{ALSO + name: tensor for name, tensor in each.state.items()}}
+            for ready, each in zip(prepared, again, strict=True)
+        ]
+        found = [replace(one, seconds=one.seconds + each.seconds) for one, each in zip(found, again, strict=True)]
     each = zip(states, found, prepared, of, strict=True)
     return [
         replace(trained, state={**trained.state, **method.after(model, config, before, trained, ready, own, t)})

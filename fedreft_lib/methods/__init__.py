@@ -23,13 +23,17 @@ fedhl        its rank's rows         all          a sum of changes, truncated  w
 placebo      all                     `sharing`    nothing that is used          a share lam of the start
 fedins       its items' instances    pool, keys   mean, unweighted              whole
 fedgmm       learners, in turn       all but pi   mean of each, by its share    whole
+alore        S, P, Q | and c         all          mean by example counts        whole
+fedglomo     all, from two starts    all, twice   step with momentum            whole, with the one before
 """
 
+from .alore import ALORE
 from .centralised import CENTRALISED
 from .fedadam import FEDADAM
 from .fedalt import FEDALT
 from .fedavg import FEDAVG
 from .feddpa import FEDDPA
+from .fedglomo import FEDGLOMO
 from .fedgmm import FEDGMM
 from .fedhl import FEDHL
 from .fedins import FEDINS
@@ -53,6 +57,6 @@ METHODS: dict[str, Method] = {
     each.name: each
     for each in (
         LOCAL, FEDAVG, FEDREFT, CENTRALISED, FEDIT, FEDPROX, FEDADAM, FFA, FEDSA, FEDALT, FEDDPA, FLORA, FEDSB,
-        LORAR, LORAFAIR, TUNED, FLOOD, FEDVRA, FEDHL, FEDINS, FEDGMM, PLACEBO,
+        LORAR, LORAFAIR, TUNED, FLOOD, FEDVRA, FEDHL, FEDINS, FEDGMM, ALORE, FEDGLOMO, PLACEBO,
     )
 }  # fmt: skip

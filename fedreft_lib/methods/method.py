@@ -25,6 +25,7 @@ Names = Sequence[str]
 # extra whose name begins otherwise is sent and aggregated with the rest.
 TOLD = "told."  # reported with each update: checked, but never aggregated
 KEPT = "kept."  # private: never sent
+ALSO = "also."  # begins the names of what `Method.also` led to, in `Method.after`
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,8 @@ class Method:
     start(model, config, k, state, client): the tensors with which client k (from 0) does not begin as the others do.
     prepare(model, config, state, client, t): before the training of round t, what its training items are to have: their
     weights or shares, see Phase. `state` is the one that it received.
+    also(config, state, t): a second state to train from in round t, on the same batches, or {}: where that ends is in
+    what `after` gets as `prepared`, see ALSO.
     after(model, config, before, trained, prepared, client, t): after training, the new values of extras and others.
     weigh(weights, told, config): the weights (N,) of the clients, from their example counts and what they told, {name:
     (N, ...)}; 0 stays 0. They are used in `aggregate` and for the head's mean.
@@ -170,6 +173,7 @@ class Method:
     extras: Callable[[Layout, RunConfig], State] = no_tensors
     start: Callable[[SteeredModel, RunConfig, int, State, Client], State] = no_tensors
     prepare: Callable[[SteeredModel, RunConfig, State, Client, int], State] = no_tensors
+    also: Callable[[RunConfig, State, int], State] = no_tensors
     after: Callable[[SteeredModel, RunConfig, State, Trained, State, Client, int], State] = no_tensors
     weigh: Callable[[Tensor, State, RunConfig], Tensor] = as_it_was
     reweigh: Callable[[Sent], Tensor] = lambda sent: sent.weights
@@ -187,7 +191,13 @@ class Method:
 
 
 DEFAULTS = Method("", aggregate=None)
-OF_TRAINING = ("penalty", "optimiser", "prepare", "after")  # hooks that local training depends on, next to the phases
+OF_TRAINING = (
+    "penalty",
+    "optimiser",
+    "prepare",
+    "also",
+    "after",
+)  # hooks that local training depends on, next to the phases
 
 
 def weighted_mean(X: Tensor, weights: Tensor, config: RunConfig) -> Aggregate:

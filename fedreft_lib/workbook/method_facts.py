@@ -49,6 +49,7 @@ RECONSTRUCTIONS = {
     "fedgmm": "the form over LoReFT",
     "fedhl": "the form over LoReFT",
     "fedvra": "retraction of R; the duals of R, W and b are in the plain space",
+    "fedglomo": "retraction of R",
 }
 IN_EVERY_FORM = {
     "feddpa": "steps shared evenly by the two phases",
@@ -61,6 +62,8 @@ IN_EVERY_FORM = {
     "fedgmm": "items are embedded by their prompts; steps shared evenly by the learners",
     "fedhl": "bytes count the largest rank for all",
     "fedvra": "few steps stand for a local minimum",
+    "alore": "the federated form, and D added to W",
+    "fedglomo": "no compression; its optimiser is the config's",
 }
 
 
@@ -78,7 +81,8 @@ def kept(run: Run) -> str:
     sent = method.sends(names, kind, config) if method.aggregate else ()
     private = [name for name in names if name in trained - set(sent)]
     if config.intervention == "lora":  # "A" from "q_proj.A", or from "output.dense.A"
-        own = kind.shapes(1, config.rank, 1, 1)
+        wide = config.alore_blocks  # a width that every kind can have
+        own = kind.shapes(1, config.rank, wide, wide)
         private = [next(tensor for tensor in own if name.endswith(f".{tensor}")) for name in private]
     return ", ".join(dict.fromkeys(private)) or "nothing"
 

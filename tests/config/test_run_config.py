@@ -109,6 +109,7 @@ BAD = [
     ({"flood_score": "energy", "method": "flood"}, "needs a classification head"),
     ({"method": "flood", "benchmark": "glue", "tasks": ["stsb"]}, "stsb, a regression, has none"),
     ({"sharing": "R", "method": "lorafair"}, "lorafair itself determines what it sends"),
+    ({"method": "alore", "intervention": "direft"}, 'alore has a form over "lora" and "loreft"'),
     ({"method": "fedpros"}, "'fedprox'"),
     ({"sharing": "A"}, "intervention='loreft' does not have"),
     ({"sharing": "B", "intervention": "direft"}, "intervention='direft' does not have"),

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fedreft_lib import RunConfig, run
-from fedreft_lib.federation import server
+from fedreft_lib.federation import participation, server
 from fedreft_lib.federation.assembly import assemble
 from fedreft_lib.methods import METHODS
 from fedreft_lib.model.encoding import AnswerSet
@@ -36,6 +36,13 @@ def small(**changes) -> RunConfig:
         train_size=8, held_out_size=4, test_size=5, batch_size=4, rounds=3, lr=0.01,
     )  # fmt: skip
     return RunConfig(**{**fields, **changes})
+
+
+def thinned(**changes) -> RunConfig:
+    """Six clients of whom three are drawn in each round; one of the first three is late, one of the next drops out."""
+    config = small(**{"clients": 6, "setup": "mixed", "sampled": 3, **changes})
+    first, second = (sorted(set(range(6)) - set(participation.away(config, t))) for t in (1, 2))
+    return config.but(late=[[first[0] + 1, 1]], drops=[[second[-1] + 1, 2]])
 
 
 def agreeing(decoder, **changes) -> RunConfig:

@@ -41,6 +41,7 @@ OTHERWISE = [  # each in one of the two dtypes
     {**GLUE, "tasks": ("sst2", "stsb", "rte"), "setup": "distinct"}, {**GLUE, **LORA}, {**GLUE, "head": "private"},
     # the methods that train a part of the tensors, or several branches, or in phases
     *({"method": each, **adapter} for each in ("ffa", "fedalt", "feddpa", "flora", "fedsb") for adapter in ({}, LORA)),
+    {"method": "alore"}, {"method": "alore", **LORA},
 ]  # fmt: skip
 ROUNDS = [
     *((fields, dtype) for fields in BOTH_DTYPES for dtype in ("float32", "bfloat16")),
