@@ -10,7 +10,6 @@ from ..core.training import Trained
 from ..files import hash_of
 from ..methods import METHODS
 from ..methods.method import ALSO, DEFAULTS, Phase
-from ..model.encoding import AnswerSet, ChoiceSet, LabelSet
 from ..model.fast.cohort import train_together
 from ..model.local_training import steps_per_round, train_client
 from ..model.steered import SteeredModel
