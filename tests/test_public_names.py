@@ -15,12 +15,14 @@ SHOWN = {
     "03_arithmetic": {"fedreft_lib.data.arithmetic_sources"},
     "04_instruction": {"fedreft_lib.model", "fedreft_lib.model.architectures"},
     "05_glue": {"fedreft_lib.workbook.ledger"},
+    "06_mixing_ablation": {"fedreft_lib.federation.dealing"},
     "07_methods": {"fedreft_lib.methods"},
     "09_results": {"fedreft_lib.config"},
     "10_beyond_one_machine": {
         "fedreft_lib.batch.jobs", "fedreft_lib.flower.client_files", "fedreft_lib.flower.levels",
         "fedreft_lib.flower.simulation",
     },
+    "11_the_field": {"fedreft_lib.methods", "fedreft_lib.methods.kronecker", "fedreft_lib.methods.lora"},
 }  # fmt: skip
 NOTEBOOKS = sorted((PROJECT / "notebooks").rglob("[!.]*.ipynb"))
 

@@ -284,7 +284,6 @@ def _aggregated(
     method, sent = METHODS[config.method], sent_names(layout, config)
     apart = layout.head_names if config.head == "averaged" else ()
     told = {name: torch.stack([state[name] for state in trained]) for name in sent if is_told(name)}
-    weights = method.weigh(weights, told, config)
     spec = layout.spec.part([name for name in sent if name not in (*apart, *told)])
     X = torch.stack([spec.row({name: state[name] for name in spec.names}) for state in trained])
     x = layout.spec.columns(spec.names, before)
@@ -295,7 +294,7 @@ def _aggregated(
         X, x, weights, spec, config, layout.kind, memory, tuple(who), counts, told, len(examples),
         started=layout.spec.columns(spec.names, started), examples_of_all=tuple(examples), layout=layout,
     )  # fmt: skip
-    weights = method.reweigh(message)
+    weights = method.weigh(message)
     aggregate = method.aggregate(X, weights, config)
     answers = method.answer(replace(message, weights=weights), aggregate)
     if apart:

@@ -127,7 +127,7 @@ FEDHL = Method(
     phases=lambda names, kind, config, t: [Phase(but_live(names))],
     sends=but_live,
     start=own_rank,
-    reweigh=by_truncation,
+    weigh=by_truncation,
     answer=truncated,
     deploy=deployed,
 )

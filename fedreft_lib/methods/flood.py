@@ -26,7 +26,7 @@ from ..errors import ConfigError
 from ..model.encoding import ChoiceSet, Client, Encoded, LabelSet
 from ..model.steered import AT_A_TIME, SteeredModel
 from .fedavg import FEDAVG
-from .method import TOLD, Method, Phase
+from .method import TOLD, Method, Phase, Sent
 
 CONFIDENCE = f"{TOLD}confidence"  # c_k
 WEIGHT, SCORE = "weight", "score"  # what `prepare` makes: w and o of each item
@@ -102,8 +102,8 @@ def flood(base: Method) -> Method:
         told = {CONFIDENCE: -prepared[SCORE].mean().float()}
         return {**base.after(model, config, before, trained, prepared, client, t), **told}
 
-    def weigh(weights: Tensor, told: State, config: RunConfig) -> Tensor:
-        return by_confidence(base.weigh(weights, told, config), told[CONFIDENCE], config.flood_tau)
+    def weigh(sent: Sent) -> Tensor:
+        return by_confidence(base.weigh(sent), sent.told[CONFIDENCE], sent.config.flood_tau)
 
     return replace(base, name="flood", phases=phases, prepare=prepare, extras=extras, after=after, weigh=weigh)
 

@@ -23,7 +23,7 @@ from ..model import scoring
 from ..model.encoding import Client
 from ..model.steered import SteeredModel
 from .fedavg import FEDAVG
-from .method import TOLD, Method
+from .method import TOLD, Method, Sent
 
 REDUCTION = f"{TOLD}reduction"  # dL_k
 
@@ -54,8 +54,8 @@ def lorar(base: Method) -> Method:
         told = {REDUCTION: torch.tensor(reduction).clamp_min(0)}
         return {**base.after(model, config, before, trained, prepared, client, t), **told}
 
-    def weigh(weights: Tensor, told: State, config: RunConfig) -> Tensor:
-        return loss_guided(base.weigh(weights, told, config), told[REDUCTION], config.lorar_counts)
+    def weigh(sent: Sent) -> Tensor:
+        return loss_guided(base.weigh(sent), sent.told[REDUCTION], sent.config.lorar_counts)
 
     return replace(base, name="lorar", extras=extras, after=after, weigh=weigh)
 

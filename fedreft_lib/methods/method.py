@@ -115,10 +115,6 @@ def no_tensors(*_) -> State:
     return {}
 
 
-def as_it_was(weights: Tensor, told: State, config: RunConfig) -> Tensor:
-    return weights
-
-
 def as_it_stands(model: SteeredModel, config: RunConfig, state: State, client: Client, t: int) -> State:
     return state
 
@@ -149,9 +145,8 @@ class Method:
     also(config, state, t): a second state to train from in round t, on the same batches, or {}: where that ends is in
     what `after` gets as `prepared`, see ALSO.
     after(model, config, before, trained, prepared, client, t): after training, the new values of extras and others.
-    weigh(weights, told, config): the weights (N,) of the clients, from their example counts and what they told, {name:
-    (N, ...)}; 0 stays 0. They are used in `aggregate` and for the head's mean.
-    reweigh(sent): these weights anew, from all that the server knows.
+    weigh(sent): the weights (N,) of the clients, up to a factor, in `aggregate` and for the head's mean; sent.weights are
+    their example counts, and a weight of 0 stays 0.
     deploy(model, config, state, client, t): the state with which a client is tested after round t.
     """
 
@@ -175,8 +170,7 @@ class Method:
     prepare: Callable[[SteeredModel, RunConfig, State, Client, int], State] = no_tensors
     also: Callable[[RunConfig, State, int], State] = no_tensors
     after: Callable[[SteeredModel, RunConfig, State, Trained, State, Client, int], State] = no_tensors
-    weigh: Callable[[Tensor, State, RunConfig], Tensor] = as_it_was
-    reweigh: Callable[[Sent], Tensor] = lambda sent: sent.weights
+    weigh: Callable[[Sent], Tensor] = lambda sent: sent.weights
     deploy: Callable[[SteeredModel, RunConfig, State, Client, int], State] = as_it_stands
 
     @property
@@ -191,13 +185,7 @@ class Method:
 
 
 DEFAULTS = Method("", aggregate=None)
-OF_TRAINING = (
-    "penalty",
-    "optimiser",
-    "prepare",
-    "also",
-    "after",
-)  # hooks that local training depends on, next to the phases
+OF_TRAINING = ("penalty", "optimiser", "prepare", "also", "after")  # what local training depends on, beside the phases
 
 
 def weighted_mean(X: Tensor, weights: Tensor, config: RunConfig) -> Aggregate:

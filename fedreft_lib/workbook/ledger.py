@@ -86,6 +86,15 @@ def published() -> pd.DataFrame:
     return table.assign(**counts)
 
 
+def field_claims() -> pd.DataFrame:
+    """What the papers of notebook 11's systems claim, one number a row; all as text.
+
+    No backbone and no data set of theirs is ours, so no number of ours stands beside them. A source without a number
+    that could be verified has a row that says so.
+    """
+    return pd.read_csv(Path(__file__).with_name("field_claims.csv"), dtype=str, keep_default_na=False)
+
+
 def is_average(table: pd.DataFrame) -> pd.Series:
     """For each published row, whether it is an average over tasks."""
     return table["task"].str.startswith("average")

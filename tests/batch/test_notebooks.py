@@ -16,6 +16,7 @@ from fedreft_lib.runs.results import RESULTS, load_runs
 NOTEBOOKS = [
     "00_tour", "01_data_partitioning", "02_commonsense", "03_arithmetic", "04_instruction", "05_glue",
     "06_mixing_ablation", "07_methods", "08_robustness", "09_results", "10_beyond_one_machine",
+    "11_the_field",
 ]  # fmt: skip
 
 

@@ -74,7 +74,7 @@ def test_where_nobody_trains_the_sum_stays_to_the_bit_and_a_mean_of_products_los
     state = factors(kind.kind, W.double(), 3)
     X = spec.row(state).expand(3, -1)
     sent = Sent(X, X, torch.ones(3), spec, config, kind, {"delta.": W}, (0, 1, 2), started=X)
-    sent = dataclasses.replace(sent, weights=FEDHL.reweigh(sent))
+    sent = dataclasses.replace(sent, weights=FEDHL.weigh(sent))
     answers = FEDHL.answer(sent, FEDHL.aggregate(X, sent.weights, config))
     assert torch.equal(sent.memory["delta."], W)
     for k, kept in enumerate(([3, 0, 0], [3, 2, 0], [3, 2, 1])):

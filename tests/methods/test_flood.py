@@ -1,5 +1,7 @@
 """FLood: items that are unusual to the received state count more, and clients that find theirs unusual count less."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import scipy.special
@@ -26,7 +28,8 @@ FLOOD = METHODS["flood"]
 
 def shares(n, confidence, tau):
     told = {"told.confidence": torch.tensor(confidence)}
-    weights = FLOOD.weigh(torch.tensor(n), told, RunConfig(method="flood", flood_tau=tau)).double()
+    config = RunConfig(method="flood", flood_tau=tau)
+    weights = FLOOD.weigh(SimpleNamespace(weights=torch.tensor(n), told=told, config=config)).double()
     return (weights / weights.sum()).tolist()
 
 

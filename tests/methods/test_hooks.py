@@ -36,7 +36,7 @@ MADE_UP = replace(
     extras=lambda layout, config: {name: torch.zeros(shape) for name, shape in EXTRAS.items()},
     start=lambda model, config, k, state, client: {"kept.rounds": torch.tensor([0.0, 100.0 * k])},
     after=after,
-    weigh=lambda weights, told, config: weights * told["told.loss"][:, 0],
+    weigh=lambda sent: sent.weights * sent.told["told.loss"][:, 0],
 )
 
 

@@ -1,5 +1,7 @@
 """Lorar: a client counts by how much its loss fell, and where nobody's fell, as in FedAvg."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -24,7 +26,8 @@ LORAR = METHODS["lorar"]
 
 def shares(n, reductions, **fields):
     told = {"told.reduction": torch.tensor(reductions)}
-    weights = LORAR.weigh(torch.tensor(n), told, RunConfig(method="lorar", **fields)).double()
+    config = RunConfig(method="lorar", **fields)
+    weights = LORAR.weigh(SimpleNamespace(weights=torch.tensor(n), told=told, config=config)).double()
     return (weights / weights.sum()).tolist()
 
 
