@@ -39,12 +39,17 @@ from . import packed_attention
 from .hidden_files import folder, limit, make_room
 
 MEMORY_LIMIT = 2 * 2**30  # most bytes of a federation that stay in memory where the disk is full
+OFTEN = 4  # rounds in which a client takes part, for its data to be kept
 PART = 2**28  # bytes of a file: longer lists are computed and written in parts, so memory holds one part at a time
 
 
 def keeps(model: SteeredModel, config: RunConfig) -> bool:
-    """Whether a run stores hidden states. It does not where clients are sampled, each once or twice in a run."""
-    return model.can_start_in_the_middle and config.sampled is None
+    """Whether a run stores hidden states. It does not where clients are drawn, each fewer than OFTEN times on average."""
+    return model.can_start_in_the_middle and not _seldom(config)
+
+
+def _seldom(config: RunConfig) -> bool:
+    return config.sampled is not None and config.sampled * config.rounds < OFTEN * config.clients
 
 
 def offer(model: SteeredModel, config: RunConfig, ways: Ways) -> str:
@@ -53,8 +58,8 @@ def offer(model: SteeredModel, config: RunConfig, ways: Ways) -> str:
         return "nothing is kept: options are read apart"
     if keeps(model, config):
         return f"the output of block {model.adapter.below} is computed once and kept"
-    if config.sampled is not None:
-        return "nothing is kept: most clients' data is read once or twice, if at all"
+    if _seldom(config):
+        return "nothing is kept: most clients' data is read a few times, if at all"
     if model.adapter.below < 1:
         return "nothing to keep: the state acts from the first blocks on"
     return f"nothing to keep: a {model.backbone.model.config.model_type} model cannot start in the middle"

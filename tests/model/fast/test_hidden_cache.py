@@ -340,8 +340,9 @@ def test_a_run_says_in_its_manifest_what_there_is_to_keep():
     assert offer(SteeredModel(llama, lora), small(), fast) == from_the_start
     bert = steered(random_backbone("bert"))
     assert offer(bert, small(), fast) == "nothing to keep: a bert model cannot start in the middle"
-    assert offer(steered(llama), small(sampled=2), fast).startswith("nothing is kept: most clients' data is read once")
+    assert offer(steered(llama), small(sampled=2), fast).startswith("nothing is kept: most clients' data is read a")
     assert assemble(small(sampled=2)).clients[0].train.hidden is None and assemble(small()).clients[0].train.hidden
+    assert assemble(small(sampled=2, rounds=8)).clients[0].train.hidden  # each is drawn four times
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         manifest = run(small(layers="all", rounds=1), progress=False).manifest
