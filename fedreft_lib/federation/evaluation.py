@@ -47,6 +47,7 @@ def evaluate_all(
     head = {name: begin[name] for name in federation.model.layout.head_names}
     method = METHODS[config.method]
     own_shares = method.test_share is not DEFAULTS.test_share
+    extras = federation.model.layout.extras
     on_union: dict[tuple, list] = {}  # clients that share one state share its result
     who = range(len(federation.clients)) if who is None else who
     for k in tqdm(who, desc="testing", unit="client", disable=not progress, leave=False):
@@ -78,7 +79,8 @@ def evaluate_all(
                     continue
                 report.add(t, client.name, split, metric, value, task=task)
         if federation.union and row is not None:
-            key = (hash_of({"X": row}), client.name if own_shares else "")
+            read = {n: tensor for n, tensor in federation.model.spec.named(row).items() if n not in extras}
+            key = (hash_of(read), client.name if own_shares else "")
             if key not in on_union:
                 on_union[key] = [score for part in federation.union for score in ask(part)]
             for _, metric, value in on_union[key]:

@@ -44,7 +44,7 @@ PART = 2**28  # bytes of a file: longer lists are computed and written in parts,
 
 
 def keeps(model: SteeredModel, config: RunConfig) -> bool:
-    """Whether a run stores hidden states. It does not where clients are drawn, each fewer than OFTEN times on average."""
+    """Whether a run stores hidden states. It does not where a client is drawn fewer than OFTEN times on average."""
     return model.can_start_in_the_middle and not _seldom(config)
 
 
