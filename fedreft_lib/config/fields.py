@@ -20,7 +20,7 @@ INTERVENTIONS = ("loreft", "direft", "noreft", "orthonormal_direft", "consreft",
 AGGREGATIONS = ("geometric_median", "mean", "trimmed_mean", "coordinate_median", "krum", "multi_krum")
 METHODS = (
     "local", "fedavg", "fedreft", "centralised", "fedit", "fedprox", "fedadam", "ffa", "fedsa", "fedalt", "feddpa",
-    "flora", "fedsb", "placebo", "alore", "fedglomo",
+    "flora", "fedsb", "placebo", "alore", "fedglomo", "flame",
 )  # fmt: skip
 ATTACKS = (
     "sign_flip", "noise", "collude", "label_flip", "one_nan", "one_inf", "norm_1e30", "wrong_shape",

@@ -17,6 +17,7 @@ fedsb        S | S, b                the same     mean, exact                   
 placebo      all                     `sharing`    nothing that is used          a share lam of the start
 alore        S, P, Q | and c         all          mean by example counts        whole
 fedglomo     all, from two starts    all, twice   step with momentum            whole, with the one before
+flame        experts, router, s      all but s    mean by counts and use        whole; k, s stay
 """
 
 from .alore import ALORE
@@ -32,6 +33,7 @@ from .fedreft import FEDREFT
 from .fedsa import FEDSA
 from .fedsb import FEDSB
 from .ffa import FFA
+from .flame import FLAME
 from .flora import FLORA
 from .local import LOCAL
 from .method import Method
@@ -41,6 +43,6 @@ METHODS: dict[str, Method] = {
     each.name: each
     for each in (
         LOCAL, FEDAVG, FEDREFT, CENTRALISED, FEDIT, FEDPROX, FEDADAM, FFA, FEDSA, FEDALT, FEDDPA, FLORA, FEDSB, PLACEBO,
-        ALORE, FEDGLOMO,
+        ALORE, FEDGLOMO, FLAME,
     )
 }  # fmt: skip

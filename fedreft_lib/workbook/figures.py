@@ -32,7 +32,7 @@ NAMES = {
     "local": "local only", "fedavg": "FedAvg", "centralised": "centralised (data pooled)", "fedit": "FedIT",
     "fedprox": "FedProx", "fedadam": "FedAdam", "ffa": "FFA", "fedsa": "FedSA", "fedalt": "FedALT", "feddpa": "FedDPA",
     "flora": "FLoRA", "fedsb": "Fed-SB", "alore": "ALoRE",
-    "fedglomo": "FedGLOMO",
+    "fedglomo": "FedGLOMO", "flame": "FLAME",
 }  # fmt: skip
 AGGREGATES = {
     "geometric_median": "median", "mean": "mean", "trimmed_mean": "trimmed mean",
@@ -285,7 +285,7 @@ def method_colour(method: str, aggregation: str, mixing: str) -> str:
     others = {
         "local": BLACK, "fedavg": ORANGE, "fedit": ORANGE, "fedprox": ORANGE, "fedadam": ORANGE, "centralised": PURPLE,
         "ffa": YELLOW, "fedsa": YELLOW, "fedsb": YELLOW, "fedalt": RED, "feddpa": RED, "flora": PURPLE, "placebo": GREY,
-        "alore": SKY, "fedglomo": BLUE,
+        "alore": SKY, "fedglomo": BLUE, "flame": RED,
     }  # fmt: skip
     return others[method]
 

@@ -39,11 +39,13 @@ RECONSTRUCTIONS = {
     "flora": "the form over LoReFT",
     "fedsb": "the form over LoReFT",
     "fedglomo": "retraction of R",
+    "flame": "the form over LoReFT",
 }
 IN_EVERY_FORM = {
     "feddpa": "steps shared evenly by the two phases",
     "fedsb": "the first gradient is the mean of the clients'",
     "alore": "the federated form, and D added to W",
+    "flame": "experts and routers beside a dense model",
     "fedglomo": "no compression; its optimiser is the config's",
 }
 
