@@ -21,7 +21,7 @@ AGGREGATIONS = ("geometric_median", "mean", "trimmed_mean", "coordinate_median",
 METHODS = (
     "local", "fedavg", "fedreft", "centralised", "fedit", "fedprox", "fedadam", "ffa", "fedsa", "fedalt", "feddpa",
     "flora", "fedsb", "lorar", "lorafair", "tuned", "flood", "fedvra", "fedhl", "fedins", "fedgmm", "alore", "fedglomo",
-    "placebo",
+    "flame", "placebo",
 )  # fmt: skip
 ATTACKS = (
     "sign_flip", "noise", "collude", "label_flip", "one_nan", "one_inf", "norm_1e30", "wrong_shape",

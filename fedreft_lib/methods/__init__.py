@@ -25,6 +25,7 @@ fedins       its items' instances    pool, keys   mean, unweighted              
 fedgmm       learners, in turn       all but pi   mean of each, by its share    whole
 alore        S, P, Q | and c         all          mean by example counts        whole
 fedglomo     all, from two starts    all, twice   step with momentum            whole, with the one before
+flame        experts, router, s      all but s    mean by counts and use        whole; k, s stay
 """
 
 from .alore import ALORE
@@ -44,6 +45,7 @@ from .fedsa import FEDSA
 from .fedsb import FEDSB
 from .fedvra import FEDVRA
 from .ffa import FFA
+from .flame import FLAME
 from .flood import FLOOD
 from .flora import FLORA
 from .local import LOCAL
@@ -57,6 +59,6 @@ METHODS: dict[str, Method] = {
     each.name: each
     for each in (
         LOCAL, FEDAVG, FEDREFT, CENTRALISED, FEDIT, FEDPROX, FEDADAM, FFA, FEDSA, FEDALT, FEDDPA, FLORA, FEDSB,
-        LORAR, LORAFAIR, TUNED, FLOOD, FEDVRA, FEDHL, FEDINS, FEDGMM, ALORE, FEDGLOMO, PLACEBO,
+        LORAR, LORAFAIR, TUNED, FLOOD, FEDVRA, FEDHL, FEDINS, FEDGMM, ALORE, FEDGLOMO, FLAME, PLACEBO,
     )
 }  # fmt: skip

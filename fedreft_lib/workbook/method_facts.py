@@ -50,6 +50,7 @@ RECONSTRUCTIONS = {
     "fedhl": "the form over LoReFT",
     "fedvra": "retraction of R; the duals of R, W and b are in the plain space",
     "fedglomo": "retraction of R",
+    "flame": "the form over LoReFT",
 }
 IN_EVERY_FORM = {
     "feddpa": "steps shared evenly by the two phases",
@@ -63,6 +64,7 @@ IN_EVERY_FORM = {
     "fedhl": "bytes count the largest rank for all",
     "fedvra": "few steps stand for a local minimum",
     "alore": "the federated form, and D added to W",
+    "flame": "experts and routers beside a dense model",
     "fedglomo": "no compression; its optimiser is the config's",
 }
 
