@@ -145,8 +145,8 @@ class Method:
     also(config, state, t): a second state to train from in round t, on the same batches, or {}: where that ends is in
     what `after` gets as `prepared`, see ALSO.
     after(model, config, before, trained, prepared, client, t): after training, the new values of extras and others.
-    weigh(sent): the weights (N,) of the clients, up to a factor, in `aggregate` and for the head's mean; sent.weights are
-    their example counts, and a weight of 0 stays 0.
+    weigh(sent): the weights (N,) of the clients, up to a factor, in `aggregate` and for the head's mean; sent.weights
+    are their example counts, and a weight of 0 stays 0.
     deploy(model, config, state, client, t): the state with which a client is tested after round t.
     """
 

@@ -48,6 +48,7 @@ RECONSTRUCTIONS = {
     "fedins": "the form over LoReFT",
     "fedgmm": "the form over LoReFT",
     "fedhl": "the form over LoReFT",
+    "fedppa": "the distance is taken over R, W and b",
     "fedvra": "retraction of R; the duals of R, W and b are in the plain space",
     "fedglomo": "retraction of R",
 }
@@ -61,6 +62,7 @@ IN_EVERY_FORM = {
     "fedins": "an item is known by its prompt, and keeps its instances for a round",
     "fedgmm": "items are embedded by their prompts; steps shared evenly by the learners",
     "fedhl": "bytes count the largest rank for all",
+    "fedppa": "the penalty and its growth, the entropies; bytes count all layers for all",
     "fedvra": "few steps stand for a local minimum",
     "alore": "the federated form, and D added to W",
     "fedglomo": "no compression; its optimiser is the config's",
