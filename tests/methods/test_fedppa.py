@@ -24,8 +24,8 @@ from fedreft_lib.model.tokens import Tokens
 from tests.helpers.federations import GLUE, fresh, same, small, stopped
 
 BOTH = pytest.mark.parametrize("intervention", ["loreft", "lora"])
-LAYERS = ("2-2", "2-3", "3-3", "all")
-OWN = ({2}, {2, 3}, {3}, {2, 3})
+LAYERS = ("2-2", "2-2", "3-3", "all")
+OWN = ({2}, {2}, {3}, {2, 3})
 
 
 def ppa(**fields):
@@ -162,11 +162,12 @@ def mean_entropy(model, state, data):
 
 @pytest.mark.parametrize(("intervention", "weights"), [("loreft", "predictions"), ("lora", "labels")])
 def test_a_layers_mean_is_over_its_owners_whoever_is_away_late_or_lost(learned, intervention, weights):
-    fields = {"client_layers": LAYERS, "ppa_weights": weights, "sampled": 2, "min_clients": 1, "rounds": 5, "lr": 0.05}
+    fields = {"client_layers": LAYERS, "ppa_weights": weights, "sampled": 3, "rounds": 5, "lr": 0.05}
     calm = ppa(intervention=intervention, **fields)
     drawn = {t: sorted(set(range(4)) - set(participation.away(calm, t))) for t in range(1, 6)}
-    late_one, lost = drawn[1][0], drawn[3][0]
-    config = calm.but(late=[[late_one + 1, 1]], drops=[[lost + 1, 3]])
+    late_one = drawn[1][0]
+    lost, when = next((k, t) for t in (3, 4, 5) for k in (2, 3) if {2, 3} & {*drawn[t]} == {k})  # the one with layer 3
+    config = calm.but(late=[[late_one + 1, 1]], drops=[[lost + 1, when]])
     federation = assemble(config)
     spec, X, memory, held = federation.model.spec, start(federation, config), {}, {}
     names = trained_names(spec.named(X[0]))
@@ -174,7 +175,9 @@ def test_a_layers_mean_is_over_its_owners_whoever_is_away_late_or_lost(learned, 
     owners_of_a_place = set()
     for t in range(1, 6):
         trained, before = learned(federation, calm, X, t), X.clone()
-        arrived = {k: trained[k] for k in drawn[t] if k not in held and (k, t) not in {(late_one, 1), (lost, 3)}} | held
+        arrived = {
+            k: trained[k] for k in drawn[t] if k not in held and (k, t) not in {(late_one, 1), (lost, when)}
+        } | held
         held = {late_one: trained[late_one]} if t == 1 else {}
         X, report = federated_round(federation, config, X, t, memory=memory)
         memory = report.memory
@@ -224,8 +227,8 @@ def test_an_averaged_head_is_a_mean_by_entropy(learned):
 
 
 @BOTH
-def test_a_run_with_two_drawn_one_late_and_one_lost_resumes_to_the_same_bits(tmp_path, intervention):
-    config = ppa(intervention=intervention, client_layers=LAYERS, sampled=2, rounds=3, ppa_mu=5.0, min_clients=1)
+def test_a_run_with_three_drawn_one_late_and_one_lost_resumes_to_the_same_bits(tmp_path, intervention):
+    config = ppa(intervention=intervention, client_layers=LAYERS, sampled=3, rounds=3, ppa_mu=5.0)
     first, second = (sorted(set(range(4)) - set(participation.away(config, t))) for t in (1, 2))
     lost = next(k for k in second if k != first[0])
     config = config.but(late=[[first[0] + 1, 1]], drops=[[lost + 1, 2]])
