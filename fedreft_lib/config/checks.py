@@ -74,6 +74,8 @@ def check(config: Fields) -> None:
             f"method fedhl needs an edit that can be any map of its rank, and intervention={config.intervention!r} "
             "has no W"
         )
+    if config.method == "fedppa":
+        _check_layers_and_entropies(config)
     if config.method == "fedglomo" and config.dropout and config.glomo_momentum:
         raise ValueError("fedglomo compares gradients of one batch: use dropout=0 or glomo_momentum=0")
     if config.method == "fedglomo" and config.norm_clip is not None:
@@ -148,6 +150,21 @@ def check(config: Fields) -> None:
             )
     if not config.mixing_grid:
         raise ValueError("mixing_grid must have at least one candidate")
+
+
+def _check_layers_and_entropies(config: Fields) -> None:
+    """What fedppa needs."""
+    for own in config.client_layers if config.layers != "all" else ():
+        of = parse_layers(config.layers, n_layers=1000)
+        if own != "all" and not set(parse_layers(own, n_layers=1000)) <= set(of):
+            raise ValueError(f'client_layers: {own!r} must be among layers = {config.layers!r}, or "all" of them')
+    if config.ppa_weights == "labels" and config.benchmark not in ("commonsense", "agreement", "glue"):
+        raise ValueError(
+            f'ppa_weights="labels" needs classes or choices, and {config.benchmark} has neither: use "predictions" or '
+            '"uniform"'
+        )
+    if config.ppa_weights != "uniform" and config.benchmark == "glue" and "stsb" in config.tasks:
+        raise ValueError('stsb, a regression, has no classes for an entropy: with fedppa use ppa_weights="uniform"')
 
 
 def _check_participation(config: Fields) -> None:

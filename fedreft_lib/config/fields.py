@@ -20,8 +20,8 @@ INTERVENTIONS = ("loreft", "direft", "noreft", "orthonormal_direft", "consreft",
 AGGREGATIONS = ("geometric_median", "mean", "trimmed_mean", "coordinate_median", "krum", "multi_krum")
 METHODS = (
     "local", "fedavg", "fedreft", "centralised", "fedit", "fedprox", "fedadam", "ffa", "fedsa", "fedalt", "feddpa",
-    "flora", "fedsb", "lorar", "lorafair", "tuned", "flood", "fedvra", "fedhl", "fedins", "fedgmm", "alore", "fedglomo",
-    "flame", "placebo",
+    "flora", "fedsb", "lorar", "lorafair", "tuned", "flood", "fedvra", "fedhl", "fedppa", "fedins", "fedgmm", "alore",
+    "fedglomo", "flame", "placebo",
 )  # fmt: skip
 ATTACKS = (
     "sign_flip", "noise", "collude", "label_flip", "one_nan", "one_inf", "norm_1e30", "wrong_shape",
@@ -243,7 +243,7 @@ class Fields(BaseModel):
         "methods", (), "fedhl: the live rank of each client, at most `rank`; (): all of them. 8, 4, 2, 1 and the like"
     )
     client_layers: Strings = param(
-        "methods", (), 'fedppa: the layers that each client has, as in "2-4"; (): all of `layers`'
+        "methods", (), 'fedppa: the layers that each client has, as in "2-4" or "all"; (): all of `layers`'
     )
     lorar_gain: Literal["range", "exact"] = param(
         "methods", "range", "lorar: largest minus smallest logged loss (published), or the loss before minus after"
@@ -274,9 +274,11 @@ class Fields(BaseModel):
     vra_d: float = param(
         "methods", 1.0, "fedvra: the server's factor on the mean; below 1: ridge", symbol="d", gt=0, le=1
     )
-    ppa_mu: float = param("methods", 0.3, "fedppa: weight of the distance to the global layers", symbol="mu", ge=0)
+    ppa_mu: float = param(
+        "methods", 0.3, "fedppa: weight of the distance to the layers' means, at its largest", symbol="mu", ge=0
+    )
     ppa_growth: Literal["linear", "constant"] = param(
-        "methods", "linear", "fedppa: the weight over a round's steps, with the same mean"
+        "methods", "linear", "fedppa: mu s / S at step s of a round's S, or the mean of these at each step"
     )
     ppa_weights: Literal["labels", "predictions", "uniform"] = param(
         "methods", "labels", "fedppa: whose entropy weighs a client in a layer's mean; sources differ"

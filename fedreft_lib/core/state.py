@@ -81,6 +81,10 @@ class Adapter(Part, Protocol):
     def rotated(self) -> tuple[str, ...]:
         """Names of the tensors whose rows stay orthonormal."""
 
+    @property
+    def places(self) -> dict[str, tuple[int, ...]]:
+        """The layer of each place of each tensor, by the tensor's name."""
+
     def start(self, init: str, generator: torch.Generator) -> State:
         """Its tensors at the start."""
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from .rotation import Rotation
 from .state import State
 
-# (phi, start, moving, progress) -> what is added to a step's loss: the state, the state at the round's start, the names
-# of the tensors that move, and which share of the round's steps is done with this one. States may be stacked, (K, ...);
-# then it is the sum over them.
-Penalty = Callable[[State, State, Sequence[str], float], Tensor]
+# (phi, start, moving, step, steps) -> what is added to a step's loss: the state, the state at the round's start, the
+# names of the tensors that move, and which of the round's steps this is, from 1. States may be stacked, (K, ...); then
+# it is the sum over them.
+Penalty = Callable[[State, State, Sequence[str], int, int], Tensor]
 Optimise = Callable[..., tuple[State, list[Tensor]]]
 
 
@@ -163,7 +163,7 @@ def optimise(
         loss = loss_at(step, phi)
         objective = loss.sum()
         if penalty:
-            objective = objective + penalty(phi, origin, tuple(trainable.free), (step + 1) / steps)
+            objective = objective + penalty(phi, origin, tuple(trainable.free), step + 1, steps)
         optimiser.zero_grad(set_to_none=True)
         objective.backward()
         clip(list(trainable.free.values()), recipe.clip)

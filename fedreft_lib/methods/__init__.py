@@ -20,6 +20,7 @@ tuned        all                     `sharing`    mean by example counts        
 flood        all, items weighted     `sharing`    mean by confidence            whole
 fedvra       all, by start and dual  `sharing`    mean plus mean dual         whole
 fedhl        its rank's rows         all          a sum of changes, truncated  whole; it uses its rank's rows
+fedppa       its layers, near means  all          a mean for each layer        to be drawn to; it keeps its own
 placebo      all                     `sharing`    nothing that is used          a share lam of the start
 fedins       its items' instances    pool, keys   mean, unweighted              whole
 fedgmm       learners, in turn       all but pi   mean of each, by its share    whole
@@ -39,6 +40,7 @@ from .fedgmm import FEDGMM
 from .fedhl import FEDHL
 from .fedins import FEDINS
 from .fedit import FEDIT
+from .fedppa import FEDPPA
 from .fedprox import FEDPROX
 from .fedreft import FEDREFT
 from .fedsa import FEDSA
@@ -59,6 +61,6 @@ METHODS: dict[str, Method] = {
     each.name: each
     for each in (
         LOCAL, FEDAVG, FEDREFT, CENTRALISED, FEDIT, FEDPROX, FEDADAM, FFA, FEDSA, FEDALT, FEDDPA, FLORA, FEDSB,
-        LORAR, LORAFAIR, TUNED, FLOOD, FEDVRA, FEDHL, FEDINS, FEDGMM, ALORE, FEDGLOMO, FLAME, PLACEBO,
+        LORAR, LORAFAIR, TUNED, FLOOD, FEDVRA, FEDHL, FEDPPA, FEDINS, FEDGMM, ALORE, FEDGLOMO, FLAME, PLACEBO,
     )
 }  # fmt: skip

@@ -14,7 +14,7 @@ from .method import Method, weighted_mean
 
 
 def proximal(config: RunConfig) -> Penalty | None:
-    def near_the_start(phi: State, start: State, moving: Sequence[str], progress: float) -> Tensor:
+    def near_the_start(phi: State, start: State, moving: Sequence[str], step: int, steps: int) -> Tensor:
         return config.proximal_mu / 2 * sum((phi[name] - start[name]).square().sum() for name in moving)
 
     return near_the_start if config.proximal_mu else None

@@ -41,7 +41,7 @@ def duals(layout: Layout, config: RunConfig) -> State:
 def with_dual(config: RunConfig) -> Penalty | None:
     gamma = config.vra_gamma
 
-    def held(phi: State, start: State, moving: Sequence[str], progress: float) -> Tensor:
+    def held(phi: State, start: State, moving: Sequence[str], step: int, steps: int) -> Tensor:
         near = gamma / 2 * sum((phi[name] - start[name]).square().sum() for name in moving)
         return near + gamma * sum((start[f"{DUAL}{n}"] * phi[n]).sum() for n in moving if f"{DUAL}{n}" in start)
 

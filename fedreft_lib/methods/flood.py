@@ -41,11 +41,11 @@ def unusual(logits: Tensor, how: str) -> Tensor:
 
 
 @torch.no_grad()
-def scores(model: SteeredModel, config: RunConfig, state: State, data: Encoded) -> Tensor:
+def scores(model: SteeredModel, config: RunConfig, state: State, data: Encoded, how: str) -> Tensor:
     """o of every item, (items,) float64. Raises ConfigError for a regression, which says no probabilities."""
     found = torch.empty(len(data), dtype=torch.float64)
     for indices in data.in_passes(2 * config.batch_size):
-        found[indices] = _in_a_batch(model, config.flood_score, state, data, indices).double().cpu()
+        found[indices] = _in_a_batch(model, how, state, data, indices).double().cpu()
     return found
 
 
@@ -53,7 +53,7 @@ def _in_a_batch(model: SteeredModel, how: str, state: State, data: Encoded, indi
     if isinstance(data, LabelSet):
         classes = [data.classes[i] for i in indices]
         if not all(classes):
-            raise ConfigError("method flood weighs items by the model's probabilities, and a regression has none")
+            raise ConfigError("the probabilities of each item are needed, and a regression has none")
         outputs = model.class_logits(data.batch(model, indices), state)
         return torch.stack([unusual(row[:n], how) for row, n in zip(outputs, classes, strict=True)])
     if isinstance(data, ChoiceSet):
@@ -89,7 +89,7 @@ def flood(base: Method) -> Method:
         return [replace(phase, weights=WEIGHT) for phase in base.phases(names, kind, config, t)]
 
     def prepare(model: SteeredModel, config: RunConfig, state: State, client: Client, t: int) -> State:
-        o = scores(model, config, state, client.train)
+        o = scores(model, config, state, client.train, config.flood_score)
         own = {WEIGHT: item_weights(o, config.flood_boost, config.flood_share), SCORE: o}
         return {**base.prepare(model, config, state, client, t), **own}
 

@@ -73,6 +73,11 @@ class AtSites:
         return ["block_output"]
 
     @property
+    def places(self) -> dict[str, tuple[int, ...]]:
+        """The layer of each place of each tensor, by the tensor's name."""
+        return dict.fromkeys(self.shapes, self.sites.layers * len(self.sites.groups))
+
+    @property
     def below(self) -> int:
         """The last block whose output, before the intervention, does not depend on the state."""
         return self.sites.layers[0]
@@ -134,6 +139,11 @@ class InLinears:
     @property
     def rotated(self) -> tuple[str, ...]:
         return ()
+
+    @property
+    def places(self) -> dict[str, tuple[int, ...]]:
+        """As of `AtSites`. Not all of `layers` need have a module."""
+        return {name: self.linears[name.rpartition(".")[0]].layers for name in self.shapes}
 
     @property
     def below(self) -> int:

@@ -33,7 +33,7 @@ NAMES = {
     "fedprox": "FedProx", "fedadam": "FedAdam", "ffa": "FFA", "fedsa": "FedSA", "fedalt": "FedALT", "feddpa": "FedDPA",
     "flora": "FLoRA", "fedsb": "Fed-SB", "lorar": "Lorar", "lorafair": "LoRA-FAIR", "tuned": "FedAvg, tuned",
     "flood": "FLood", "fedvra": "FedVRA", "fedhl": "FedHL", "fedins": "FedIns", "fedgmm": "FedGMM", "alore": "ALoRE",
-    "fedglomo": "FedGLOMO", "flame": "FLAME",
+    "fedglomo": "FedGLOMO", "flame": "FLAME", "fedppa": "FedPPA",
 }  # fmt: skip
 AGGREGATES = {
     "geometric_median": "median", "mean": "mean", "trimmed_mean": "trimmed mean",
@@ -287,7 +287,7 @@ def method_colour(method: str, aggregation: str, mixing: str) -> str:
         "local": BLACK, "fedavg": ORANGE, "fedit": ORANGE, "fedprox": ORANGE, "fedadam": ORANGE, "centralised": PURPLE,
         "ffa": YELLOW, "fedsa": YELLOW, "fedsb": YELLOW, "fedalt": RED, "feddpa": RED, "flora": PURPLE, "placebo": GREY,
         "lorar": ORANGE, "lorafair": YELLOW, "tuned": GREEN, "flood": RED, "fedvra": ORANGE, "fedhl": PURPLE,
-        "fedins": BLUE, "fedgmm": RED, "alore": SKY, "fedglomo": BLUE, "flame": RED,
+        "fedins": BLUE, "fedgmm": RED, "alore": SKY, "fedglomo": BLUE, "flame": RED, "fedppa": SKY,
     }  # fmt: skip
     return others[method]
 

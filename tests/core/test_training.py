@@ -37,7 +37,7 @@ def trained(state, recipe, losses_of=squares, **how):
     return train(state, losses_of, EXAMPLES, recipe, **{"steps": 8, "seed": 5, **how})
 
 
-def near_the_start(phi, start, moving, progress):
+def near_the_start(phi, start, moving, step, steps):
     return 1.5 * sum(((phi[name] - start[name]) ** 2).sum() for name in moving)
 
 

@@ -26,7 +26,7 @@ def minimum(config, H, c, before):
     """Of f plus the method's penalty: one Newton step, which is exact for quadratics."""
     penalty = FEDVRA.penalty(config)
     x = before["b"].clone().requires_grad_()
-    objective = (H * (x - c) ** 2 / 2).sum() + penalty({"b": x}, before, ("b",), 1.0)
+    objective = (H * (x - c) ** 2 / 2).sum() + penalty({"b": x}, before, ("b",), 1, 1)
     (slope,) = torch.autograd.grad(objective, x, create_graph=True)
     (curvature,) = torch.autograd.grad(slope.sum(), x)
     return (x - slope / curvature).detach()

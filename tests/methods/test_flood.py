@@ -73,7 +73,7 @@ def test_an_answers_score_is_the_mean_entropy_of_its_tokens():
     config = small(method="flood")
     federation = assemble(config)
     data, backbone = federation.clients[1].train, federation.model.backbone
-    found = scores(federation.model, config, federation.model.start("identity", 0), data)
+    found = scores(federation.model, config, federation.model.start("identity", 0), data, "entropy")
     for sequence, score in zip(data.sequences, found.tolist(), strict=True):
         with torch.no_grad():  # the identity start is the backbone itself
             logits = backbone.model(input_ids=torch.tensor([sequence.ids])).logits[0].double().numpy()
@@ -87,18 +87,18 @@ def test_a_choice_is_scored_over_its_choices_and_a_label_over_its_classes(decode
     state, data = federation.model.start("random", 0), federation.clients[0].train
     options = data.option_scores(federation.model, range(len(data)), state).detach().double().numpy()
     expected = scipy.stats.entropy(scipy.special.softmax(options, axis=1), axis=1)
-    np.testing.assert_allclose(scores(federation.model, config, state, data), expected, rtol=1e-4)
+    np.testing.assert_allclose(scores(federation.model, config, state, data, "entropy"), expected, rtol=1e-4)
 
     config = small(**{**GLUE, "tasks": ("rte", "mnli"), "setup": "mixed"}, method="flood", flood_score="energy")
     federation = assemble(config)
     state, data = federation.model.start("identity", 0), federation.clients[0].train
     outputs = scoring.class_outputs(federation.model, state, data, 4).double().numpy()
     expected = [-scipy.special.logsumexp(row[:n]) for row, n in zip(outputs, data.classes, strict=True)]
-    np.testing.assert_allclose(scores(federation.model, config, state, data), expected, rtol=1e-4)
+    np.testing.assert_allclose(scores(federation.model, config, state, data, "energy"), expected, rtol=1e-4)
     assert set(data.classes) == {2, 3}
     data.classes[:] = [0] * len(data)
     with pytest.raises(ConfigError, match="a regression has none"):
-        scores(federation.model, config, state, data)
+        scores(federation.model, config, state, data, "energy")
 
 
 @BOTH
@@ -126,7 +126,7 @@ def test_a_step_goes_down_the_weighted_loss_and_the_mean_is_by_confidence(uneven
     states = []
     for client in federation.clients:
         state = {name: tensor.clone().requires_grad_() for name, tensor in model.spec.named(X[0]).items()}
-        o = scores(model, config, state, client.train).numpy()
+        o = scores(model, config, state, client.train, config.flood_score).numpy()
         weights = np.where(o > np.quantile(o, 0.8), 5.0, 1.0)
         each = torch.cat([w * client.train.losses(model, [i], state) for i, w in enumerate(weights / weights.mean())])
         gradient = torch.autograd.grad(each.mean(), state["q_proj.B"])[0]
@@ -135,7 +135,8 @@ def test_a_step_goes_down_the_weighted_loss_and_the_mean_is_by_confidence(uneven
     for expected, each in zip(states, trained.values(), strict=True):
         torch.testing.assert_close(each.state["q_proj.B"], expected.float(), atol=1e-5, rtol=1e-3)
         assert float(expected.abs().max()) > 1e-3
-    c = np.array([-scores(model, config, model.spec.named(X[0]), client.train).mean() for client in federation.clients])
+    state = model.spec.named(X[0])
+    c = np.array([-scores(model, config, state, each.train, config.flood_score).mean() for each in federation.clients])
     expected = np.array([8, 5, 2, 8]) * np.exp((c - c.mean()) / c.std(ddof=1))
     _, report = federated_round(federation, config, X, 1)
     np.testing.assert_allclose(report.M[2], expected / expected.sum(), rtol=1e-4)
