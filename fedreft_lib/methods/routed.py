@@ -54,6 +54,7 @@ class Routed:
 
     def delta(self, x: Tensor, phi: State) -> Tensor:
         """What the chosen experts add to x (..., t, d_in)."""
+        x = x.view_as(x)  # its gradients are added up here, in the same order for a client alone and in a cohort
         p, chosen = self.routes(x, phi)
         gate = phi["s"].unsqueeze(-1) * p * chosen  # (..., t, E)
         after = self.of_experts.items()  # counted from the end: there may be further dimensions in front

@@ -42,6 +42,7 @@ OTHERWISE = [  # each in one of the two dtypes
     # the methods that train a part of the tensors, or several branches, or in phases
     *({"method": each, **adapter} for each in ("ffa", "fedalt", "feddpa", "flora", "fedsb") for adapter in ({}, LORA)),
     {"method": "alore"}, {"method": "alore", **LORA},
+    *({"method": "flame", "active": (4, 2, 1, 1), "flame_scale": "ratio", **adapter} for adapter in ({}, LORA)),
 ]  # fmt: skip
 ROUNDS = [
     *((fields, dtype) for fields in BOTH_DTYPES for dtype in ("float32", "bfloat16")),
