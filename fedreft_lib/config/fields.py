@@ -167,7 +167,7 @@ class Fields(BaseModel):
         "training", "linear", "of lr after its warm-up: it falls to 0, or stays"
     )
     schedule_over: Literal["round", "rounds"] = param(
-        "training", "round", "what lr falls over: a round, again and again, or all rounds of the run"
+        "training", "rounds", "what lr falls over: all rounds of the run, or a round, again and again"
     )
     warmup: float = param("training", 0.1, "share of the schedule's steps in which lr rises; ReFT: 0.1", ge=0, lt=1)
     engine: Literal["auto", "one_by_one", "cohort", "last_token"] = param(

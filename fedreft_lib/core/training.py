@@ -2,7 +2,8 @@
 
 The paper does not print its schedule. Reconstruction: AdamW, linear warm-up and decay, gradient clipping, and a new
 optimiser each round, as in the reference code of the paper's baselines. Theirs also starts the learning rate anew each
-round; here it may fall over all rounds, which leaves less of the optimiser's noise in the last states.
+round; here it falls over all rounds, unless one asks otherwise, which leaves less of the optimiser's noise in the last
+states.
 """
 
 import math

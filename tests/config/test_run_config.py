@@ -336,7 +336,7 @@ def test_each_single_parameter_changes_the_run_id():
         "server_tau": 0.1, "dpa_share": 0.1, "dpa_weighting": "fixed", "dpa_w_max": 0.1,
         "sampled": 2, "joins": [[1, 2]], "leaves": [[1, 2]], "drops": [[1, 2]], "late": [[1, 2]], "hostile": 1,
         "attack": "noise", "attack_scale": 2.0, "norm_limit": 9.0, "norm_clip": 2.0, "min_clients": 3, "byzantine": 0,
-        "engine": "cohort", "agreement": 0.9, "objective": "choice", "schedule_over": "rounds", "item_scores": True,
+        "engine": "cohort", "agreement": 0.9, "objective": "choice", "schedule_over": "round", "item_scores": True,
         "optimiser": "sgd", "unseen": 1, "ranks": [1, 2, 4, 8], "adaptive_by": "calibrated",
         "client_layers": ["0-1", "2-3", "1-2", "all"],
         "lorar_gain": "exact", "lorar_counts": False, "fair_lambda": 0.5, "tune_steps": 2, "flood_boost": 2.0,
