@@ -54,7 +54,7 @@ def overview(arms: Arms, clients: Sequence[int] | None = None) -> pd.DataFrame:
     rows = {}
     for name, runs in arms.items():
         history = pd.concat([run.history.assign(seed=run.config.seed, last=run.config.rounds) for run in runs])
-        of = None if clients is None else [f"client{k + 1}" for k in clients]
+        of = None if clients is None else [runs[0].accuracy().index[k] for k in clients]
         tests = history[(history["split"] == "test") & (history["round"] == history["last"])]
         tests = tests if of is None else tests[tests["client"].isin(of)]
         trained = history[(history["split"] == "train") & (history["metric"] == "loss")]
