@@ -13,6 +13,9 @@ differences D are those of R, W, b (A, B for LoRA) themselves. The paper steps b
 rates hold; v is the gradient of any optimiser here. Nothing is compressed. A client takes one training's worth of
 gradients more for D^, three times as many in each with m > 0, and sends and receives twice as much.
 
+Both trainings of a round have its learning rates. Where these fall over the rounds, D^_k is no longer the D_k of the
+round before, even at full participation; schedule_over="round" has the paper's setting.
+
 Reconstructions: R is retracted after the server's step. A head is averaged, and both trainings start from its mean.
 """
 

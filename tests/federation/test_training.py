@@ -171,7 +171,7 @@ def trained_alone(config, memo=None):
 
 
 def test_local_training_in_a_round_is_train_on_the_clients_own_data():
-    config = small(method="local", retraction="raw")
+    config = small(method="local", retraction="raw", schedule_over="round")
     federation = assemble(config)
     X = start(federation, config)
     found, _ = federated_round(federation, config, X, 2)
@@ -187,7 +187,7 @@ def test_local_training_in_a_round_is_train_on_the_clients_own_data():
     [
         {"lr": 0.02}, {"schedule": "constant"}, {"warmup": 0.6}, {"weight_decay": 0.5}, {"clip": 0.01},
         {"weight_decay": 0.5, "decayed": ["W"]}, {"batch_size": 3}, {"local_steps": 1}, {"local_steps": None},
-        {"init": "random"}, {"method": "centralised"}, {"method": "fedprox"}, {"schedule_over": "rounds"},
+        {"init": "random"}, {"method": "centralised"}, {"method": "fedprox"}, {"schedule_over": "round"},
     ],
     ids=lambda change: " ".join(map(str, change.values())),
 )  # fmt: skip

@@ -93,7 +93,7 @@ def test_an_instance_that_no_item_chose_stays_and_the_others_learn(learned, inte
 
 
 def test_keys_move_by_sgd_towards_the_items_that_chose_them_and_the_others_stay(learned):
-    config = ins(ins_top=2, local_steps=5)
+    config = ins(ins_top=2, local_steps=5, schedule_over="round")
     federation = assemble(config)
     X, spec = apart(federation, config), federation.model.spec
     after = learned(federation, config, X, 2)

@@ -60,7 +60,7 @@ def test_B_S_A_are_the_best_small_form_of_the_first_step_that_full_training_take
 
 
 def test_with_full_rank_the_start_is_that_step_itself():
-    config = fedsb(intervention="lora", rank=32, lora_alpha=8.0, warmup=0.9)  # two steps of warm-up
+    config = fedsb(intervention="lora", rank=32, lora_alpha=8.0, warmup=0.9, schedule_over="round")  # two steps
     federation = assemble(config)
     state = federation.model.spec.named(start(federation, config)[0])
     steps = first_step(federation, config)

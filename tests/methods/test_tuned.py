@@ -35,7 +35,8 @@ def test_each_client_is_tested_with_the_common_state_after_steps_on_its_own_item
     found = finish(small(method="tuned", tune_steps=steps, **fields))
     plain = finish(small(method="fedavg", **fields))
     assert torch.equal(found.states, plain.states)  # what the federation learns does not change
-    config = small(method="local", retraction="raw", **{**fields, "local_steps": steps or 2})
+    alone = {"method": "local", "retraction": "raw", "schedule_over": "round"}
+    config = small(**alone, **{**fields, "local_steps": steps or 2})
     federation = assemble(config)
     X, _ = federated_round(federation, config, plain.states, 9)
     expected = evaluate_all(federation, config, X, 2)
@@ -49,7 +50,7 @@ def test_each_client_is_tested_with_the_common_state_after_steps_on_its_own_item
 def test_a_client_that_never_took_part_is_tuned_from_the_newest_state():
     fields = {"batch_size": 8, "local_steps": 2, "lr": 0.05, "rounds": 2, "unseen": 1}
     found = finish(small(method="tuned", **fields))
-    config = small(method="local", retraction="raw", **{**fields, "unseen": 0})
+    config = small(method="local", retraction="raw", schedule_over="round", **{**fields, "unseen": 0})
     newest = {name.removeprefix("for all."): tensor for name, tensor in found.memory.items()}
     X = torch.stack([found.spec.row(newest)] * 4)
     assert torch.equal(found.states[0], X[0]) and not torch.equal(found.states[3], X[0])
