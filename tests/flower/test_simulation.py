@@ -18,6 +18,7 @@ from fedreft_lib.errors import FedReFTError
 from fedreft_lib.federation.assembly import assemble
 from fedreft_lib.flower import local_deployment, program, simulation
 from tests.flower.grid import DirectGrid
+from tests.flower.test_rounds import equal
 from tests.helpers.federations import same, small
 
 
@@ -28,16 +29,24 @@ def simulated(config, folder):
     return done.returncode, (done.stderr.strip().splitlines() or [""])[-1]
 
 
+SIMULATED = {
+    "FedReFT": {"mixing": "adaptive"},
+    "FedGMM: extras, statistics, a mixture": {"method": "fedgmm", "gmm_dims": 4},
+    "FedGLOMO: server memory, two trajectories": {"method": "fedglomo"},
+}
+
+
 @pytest.mark.slow
-def test_a_simulation_gives_the_numbers_of_one_process_and_is_read_back(tmp_path):
-    config = small(rounds=2, mixing="adaptive")
+@pytest.mark.parametrize("fields", SIMULATED.values(), ids=SIMULATED)
+def test_a_simulation_gives_the_numbers_of_one_process_and_is_read_back(tmp_path, fields):
+    config = small(rounds=2, **fields)
     assert simulated(config, tmp_path)[0] == 0
     found = load_run(tmp_path)
     assemble(config).memo.clear()
     expected = run(config, progress=False)
-    same(found, expected)
+    equal(found, expected)
     assert found.manifest["engine"] == "flower" and found.manifest["data"] == expected.manifest["data"]
-    same(run(config, tmp_path, progress=False), expected)  # and is finished
+    equal(run(config, tmp_path, progress=False), expected)  # and is finished
 
 
 @pytest.mark.slow
