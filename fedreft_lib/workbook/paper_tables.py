@@ -19,6 +19,7 @@ from .ledger import is_average, published
 
 SHOWN = {"value": "published", "ours": "ours", "nearest_ours": "nearest of ours"}
 METHOD = ["method", "rank", "trainable (M)"]
+ASIDE = 50.0  # points, at most, that the methods at one x take side by side
 HOLLOW = "osD^vPX*"  # one marker for each published row
 FILLED = "osD^vPX*<>hp"  # methods with the same colour have different markers
 RULES = {
@@ -155,7 +156,8 @@ def _scatter(ax: Axes, points: pd.DataFrame, x: str, untrained: float) -> None:
     per_seed = points.groupby([*method, "seed"], sort=False)["value"].mean()
     drawn = per_seed.groupby(level=method, sort=False).agg(["mean", "std"]).fillna(0.0).reset_index()
     alike = drawn.groupby(x)[x]  # methods at the same x would hide each other: they are drawn side by side
-    drawn["aside"] = 7 * (alike.cumcount() - (alike.transform("size") - 1) / 2)  # points
+    many = alike.transform("size")
+    drawn["aside"] = (7.0 * many).clip(upper=ASIDE) / many * (alike.cumcount() - (many - 1) / 2)  # points
     labels = drawn.drop_duplicates("label")
     markers = dict(zip(labels["label"], labels.groupby("colour").cumcount().map(FILLED.__getitem__), strict=True))
     for row in drawn.assign(place=drawn[x], named=drawn["label"].duplicated()).itertuples():
