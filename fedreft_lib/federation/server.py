@@ -289,10 +289,9 @@ def _aggregated(
     x = layout.spec.columns(spec.names, before)
     if config.norm_clip is not None:
         X = norm_clipped(X, x, weights, config.norm_clip)
-    counts = tuple(examples[k] for k in who)
     message = Sent(
-        X, x, weights, spec, config, layout.kind, memory, tuple(who), counts, told, len(examples),
-        started=layout.spec.columns(spec.names, started), examples_of_all=tuple(examples), layout=layout,
+        X, x, weights, spec, config, layout.kind, memory, tuple(who), told,
+        started=layout.spec.columns(spec.names, started), examples=tuple(examples), layout=layout,
     )  # fmt: skip
     weights = method.weigh(message)
     aggregate = method.aggregate(X, weights, config)

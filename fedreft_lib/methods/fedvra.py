@@ -57,7 +57,7 @@ def next_dual(model, config: RunConfig, before: State, trained, prepared, client
 def with_mean_dual(sent: Sent, aggregate: Aggregate) -> list[State]:
     """d mean_S phi + mean_all h. The server's memory keeps mean_all h."""
     config = sent.config
-    shares = (sent.weights / sum(sent.examples_of_all[: sent.of_all - config.unseen])).to(sent.X.dtype)
+    shares = (sent.weights / sum(sent.examples[: len(sent.examples) - config.unseen])).to(sent.X.dtype)
     dual = sent.memory.get("dual", torch.zeros_like(sent.X[0])) + config.vra_a * shares @ (sent.X - sent.started)
     sent.memory["dual"] = dual
     return [sent.spec.named(config.vra_d * row + dual) for row in aggregate.aggregate]

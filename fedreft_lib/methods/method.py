@@ -46,12 +46,10 @@ class Phase:
 class Sent:
     """What reached the server: X (N, Q) with its spec, the same tensors before the round (N, Q), and weights (N,).
 
-    who: the clients' numbers (from 0). examples: their example counts, also where an update was refused. told: what
-    they reported, (N, ...) by name. of_all: how many clients there are. memory: tensors that the server keeps between
-    rounds. A hook may change nothing else.
-
-    started (N, Q): what each update was trained from. It differs from `before` for an update of the round before, whose
-    client has been brought up to date since. examples_of_all: of all clients, by number. layout: of a client's state.
+    who: the clients' numbers (from 0). told: what they reported, (N, ...) by name. started (N, Q): what each update was
+    trained from; it differs from `before` for an update of the round before, whose client has been brought up to date
+    since. examples: the example counts of *all* clients, by number. layout: of a client's state. memory: tensors that
+    the server keeps between rounds. A hook may change nothing else.
     """
 
     X: Tensor
@@ -62,11 +60,9 @@ class Sent:
     kind: Kind | Branches
     memory: State = field(default_factory=dict)
     who: tuple[int, ...] = ()
-    examples: tuple[int, ...] = ()
     told: State = field(default_factory=dict)
-    of_all: int = 0
     started: Tensor | None = None
-    examples_of_all: tuple[int, ...] = ()
+    examples: tuple[int, ...] = ()
     layout: Layout | None = None
 
 

@@ -47,8 +47,8 @@ def quadratic(c, rounds, H=(1.0, 4.0), drawn=lambda t: None, **fields):
         X, weights = torch.stack(sent), torch.ones(len(who)).double()
         aggregate = FEDVRA.aggregate(X, weights, config)
         message = Sent(
-            X, x.expand(len(who), 1), weights, SPEC, config, DiReFT, memory, tuple(who), (1,) * len(who), of_all=n,
-            started=x.expand(len(who), 1), examples_of_all=(1,) * n,
+            X, x.expand(len(who), 1), weights, SPEC, config, DiReFT, memory, tuple(who),
+            started=x.expand(len(who), 1), examples=(1,) * n,
         )  # fmt: skip
         x = FEDVRA.answer(message, aggregate)[0]["b"]
         torch.testing.assert_close(memory["dual"], torch.stack(h).mean(0), atol=1e-12, rtol=0)
