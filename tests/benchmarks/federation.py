@@ -46,7 +46,7 @@ def contests(size: Size) -> Iterator[Contest | Skipped]:
             continue
         config = RunConfig(
             backbone=size.backbone, source=size.source, device="cpu", method=method, clients=4, train_size=16,
-            held_out_size=1, test_size=1, local_steps=2,
+            held_out_size=1, test_size=1, local_steps=2, schedule_over="round",
         )  # fmt: skip
         yield contest(assemble(config), config, name)
 
