@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from fedreft_lib.data import file_hashes
 from fedreft_lib.data.downloads import DownloadError, fetch
 
 settings.register_profile("no test asserts a time", deadline=None)
@@ -54,6 +55,17 @@ def decoder(tmp_path_factory) -> str:
     from tests.helpers.models import saved_decoder  # loads transformers
 
     return saved_decoder(tmp_path_factory.mktemp("decoder"))
+
+
+@pytest.fixture
+def all_hashes_remembered(tmp_path, monkeypatch) -> Path:
+    """The test's folder; hashes of all files are remembered there, not only of large old ones."""
+    monkeypatch.setenv("FEDREFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(file_hashes, "SMALL", 0)
+    monkeypatch.setattr(file_hashes, "SETTLED", 0.0)
+    file_hashes._remembered.clear()
+    yield tmp_path
+    file_hashes._remembered.clear()
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,10 @@
 """The executed notebooks of a profile as one page that needs no server, no network and no kernel.
 
 It opens with the outputs of cells with the tag "in-one-minute". The notebooks follow in order, with prose, figures,
-tables and widgets. Code and printed text are folded. Progress bars,
-stderr and ipywidgets without another form are left out: they make sense only while a kernel runs. A content security
-policy in the page forbids the browser to load anything from elsewhere, so the page looks the same on every machine. The
-page is made from the Jinja template `report.html.j2`.
+tables and widgets. Code and printed text are folded. Progress bars, stderr and ipywidgets without another form are left
+out: they make sense only while a kernel runs. A content security policy in the page forbids the browser to load
+anything from elsewhere, so the page looks the same on every machine. The page is made from the Jinja template
+`report.html.j2`.
 """
 
 import json

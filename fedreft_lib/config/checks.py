@@ -5,12 +5,12 @@ import re
 from ..core.notation import parse_layers, parse_positions
 from ..data.families import FAMILIES
 from ..errors import did_you_mean
-from .fields import Fields
+from .fields import Fields, steps_per_round
 
-# The methods for which `sharing` chooses what clients send. All other methods determine that themselves.
 ALIGNS = ("fedavg", "fedreft", "fedprox", "fedadam", "lorar", "tuned", "flood", "placebo")
+# The methods for which `sharing` chooses what clients send. All other methods determine that themselves.
 SHARES_BY_NAME = (*ALIGNS[:-1], "fedvra", "placebo")
-LEAST = 4  # held-out items of a calibrated NLL, see data.grading.calibration
+LEAST_HELD_OUT = 4  # of a calibrated NLL: data.grading.calibration.LEAST, which would load SciPy
 WITHOUT_MAP = ("consreft", "lobireft")  # interventions that have no W
 WITHOUT_IDENTITY = ("consreft",)  # no state of it leaves every hidden state unchanged
 
@@ -131,7 +131,7 @@ def check(config: Fields) -> None:
         raise ValueError(f"ins_top must be at most ins_pool = {config.ins_pool}, got {config.ins_top}")
     if config.ins_form == "scale" and lora:
         raise ValueError('ins_form="scale" edits the residual stream: it goes with interventions, not with lora')
-    steps = config.local_steps or config.local_epochs * -(-config.train_size // config.batch_size)
+    steps = steps_per_round(config.train_size, config)
     if config.method == "fedgmm" and steps < config.gmm_learners:
         raise ValueError(
             f"gmm_learners must be at most a round's steps, which they divide: got {config.gmm_learners} and {steps}"
@@ -144,9 +144,9 @@ def check(config: Fields) -> None:
             raise ValueError(
                 'adaptive_by="calibrated" compares choices or classes: it needs objective="choice" or glue'
             )
-        if config.held_out_size < LEAST:
+        if config.held_out_size < LEAST_HELD_OUT:
             raise ValueError(
-                f'adaptive_by="calibrated" needs held_out_size of at least {LEAST}, got {config.held_out_size}'
+                f'adaptive_by="calibrated" needs held_out_size of at least {LEAST_HELD_OUT}, got {config.held_out_size}'
             )
     if not config.mixing_grid:
         raise ValueError("mixing_grid must have at least one candidate")

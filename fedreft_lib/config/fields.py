@@ -8,6 +8,7 @@ Names of interventions, aggregations, attacks and methods are repeated here. So 
 takes seconds to import. Tests compare the lists with the code.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
@@ -367,6 +368,11 @@ class Fields(BaseModel):
     )
     seed: int = param("data", 0, "fixes partition, batches and start", ge=0, lt=2**32)
     experiment: str = param("rounds", "", "a label in the results; changes nothing")
+
+
+def steps_per_round(examples: int, config: Fields) -> int:
+    """local_steps, or the steps of local_epochs passes over the examples."""
+    return config.local_steps or config.local_epochs * math.ceil(examples / config.batch_size)
 
 
 def unknown_name(name: str, known: Iterable[str]) -> str:

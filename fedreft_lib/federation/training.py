@@ -5,13 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from ..config import RunConfig
+from ..config.fields import steps_per_round
 from ..core.state import State
 from ..core.training import Trained
 from ..files import hash_of
 from ..methods import METHODS
 from ..methods.method import ALSO, DEFAULTS, Phase
 from ..model.fast.cohort import train_together
-from ..model.local_training import steps_per_round, train_client
+from ..model.local_training import train_client
 from ..model.steered import SteeredModel
 from ..seeds import derive
 from .assembly import Federation

@@ -29,8 +29,17 @@ def named(name: str, phi: dict) -> dict:
     return {f"{name}.{tensor}": value for tensor, value in phi.items()}
 
 
+class Added:
+    """States whose edit of a hidden state adds `delta` to it."""
+
+    def edit(self, h: Tensor, phi: State) -> Tensor:
+        """h + delta(h). Computes in float32, returns h's precision."""
+        x = h.to(torch.float32)
+        return (x + self.delta(x, phi)).to(h.dtype)
+
+
 @dataclass(frozen=True)
-class Branches:
+class Branches(Added):
     """The common part of the three."""
 
     kind: Kind
@@ -47,11 +56,6 @@ class Branches:
     def init(self, places: int, rank: int, *dims: int, start: str, generator: torch.Generator) -> State:
         phi = self.kind.init(places, rank, *dims, start=start, generator=generator)  # one start for all branches
         return {full: tensor.clone() for name in self.branches for full, tensor in named(name, phi).items()}
-
-    def edit(self, h: Tensor, phi: State) -> Tensor:
-        """h plus the edits of the branches. Computes in float32, returns h's precision."""
-        x = h.to(torch.float32)
-        return (x + self.delta(x, phi)).to(h.dtype)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 
 from ..core.aggregation import Aggregate
 from ..core.state import State
-from .branches import Kind
+from .branches import Kind, branch
 from .masked import LIVE, Masked, but_live
 from .method import Method, Phase, Sent, ending, weighted_mean
 
@@ -47,13 +47,14 @@ def added(kind: Masked, state: State, config, k: int | None = None) -> State:
     """
     found = {}
     for group in dict.fromkeys(name.rpartition(".")[0] for name in state):
-        prefix = f"{group}." if group else ""
-        own = {n.removeprefix(prefix): t.double() for n, t in state.items() if n.startswith(prefix)}
+        own = {name: tensor.double() for name, tensor in (branch(state, group) if group else state).items()}
         like = own[kind.kind.subspace[0]]
         live = torch.ones(like.shape[:2]) if k is None else live_rows(like, config, k)
         m = kind.as_map({**own, LIVE: live})
         whole = m["B"] @ m["A"]
-        found[prefix] = torch.cat([whole, m["c"].unsqueeze(-1)], -1) if kind.kind.residual else whole
+        found[f"{group}." if group else ""] = (
+            torch.cat([whole, m["c"].unsqueeze(-1)], -1) if kind.kind.residual else whole
+        )
     return found
 
 

@@ -13,9 +13,14 @@ from ..core.training import Penalty
 from .method import Method, weighted_mean
 
 
+def distance(mu: float, phi: State, start: State, moving: Sequence[str]) -> Tensor:
+    """mu / 2 |phi - start|^2 over the tensors of these names."""
+    return mu / 2 * sum((phi[name] - start[name]).square().sum() for name in moving)
+
+
 def proximal(config: RunConfig) -> Penalty | None:
     def near_the_start(phi: State, start: State, moving: Sequence[str], step: int, steps: int) -> Tensor:
-        return config.proximal_mu / 2 * sum((phi[name] - start[name]).square().sum() for name in moving)
+        return distance(config.proximal_mu, phi, start, moving)
 
     return near_the_start if config.proximal_mu else None
 

@@ -26,6 +26,7 @@ from ..config import RunConfig
 from ..core.aggregation import Aggregate
 from ..core.state import Layout, State
 from ..core.training import Penalty
+from .fedprox import distance
 from .method import KEPT, Method, Sent, by_sharing, weighted_mean
 
 DUAL = f"{KEPT}dual."
@@ -42,7 +43,7 @@ def with_dual(config: RunConfig) -> Penalty | None:
     gamma = config.vra_gamma
 
     def held(phi: State, start: State, moving: Sequence[str], step: int, steps: int) -> Tensor:
-        near = gamma / 2 * sum((phi[name] - start[name]).square().sum() for name in moving)
+        near = distance(gamma, phi, start, moving)
         return near + gamma * sum((start[f"{DUAL}{n}"] * phi[n]).sum() for n in moving if f"{DUAL}{n}" in start)
 
     return held if gamma else None

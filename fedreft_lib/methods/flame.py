@@ -14,17 +14,14 @@ router's start; everything over LoReFT, where each R is retracted by itself.
 """
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from ..config import RunConfig
 from ..core.aggregation import Aggregate
 from ..core.state import Layout, State
-from ..model.adapters import AtSites
-from ..model.encoding import Client, Encoded
+from ..model.encoding import Client
+from ..model.place_inputs import place_inputs
 from ..model.steered import SteeredModel
 from .method import TOLD, Method, Phase, Sent, ending, weighted_mean
 from .routed import OWN, Routed
@@ -60,45 +57,11 @@ def shares(model: SteeredModel, config: RunConfig, before, found, prepared, clie
     state, kind = model.moved(found.state), model.adapter.kind
     counts = {name: torch.zeros(state[name].shape[:2]) for name in ending(model.layout.adapter_names, "route")}
     tokens = {name: torch.zeros(len(state[name]), 1) for name in counts}
-    for name, place, x in inputs(model, state, client.train, config.batch_size):
-        own = {n: state[name.removesuffix("route") + n][place] for n in ("route", "k")}
+    for begin, place, x in place_inputs(model, state, client.train, config.batch_size):
+        own, name = {n: state[begin + n][place] for n in ("route", "k")}, f"{begin}route"
         counts[name][place] += kind.routes(x.float(), own)[1].sum(0).cpu()
         tokens[name][place] += len(x)
     return {CHOSEN + name: counts[name] / tokens[name].clamp(min=1) for name in counts}
-
-
-def inputs(model: SteeredModel, state: State, data: Encoded, size: int) -> Iterator[tuple[str, int, Tensor]]:
-    """What each router reads in passes of `size` items: its name, its place, and hidden states (tokens, d_in)."""
-    caught, adapter, blocks = [], model.adapter, model.backbone.layers
-    whole = replace(data, hidden=None)  # the hooks are on the model's own blocks
-    if isinstance(adapter, AtSites):  # what a block hands on, before the edit
-        at = {("route", layer): blocks[layer] for layer in adapter.sites.layers}
-    else:
-        at = {(f"{n}.route", i): m for n, place in adapter.linears.items() for i, m in enumerate(place.modules(blocks))}
-    handles = [
-        module.register_forward_hook(lambda module, args, output, key=key: caught.append((*key, args[0], output)))
-        for key, module in at.items()
-    ]
-    try:
-        for indices in whole.in_passes(size):
-            batch = whole.batch(model, indices)
-            for rows in batch.rows_alone() if batch.ways.layout == "alone" else [batch]:
-                caught.clear()  # a trial of the batch's ways may have left some
-                model.hidden_states(rows, state)
-                tokens, shape = rows.as_read(rows.mask).bool(), tuple(rows.ids.shape)
-                for name, place, x, output in caught:
-                    if not isinstance(adapter, AtSites):
-                        # An expert of a mixture reads some tokens, and no padding.
-                        yield name, place, x[tokens] if x.shape[:-1] == tokens.shape else x.flatten(0, -2)
-                        continue
-                    h = rows.as_grid(output[0] if isinstance(output, tuple) else output).flatten(0, 1)
-                    for group, index in adapter.sites.positions(
-                        rows.prompt_lengths, rows.starts, shape
-                    ).indices.items():
-                        yield name, adapter.sites.index(place, group), h[index]
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def by_expert(sent: Sent, aggregate: Aggregate) -> list[State]:

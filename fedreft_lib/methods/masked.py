@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.state import State
-from .branches import Kind
+from .branches import Added, Kind
 from .method import Names, ending
 
 LIVE = "live"
@@ -25,7 +25,7 @@ def but_live(names: Names, *_) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Masked:
+class Masked(Added):
     """A kind with `live`. It masks R or A alone: every product of a row has it as a factor."""
 
     kind: Kind
@@ -40,11 +40,6 @@ class Masked:
     def init(self, places: int, rank: int, *dims: int, start: str, generator: torch.Generator) -> State:
         phi = self.kind.init(places, rank, *dims, start=start, generator=generator)
         return {**phi, LIVE: torch.ones(places, rank)}
-
-    def edit(self, h: Tensor, phi: State) -> Tensor:
-        """h plus the live rows' edits. Computes in float32, returns h's precision."""
-        x = h.to(torch.float32)
-        return (x + self.delta(x, phi)).to(h.dtype)
 
     def delta(self, x: Tensor, phi: State) -> Tensor:
         return self.kind.delta(x, self._masked(phi))

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from ..core.interventions import Intervention
 from ..core.state import State
+from .branches import Added
 from .lora import LoRA
 
 OWN = ("k", "s")
 
 
 @dataclass(frozen=True)
-class Routed:
+class Routed(Added):
     """E experts of one kind. At the start all k are E, and all s are 1."""
 
     kind: Intervention | LoRA
@@ -46,11 +47,6 @@ class Routed:
         route = 0.02 * torch.randn(places, self.experts, dims[0], generator=generator)
         own = {"k": torch.full((places, 1), float(self.experts)), "s": torch.ones(places, 1)}
         return {**{name: torch.stack([phi[name] for phi in each], 1) for name in each[0]}, "route": route, **own}
-
-    def edit(self, h: Tensor, phi: State) -> Tensor:
-        """h plus the edits of the chosen experts. Computes in float32, returns h's precision."""
-        x = h.to(torch.float32)
-        return (x + self.delta(x, phi)).to(h.dtype)
 
     def delta(self, x: Tensor, phi: State) -> Tensor:
         """What the chosen experts add to x (..., t, d_in)."""

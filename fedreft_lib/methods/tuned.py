@@ -12,9 +12,10 @@ own, from the full learning rate, and no penalty; over LoReFT nothing differs, s
 from dataclasses import replace
 
 from ..config import RunConfig
+from ..config.fields import steps_per_round
 from ..core.state import State
 from ..model.encoding import Client
-from ..model.local_training import steps_per_round, train_client
+from ..model.local_training import train_client
 from ..model.steered import SteeredModel
 from ..seeds import derive
 from .fedavg import FEDAVG

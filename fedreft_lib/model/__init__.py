@@ -8,6 +8,7 @@
     tokens, reader, encoding                    items as the model reads them, one by one and in batches
     ways, agreement                             the ways to read batches, and the trials that find a correct one
     local_training                              a state trained on one client's data
+    place_inputs                                what is read where a state acts
     scoring                                     the scores of a state
     pyreft_format                               states to and from pyreft's files
 

@@ -1,6 +1,5 @@
 """Local training of one client on its data: what `federation.training` does in a round, and some methods do besides."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -11,11 +10,6 @@ from ..core.state import State
 from ..core.training import Trained, train
 from .encoding import AnswerSet, ChoiceSet, LabelSet
 from .steered import SteeredModel
-
-
-def steps_per_round(examples: int, config: RunConfig) -> int:
-    """local_steps, or the steps of local_epochs passes over the examples."""
-    return config.local_steps or config.local_epochs * math.ceil(examples / config.batch_size)
 
 
 def train_client(

@@ -299,8 +299,7 @@ class SteeredModel:
     @contextmanager
     def steered(self, layers, batch: Batch, state: State | None, dropout: float = 0.0) -> Iterator[None]:
         """In this context, `state` steers the next forward pass over the batch, through the blocks `layers`."""
-        unread = (*self.layout.head_names, *self.layout.extras)
-        state = {n: tensor for n, tensor in self.moved(state or {}).items() if n not in unread}
+        state = self.read_in_blocks(state or {})
         if not state:  # nothing, or only a head
             yield
             return
@@ -309,6 +308,11 @@ class SteeredModel:
 
     def moved(self, state: State) -> State:
         return {name: tensor.to(self.backbone.device) for name, tensor in state.items()}
+
+    def read_in_blocks(self, state: State) -> State:
+        """What of a state steers the blocks, on the model's device: neither the head nor the extras."""
+        unread = (*self.layout.head_names, *self.layout.extras)
+        return self.moved({name: tensor for name, tensor in state.items() if name not in unread})
 
     def _last_block_at(self, places: Tensor, shape: tuple[int, int]) -> AbstractContextManager:
         """`last_block.read_at` places (m,), where this model and this adapter allow it."""

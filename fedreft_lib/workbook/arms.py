@@ -26,15 +26,15 @@ def run_arms(
     return {name: [next(runs) for _ in several] for name, several in configs.items()}
 
 
-def scores(arms: Arms, clients: Sequence[int] | None = None, round: int | None = None) -> pd.DataFrame:
-    """Test accuracies in percent: seed, method (the arm), client, value.
+def scores(arms: Arms, clients: Sequence[int] | None = None) -> pd.DataFrame:
+    """Test accuracies after the last round, in percent: seed, method (the arm), client, value.
 
-    clients: the numbers (from 0) of those that count, default: all. round: default the last.
+    clients: the numbers (from 0) of those that count, default: all.
     """
     tables = []
     for name, runs in arms.items():
         for run in runs:
-            found = run.accuracy(round)
+            found = run.accuracy()
             found = found if clients is None else found.iloc[list(clients)]
             own = {"seed": run.config.seed, "method": name, "client": found.index, "value": found.to_numpy()}
             tables.append(pd.DataFrame(own))
@@ -53,18 +53,18 @@ def overview(arms: Arms, clients: Sequence[int] | None = None) -> pd.DataFrame:
     """For each arm: accuracy (%), calibrated NLL (nats), numbers that a client sends and receives a round, seconds."""
     rows = {}
     for name, runs in arms.items():
-        history = pd.concat([run.history.assign(seed=run.config.seed, last=run.config.rounds) for run in runs])
-        of = None if clients is None else [runs[0].accuracy().index[k] for k in clients]
-        tests = history[(history["split"] == "test") & (history["round"] == history["last"])]
-        tests = tests if of is None else tests[tests["client"].isin(of)]
+        history, rounds = pd.concat([run.history for run in runs]), runs[0].config.rounds
+        tests = history[(history["split"] == "test") & (history["round"] == rounds)]
+        if clients is not None:
+            tests = tests[tests["client"].isin(runs[0].accuracy().index[list(clients)])]
         trained = history[(history["split"] == "train") & (history["metric"] == "loss")]
         messages = 4 * max(len(trained), 1)
         rows[name] = {
-            "accuracy": tests.loc[tests["metric"] == "accuracy", "value"].astype(float).mean(),
+            "accuracy": scores({name: runs}, clients)["value"].mean(),
             "calibrated NLL": tests.loc[tests["metric"] == "calibrated_nll", "value"].astype(float).mean(),
             "sent up": history["uplink_bytes"].sum() / messages,
             "sent down": history["downlink_bytes"].sum() / messages,
-            "seconds a round": trained["seconds"].sum() / len(runs) / runs[0].config.rounds,
+            "seconds a round": trained["seconds"].sum() / len(runs) / rounds,
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 

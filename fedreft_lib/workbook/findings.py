@@ -75,7 +75,7 @@ def _ridge(over_local: pd.DataFrame, over_fedavg: pd.DataFrame) -> str:
     row = ends.loc[cell]
     said = f"the best share is {_points(row[LOCAL], LOCAL)} and {_points(row[FEDAVG], FEDAVG)}"
     if certain.any():
-        others = [_where(each)[0].lower() + _where(each)[1:] for each in certain.index[certain] if each != cell]
+        others = [_where(each).lower() for each in certain.index[certain] if each != cell]
         return f"{_where(cell)} {said}." + (f" It is above both ends {' and '.join(others)}, too." if others else "")
     return f"It is certainly above both ends in no cell. It comes nearest {_where(cell).lower()}: {said}."
 

@@ -25,6 +25,7 @@ from ..methods.branches import Branches, Kind
 from ..methods.lora import LoRA
 from ..methods.method import KEPT, TOLD
 from ..model import scoring
+from ..model.place_inputs import place_inputs
 from ..runs.results import Run
 from .figures import method_labels
 from .tables import summary
@@ -141,7 +142,8 @@ def average_gap(config: RunConfig) -> float:
 def held_out_loss(run: Run) -> float:
     """Mean over the clients of the loss on their held-out items, which are never trained on (nats per token).
 
-    Each client has the state and the shares with which it is tested."""
+    Each client has the state and the shares with which it is tested.
+    """
     federation = federation_of(run)
     model, config, newest, losses = federation.model, run.config, held_for_all(run.memory), []
     for k, client in enumerate(federation.clients):
@@ -159,17 +161,12 @@ def own_share(run: Run, k: int, linear: str) -> Tensor:
     """
     federation = federation_of(run)
     model, state, data = federation.model, run.spec.named(run.states[k]), federation.clients[k].held_out
-    batch, caught = data.batch(model, range(len(data))), []
-    modules = model.adapter.linears[linear].modules(model.backbone.layers)
-    handles = [m.register_forward_hook(lambda m, args, out: caught.append(args[0].float().cpu())) for m in modules]
-    try:
-        model.hidden_states(batch, state)
-    finally:
-        for handle in handles:
-            handle.remove()
-    routes, tokens = state[f"{linear}.route"], batch.as_read(batch.mask).bool().cpu()
-    shares = [torch.softmax(x @ route.mT, -1)[..., 1] for x, route in zip(caught, routes, strict=True)]
-    return torch.stack([share[tokens].mean() for share in shares])
+    routes = model.moved(state)[f"{linear}.route"]
+    shares: list[list[Tensor]] = [[] for _ in routes]
+    for begin, place, x in place_inputs(model, state, data, run.config.batch_size):
+        if begin == f"{linear}.":
+            shares[place].append(torch.softmax(x.float() @ routes[place].mT, -1)[:, 1].cpu())
+    return torch.stack([torch.cat(each).mean() for each in shares])
 
 
 def _groups(config: RunConfig) -> list[Callable[[State], State]]:

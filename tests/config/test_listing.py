@@ -6,11 +6,12 @@ import pytest
 
 from fedreft_lib import RunConfig
 from fedreft_lib.config import fields
-from fedreft_lib.config.checks import WITHOUT_IDENTITY
+from fedreft_lib.config.checks import LEAST_HELD_OUT, WITHOUT_IDENTITY
 from fedreft_lib.config.listing import listing, range_of
 from fedreft_lib.core.aggregation import AGGREGATIONS
 from fedreft_lib.core.interventions import INTERVENTIONS
 from fedreft_lib.core.rotation import RETRACTIONS
+from fedreft_lib.data.grading import calibration
 from fedreft_lib.errors import ConfigError
 from fedreft_lib.federation import attacks
 from fedreft_lib.methods import METHODS
@@ -50,6 +51,7 @@ def test_the_names_that_a_config_may_have_are_those_that_the_code_knows():
     assert get_args(RunConfig.model_fields["retraction"].annotation) == RETRACTIONS
     assert set(fields.ATTACKS) == {*attacks.ATTACKS, "label_flip", *attacks.BAD_UPDATES}
     assert set(WITHOUT_IDENTITY) == {name for name, kind in INTERVENTIONS.items() if not kind.has_identity}
+    assert LEAST_HELD_OUT == calibration.LEAST
 
 
 BEYOND = {"rank": (0, 513), "lr": (0.0, 1.001), "mixing": (-0.001, 1.001), "warmup": (-0.1, 1.0), "seed": (-1, 2**32)}

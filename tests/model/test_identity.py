@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedreft_lib.data import downloads, file_hashes
+from fedreft_lib.data import downloads
 from fedreft_lib.errors import FedReFTError
 from fedreft_lib.model import identity
 from fedreft_lib.model import weights as packaged_weights
@@ -14,15 +14,10 @@ from fedreft_lib.model.identity import backbone_identity
 
 
 @pytest.fixture
-def home(tmp_path, decoder, monkeypatch) -> Path:
-    """A folder with a backbone; hashes of all files are remembered, not only of large old ones."""
-    monkeypatch.setenv("FEDREFT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(file_hashes, "SMALL", 0)
-    monkeypatch.setattr(file_hashes, "SETTLED", 0.0)
-    shutil.copytree(decoder, tmp_path / "model")
-    file_hashes._remembered.clear()
-    yield tmp_path
-    file_hashes._remembered.clear()
+def home(all_hashes_remembered, decoder) -> Path:
+    """A folder with a backbone."""
+    shutil.copytree(decoder, all_hashes_remembered / "model")
+    return all_hashes_remembered
 
 
 def test_all_that_from_pretrained_may_read_counts_and_nothing_else(home):

@@ -59,14 +59,11 @@ def saved(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def home(tmp_path, saved, monkeypatch) -> Path:
-    """A folder with a backbone; hashes of all files are remembered, not only of large old ones."""
-    monkeypatch.setenv("FEDREFT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(file_hashes, "SMALL", 0)
-    monkeypatch.setattr(file_hashes, "SETTLED", 0.0)
-    shutil.copytree(saved, tmp_path / "model")
+def home(all_hashes_remembered, saved) -> Path:
+    """A folder with a backbone."""
+    shutil.copytree(saved, all_hashes_remembered / "model")
     forget()
-    yield tmp_path
+    yield all_hashes_remembered
     forget()
 
 

@@ -84,9 +84,8 @@ class LastTokens:
         blocks = model.stand_in(first)
         with ExitStack() as stack:
             stack.enter_context(model.replaced(blocks))
-            if state:
-                state = {name: tensor for name, tensor in state.items() if name not in model.layout.extras}
-                edit = edit_by_owner(model.adapter.kind, model.moved(state), positions, share=share, owners=owners)
+            if read := model.read_in_blocks(state or {}):
+                edit = edit_by_owner(model.adapter.kind, read, positions, share=share, owners=owners)
                 stack.enter_context(edited(dict(enumerate(blocks, first)), edit, model.adapter.sites, positions))
             hidden = base(
                 inputs_embeds=self.h[which][None],
