@@ -29,7 +29,7 @@ COMPARISON = ("benchmark", "experiment", "setup", "model", "layers", "clients", 
 AXES = ("method", "aggregation", "intervention")
 MEANS = ("mean", "geometric_median")  # the paper's two
 REFERENCES = {  # in file names: as a method
-    "untrained": "untrained", "local": "local only", "fedavg": "FedAvg", "fedreft": "FedReFT median, lam 0.3",
+    "untrained": "untrained", "local": "local only", "fedavg": "FedAvg", "fedreft": "FedReFT median, λ 0.3",
 }  # fmt: skip
 NO_COMPARISON = pd.MultiIndex.from_arrays([[], [], []], names=["comparison", "against", "method"])
 METHODS = get_args(RunConfig.model_fields["method"].annotation)

@@ -138,14 +138,14 @@ def learning_curves(results: pd.DataFrame, metric: str = "loss", split: str = "t
 
 
 def lam_sweep(results: pd.DataFrame) -> Figure:
-    """Test accuracy against a fixed lam: a line for each client, a thick one for the mean, and adaptive lam's mean.
+    """Test accuracy against a fixed λ: a line for each client, a thick one for the mean, and adaptive λ's mean.
 
     Raises DataError where no run has fixed mixing.
     """
     trained, _ = test_scores(results)
     fixed = trained[trained["mixing"].str.startswith("fixed ")]
     if fixed.empty:
-        raise DataError("these results have no run with a fixed lam: run method fedreft with mixing=0.0, 0.5, 1.0, say")
+        raise DataError("these results have no run with a fixed λ: run method fedreft with mixing=0.0, 0.5, 1.0, say")
     fixed = fixed.assign(lam=fixed["mixing"].str.removeprefix("fixed ").astype(float))
     fig, (ax,) = panel_row(1, width=5.6, height=3.6)
     for colour, (client, chosen) in zip(_cycle(), fixed.groupby("client", sort=False), strict=False):
@@ -154,10 +154,10 @@ def lam_sweep(results: pd.DataFrame) -> Figure:
     adaptive = trained[trained["mixing"] == "adaptive"]
     if not adaptive.empty:
         level = adaptive.groupby("seed")["value"].mean().mean()
-        ax.axhline(level, color=BLACK, linestyle="--", linewidth=1.5, label=f"adaptive lam, mean ({level:.1f} %)")
-    ax.set(xlabel="lam: the share of the others' aggregate that a client takes in", ylabel=score_unit(results))
+        ax.axhline(level, color=BLACK, linestyle="--", linewidth=1.5, label=f"adaptive λ, mean ({level:.1f} %)")
+    ax.set(xlabel="λ: the share of the others' aggregate that a client takes in", ylabel=score_unit(results))
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    return titled(fig, "How much to listen: accuracy against lam", spread_note(fixed, "band"))
+    return titled(fig, "How much to listen: accuracy against λ", spread_note(fixed, "band"))
 
 
 def lam_by_round(results: pd.DataFrame) -> Figure:
@@ -172,7 +172,7 @@ def lam_by_round(results: pd.DataFrame) -> Figure:
         mean_line(ax, chosen, "round", band=False, color=colour, label=client, marker="o", linewidth=2)
         for _, one in chosen.groupby("seed"):
             ax.plot(one["round"], one["value"], color=colour, alpha=0.35, linewidth=0.8)
-    ax.set(xlabel="round", ylabel="lam chosen", ylim=(-0.05, 1.05))
+    ax.set(xlabel="round", ylabel="λ chosen", ylim=(-0.05, 1.05))
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     seeds = rows["seed"].nunique()
@@ -241,7 +241,7 @@ def toy_plane(X: Tensor, client: int = 0, lam: float = 0.5) -> Figure:
     ax.margins(0.1)
     ax.set_aspect("equal", adjustable="datalim")
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    return titled(fig, "A far-off client pulls the mean, not the median", f"arrows: client {client + 1}, lam {lam:g}")
+    return titled(fig, "A far-off client pulls the mean, not the median", f"arrows: client {client + 1}, λ {lam:g}")
 
 
 def change_by_token(change: Tensor, tokens: Sequence[str], title: str) -> Figure:
@@ -261,13 +261,13 @@ def change_by_token(change: Tensor, tokens: Sequence[str], title: str) -> Figure
 
 
 def method_labels(results: pd.DataFrame) -> pd.Series:
-    """A readable name of each row's method: "FedAvg", "FedReFT median, lam 0.3", "FFA (lora)"; LoReFT is not named."""
+    """A readable name of each row's method: "FedAvg", "FedReFT median, λ 0.3", "FFA (lora)"; LoReFT is not named."""
 
     def label(row) -> str:
         kind = "" if row.intervention == "loreft" or row.method == "fedit" else f" ({row.intervention})"
         if row.method in NAMES:
             return NAMES[row.method] + kind
-        mixing = row.mixing.replace("fixed ", "lam ") if row.mixing.startswith("fixed ") else f"{row.mixing} lam"
+        mixing = row.mixing.replace("fixed ", "λ ") if row.mixing.startswith("fixed ") else f"{row.mixing} λ"
         name = "placebo" if row.method == "placebo" else f"FedReFT {AGGREGATES[row.aggregation]}"
         return f"{name}, {mixing}{kind}"
 

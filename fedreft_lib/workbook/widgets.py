@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 
 # The script inserts the figure, so a viewer that drops scripts shows the sentence and no dead controls.
 TOY_PAGE = Template("""
-<div class="fedreft-toy" data-fedreft="$id"><p>A federation of $n clients in two dimensions, with a slider for lam. It
+<div class="fedreft-toy" data-fedreft="$id"><p>A federation of $n clients in two dimensions, with a slider for λ. It
 moves where scripts may run: in a notebook whose cells you have run yourself, or in the report page.</p></div>
 <script>
 (function () {
@@ -84,7 +84,7 @@ document.querySelectorAll('[data-fedreft="$id"]').forEach(function (root) {
 
 
 def flip_book(frames: Mapping[str, Figure | HTML | str], label: str) -> HTML:
-    """A slider through existing figures: `flip_book({"0.0": fig0, "0.5": fig1}, "lam")`.
+    """A slider through existing figures: `flip_book({"0.0": fig0, "0.5": fig1}, "λ")`.
 
     frames: matplotlib figures or HTML, by name, in order. Where scripts do not run, only the first frame is shown.
     Raises ValueError for no frames.
@@ -126,10 +126,10 @@ def live_mixing(run: Run) -> None:
         state = run.spec.named(mix_with(run.states, received.aggregate, lam)[k])
         state |= {name: retract(state[name], run.config.retraction) for name in federation.model.adapter.rotated}
         loss = scoring.loss(federation.model, state, federation.clients[k].held_out, run.config.batch_size)
-        return f"{client} with lam {lam:.2f}: held-out loss {loss:.4f}"
+        return f"{client} with λ {lam:.2f}: held-out loss {loss:.4f}"
 
     client = ipywidgets.Dropdown(options=names, description="client")
-    lam = ipywidgets.FloatSlider(0.0, min=0.0, max=1.0, step=0.05, description="lam", continuous_update=False)
+    lam = ipywidgets.FloatSlider(0.0, min=0.0, max=1.0, step=0.05, description="λ", continuous_update=False)
     said = ipywidgets.Label(held_out_loss(names[0], 0.0))
     for control in (client, lam):
         control.observe(lambda _: setattr(said, "value", held_out_loss(client.value, lam.value)), names="value")

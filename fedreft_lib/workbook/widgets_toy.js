@@ -124,7 +124,7 @@ function mountToy(root, markup, start) {
       }));
       return tr;
     }));
-    find("caption").textContent = `Client ${client + 1} is at ${place(points[client])}, with lam ${round(lam)}`;
+    find("caption").textContent = `Client ${client + 1} is at ${place(points[client])}, with λ ${round(lam)}`;
     knobs.forEach((knob, k) => {
       knob.setAttribute("transform", `translate(${screen(points[k])})`);
       knob.setAttribute("aria-label", `client ${k + 1}; move it with the arrow keys`);

@@ -69,7 +69,7 @@ def test_runs_that_no_column_tells_apart_are_left_out():
 def test_a_method_at_several_ranks_has_several_labels():
     table = results(*(rows_of(rank=r, values=(60.0 + r,), **FEW) for r in (1, 8)), *many_methods(**MANY))
     gains = comparisons.gains(comparisons.told_apart(table))
-    assert gains.loc[gains["trained"] == 68.0, "method"].tolist() == ["FedReFT median, adaptive lam (loreft rank 8)"]
+    assert gains.loc[gains["trained"] == 68.0, "method"].tolist() == ["FedReFT median, adaptive λ (loreft rank 8)"]
     assert gains.loc[gains["trained"] == 61.0, "gain"].tolist() == [11.0]
     assert "FedAvg" in set(gains["method"])
 

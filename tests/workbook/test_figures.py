@@ -89,7 +89,7 @@ def test_lam_by_round_shows_what_adaptive_clients_chose():
 
 
 def test_results_without_the_rows_of_a_picture_are_refused_in_a_sentence():
-    with pytest.raises(DataError, match="no run with a fixed lam"):
+    with pytest.raises(DataError, match="no run with a fixed λ"):
         figures.lam_sweep(results(lams=()))
     with pytest.raises(DataError, match="no rows with metric 'loss'"):
         figures.learning_curves(results().query("metric != 'loss'"))
@@ -132,7 +132,7 @@ def test_a_shown_figure_keeps_its_alternative_text(monkeypatch, tmp_path):
 def test_methods_in_one_picture_have_different_names():
     labels = figures.method_labels(results())
     assert set(labels) == {
-        "local only", "FedAvg", "FedReFT median, adaptive lam", "FedReFT median, lam 0.0", "FedReFT median, lam 0.5",
+        "local only", "FedAvg", "FedReFT median, adaptive λ", "FedReFT median, λ 0.0", "FedReFT median, λ 0.5",
     }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import pytest
 from fedreft_lib.workbook import statistics, study
 from fedreft_lib.workbook.findings import as_html, cost, cost_picture, findings
 
-MEAN, MEDIAN = "FedReFT mean, lam 0.1", "FedReFT median, lam 0.1"
+MEAN, MEDIAN = "FedReFT mean, λ 0.1", "FedReFT median, λ 0.1"
 LEVELS = {1.0: (80, 90, 86), 0.7: (80, 74, 83), 0.5: (80, 60, 79)}  # training alone, FedAvg, a share of 0.1
 
 

@@ -14,7 +14,7 @@ def table(reference, shifts):
         (group, seed, method, 50 + rng.standard_normal() + (0 if method == reference else shift))
         for group, shift in shifts.items()
         for seed in range(8)
-        for method in (reference, "FedReFT mean, lam 0.1")
+        for method in (reference, "FedReFT mean, λ 0.1")
     ]
     scores = pd.DataFrame(rows, columns=["comparison", "seed", "method", "value"])
     return statistics.against(scores, reference, "comparison")
@@ -27,7 +27,7 @@ def test_every_difference_is_at_its_place_with_its_interval_and_filled_where_it_
     }
     axes = forest(tables, "Gains").axes
     assert [text.get_text() for text in axes[0].get_yticklabels()] == [
-        "styles: FedReFT mean, lam 0.1", "sst2: FedReFT mean, lam 0.1"
+        "styles: FedReFT mean, λ 0.1", "sst2: FedReFT mean, λ 0.1"
     ]  # fmt: skip
     assert list(axes[0].get_yticks()) == [1, 0]
     for ax, found in zip(axes, tables.values(), strict=True):

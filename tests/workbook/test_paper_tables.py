@@ -76,7 +76,7 @@ def test_what_scores_cost_shows_ours_filled_and_the_published_hollow():
     fig = paper_tables.accuracy_against_cost(example(), "glue")
     size, sent, theirs = fig.axes
     assert points(size)["local only"] == (49_176, 81.0)  # without the head; seeds 80 and 82
-    assert points(size)["FedReFT median, adaptive lam"] == (49_176, 83.0)
+    assert points(size)["FedReFT median, adaptive λ"] == (49_176, 83.0)
     assert list(size.lines[0].get_ydata()) == [50.0, 50.0] and size.lines[0].get_label() == "untrained backbone"
     assert points(sent)["local only"] == (0.0, 81.0)
     assert points(sent)["FedAvg"] == (3.0, 82.0)  # two rounds of 1 MB up and 0.5 MB down

@@ -7,7 +7,7 @@ import pytest
 from fedreft_lib import RunConfig, method_of, run
 from fedreft_lib.workbook import statistics, study
 
-LAMS = {"local only": 0.0, "FedAvg": 0.75, "mean, lam 0.1": 0.1, "mean, lam 0.3": 0.3, "median": np.nan}
+LAMS = {"local only": 0.0, "FedAvg": 0.75, "mean, λ 0.1": 0.1, "mean, λ 0.3": 0.3, "median": np.nan}
 TINY = {
     "benchmark": "agreement", "backbone": "tiny-llama", "source": "synthetic", "layers": "2-3", "train_size": 8,
     "held_out_size": 2, "test_size": 3, "rounds": 1, "local_steps": 1, "batch_size": 4,
@@ -44,7 +44,7 @@ def test_scores_are_those_of_honest_clients_with_their_place_on_the_curve():
     done = run(config, progress=False)
     found = study.scores([done])
     assert found["value"].tolist() == done.accuracy().tolist()[:3]
-    assert set(found["lam"]) == {0.25} and set(found["method"]) == {"FedReFT mean, lam 0.25"}
+    assert set(found["lam"]) == {0.25} and set(found["method"]) == {"FedReFT mean, λ 0.25"}
     places = [study.end_of_curve(config.but(method=m, hostile=0)) for m in ("local", "fedavg")]
     assert places == [0.0, 0.8]
     assert np.isnan(study.end_of_curve(config.but(aggregation="geometric_median")))
@@ -63,7 +63,7 @@ def test_the_best_share_is_chosen_on_other_seeds():
 
 
 def test_the_family_has_each_claim_once_and_finds_what_is_there():
-    gains = {("FedAvg", 1.0): 10.0, ("mean, lam 0.1", 1.0): 4.0, ("FedAvg", 0.5): -10.0, ("mean, lam 0.1", 0.5): 4.0}
+    gains = {("FedAvg", 1.0): 10.0, ("mean, λ 0.1", 1.0): 4.0, ("FedAvg", 0.5): -10.0, ("mean, λ 0.1", 0.5): 4.0}
     found = study.contrasts(study.with_best(table(gains)))
     # In each of two cells: FedAvg, median, best against local; median, best against FedAvg.
     assert len(found) == 10 and set(found["family"]) == {10}
@@ -86,7 +86,7 @@ def test_pictures_have_a_panel_for_each_size_and_a_frame_for_each_agreement():
 
 
 def test_what_is_kept_gives_the_same_comparisons(tmp_path):
-    scores = study.with_best(table({("mean, lam 0.1", 0.5): 2.0}))
+    scores = study.with_best(table({("mean, λ 0.1", 0.5): 2.0}))
     study.keep(scores, tmp_path / "study" / "map.csv")
     again = pd.read_csv(tmp_path / "study" / "map.csv")
     assert len(again) == len(scores) / 2 and "client" not in again
