@@ -15,7 +15,7 @@ PINNED := .venv-pyreft/installed-$(call hash,environment.yml)
 # Tests run in as many processes as there are cores, up to four, since each takes 1.5 GB; torch has one thread in each.
 PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(1)/bin/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: help setup reproduce test test-all torture bench lab lint lock setup-pyreft test-pyreft clean
+.PHONY: help setup reproduce test test-all test-browser torture bench lab lint lock setup-pyreft test-pyreft clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -27,10 +27,14 @@ reproduce: $(LOCKED)  ## run the ordered notebooks (PROFILE=quick)
 	@.venv/bin/python -m fedreft_lib reproduce $(PROFILE)
 
 test: lint  ## lint and run the tests, without those that need minutes
-	@$(call PYTEST,.venv) -m "not slow"
+	@$(call PYTEST,.venv) --ignore tests/browser -m "not slow"
 
-test-all: lint  ## lint and run all tests
-	@$(call PYTEST,.venv)
+test-all: lint  ## lint and run all tests but those in a browser
+	@$(call PYTEST,.venv) --ignore tests/browser
+
+test-browser: $(LOCKED)  ## test the widgets, the report and JupyterLab in chromium, if there is one
+	@.venv/bin/pip install --quiet --requirement tests/browser/requirements.txt
+	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false .venv/bin/python -m pytest tests/browser
 
 torture: $(LOCKED)  ## kill, damage and poison everything some hundreds of times (an hour and a quarter)
 	@.venv/bin/python -m tests.torture

@@ -35,7 +35,10 @@ moves where scripts may run: in a notebook whose cells you have run yourself, or
 <script>
 (function () {
 $script
-document.querySelectorAll('[data-fedreft="$id"]').forEach((root) => mountToy(root, $markup, $points));
+document.querySelectorAll('[data-fedreft="$id"]').forEach((root) => {
+  mountToy(root, $markup, $points);
+  root.addEventListener("keydown", (event) => event.stopPropagation()); // JupyterLab moves between cells with arrows
+});
 })();
 </script>
 """)
