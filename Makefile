@@ -42,8 +42,8 @@ torture: $(LOCKED)  ## kill, damage and poison everything some hundreds of times
 bench: $(LOCKED)  ## measure our speed as ratios to that of others (three quarters of an hour, on a quiet machine)
 	@.venv/bin/python -m tests.benchmarks
 
-lab: $(LOCKED)  ## open the notebooks in JupyterLab
-	@.venv/bin/jupyter lab notebooks
+lab: $(LOCKED)  ## open working copies of the notebooks in JupyterLab
+	@.venv/bin/python -m fedreft_lib lab $(PROFILE)
 
 lint: $(LOCKED)  ## check code and notebooks with ruff, the arrows between imports, and that no merge is half done
 	@! git grep -nE '^(<<<<<<<|>>>>>>>) '

