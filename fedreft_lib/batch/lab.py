@@ -1,8 +1,10 @@
 """`make lab`: JupyterLab with the project as its root, opened at the index of the working copies.
 
 The notebooks that a reader opens are copies (`working_copies`), which find the runs of `make reproduce` (`found_runs`).
-JupyterLab does not ask about news. It may be root where this process is (as in a container). It opens a browser only
-where there is a screen, prints its address anyway, and takes another port where its own is in use.
+JupyterLab may be root where this process is (as in a container). It opens a browser only where there is a screen,
+prints its address anyway, and takes another port where its own is in use. The folder `jupyter` has defaults for its
+settings, which a reader's own go before: no question about news and no look for updates, since the packages are locked;
+Markdown files shown as pages; and HTML files, such as the report, with their scripts.
 """
 
 import os
@@ -16,14 +18,14 @@ from .jobs import plan
 from .working_copies import INDEX, WORK, lay
 
 MINE = "interactive"  # the folder of outputs/ that the notebooks' own `output_dir` names
+DEFAULTS = Path(__file__).parent / "jupyter"
 # A workspace of its own: JupyterLab shows the tabs that were open here, and not those of another project.
 PAGE = f"/lab/workspaces/fedreft/tree/{WORK}/{INDEX}"
 
 
 def prepare(profile: str, root: Path) -> None:
-    """Brings the profile's runs and lays the working copies. Raises ConfigError, before it writes, where a value is
-    wrong."""
-    plan(profile, root=root)
+    """Brings the profile's runs and lays the working copies. Raises ConfigError where a parameter is not right."""
+    plan(profile, root=root)  # so nothing is written then
     outputs = root / "outputs"
     found = found_runs.bring(outputs / profile, outputs / MINE)
     copies = lay(root, profile, lambda kept: welcome(root, profile, found, kept))
@@ -34,19 +36,16 @@ def prepare(profile: str, root: Path) -> None:
 
 def start(root: Path) -> None:
     """Becomes JupyterLab; it does not return."""
-    print("JupyterLab starts in a moment; press Ctrl-C here to stop it", flush=True)
+    print("JupyterLab starts; press Ctrl-C here to stop it", flush=True)
+    paths = filter(None, [str(DEFAULTS), os.environ.get("JUPYTER_CONFIG_PATH")])
+    env = {**os.environ, "JUPYTER_CONFIG_PATH": os.pathsep.join(paths)}
     os.chdir(root)
-    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *options(root)])
+    os.execve(sys.executable, [sys.executable, "-m", "jupyterlab", *options(root)], env)
 
 
 def options(root: Path) -> list[str]:
     """JupyterLab's options, on this machine."""
-    chosen = [
-        f"--ServerApp.root_dir={root}",
-        f"--LabApp.default_url={PAGE}",
-        "--LabApp.news_url=None",
-        "--log-level=WARN",
-    ]
+    chosen = [f"--ServerApp.root_dir={root}", f"--LabApp.default_url={PAGE}", "--log-level=ERROR"]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         chosen.append("--allow-root")
     if not _has_browser():
@@ -70,10 +69,7 @@ def welcome(root: Path, profile: str, found: int, kept: Sequence[str]) -> str:
     lines = [f"The values in the parameters cells are those of the profile `{profile}`."]
     if (root / "outputs" / profile / "report.html").exists():
         folder = f"../outputs/{profile}"
-        lines.append(
-            f"`make reproduce` made [a report]({folder}/report.html) (press *Trust HTML* above it, then its widgets move) "
-            f"and [results.csv]({folder}/results.csv)."
-        )
+        lines.append(f"`make reproduce` made [a report]({folder}/report.html) and [results.csv]({folder}/results.csv).")
     else:
         lines.append("`make reproduce` has not run to its end yet: it makes a report of all notebooks.")
     if found:
