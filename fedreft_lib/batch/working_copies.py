@@ -20,6 +20,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ipykernel.ipkernel import IPythonKernel
+from ipykernel.kernelspec import get_kernel_dict
 from papermill.translators import PythonTranslator
 
 from ..config.notebook_parameters import assignments
@@ -48,10 +50,13 @@ def lay(root: Path, profile: str, welcome: Callable[[list[str]], str]) -> Copies
     for name in _names(root / "notebooks"):
         original, copy = root / "notebooks" / name, work / name
         content = original.read_bytes()
-        if original in values:
-            content = _with_parameters(content, values[original])
-        if name == INDEX:
-            content = _with_cell(content, welcome(copies.kept))
+        if original.suffix == ".ipynb":
+            notebook = _as_opened(json.loads(content))
+            if original in values:
+                _set_parameters(notebook, values[original])
+            if name == INDEX:
+                _add_cell(notebook, welcome(copies.kept))
+            content = (json.dumps(notebook, indent=1, ensure_ascii=False) + "\n").encode()
         wanted, laid = _hash(content), hashes.get(name)
         there = _hash(copy.read_bytes()) if copy.exists() else None
         if there not in (wanted, laid, None):  # its reader has changed it
@@ -100,13 +105,18 @@ def _write(path: Path, content: bytes) -> None:
 # --- what is changed in a copy ----------------------------------------------------------------------------------------
 
 
-def _with_parameters(content: bytes, values: dict[str, Any]) -> bytes:
-    """A notebook with these values in its parameters cell; `output_dir` stays the notebook's own."""
-    notebook = json.loads(content)
+def _as_opened(notebook: dict) -> dict:
+    """A notebook that names its kernel as JupyterLab does; otherwise it is unsaved as soon as it is opened."""
+    kernel = {"name": "python3", **{key: get_kernel_dict()[key] for key in ("display_name", "language")}}
+    notebook["metadata"] |= {"kernelspec": kernel, "language_info": IPythonKernel.language_info}
+    return notebook
+
+
+def _set_parameters(notebook: dict, values: dict[str, Any]) -> None:
+    """Puts values into the parameters cell; `output_dir` stays the notebook's own."""
     cell = next(cell for cell in notebook["cells"] if "parameters" in cell["metadata"].get("tags", []))
     others = {name: value for name, value in values.items() if name != "output_dir"}
     cell["source"] = with_values("".join(cell["source"]), others).splitlines(keepends=True)
-    return _dumped(notebook)
 
 
 def with_values(source: str, values: dict[str, Any]) -> str:
@@ -124,11 +134,6 @@ def with_values(source: str, values: dict[str, Any]) -> str:
     return text.decode() + "".join(new)
 
 
-def _with_cell(content: bytes, markdown: str) -> bytes:
-    notebook = json.loads(content)
+def _add_cell(notebook: dict, markdown: str) -> None:
     cell = {"cell_type": "markdown", "id": "here", "metadata": {}, "source": markdown.splitlines(keepends=True)}
-    return _dumped({**notebook, "cells": [*notebook["cells"], cell]})
-
-
-def _dumped(notebook: dict) -> bytes:
-    return (json.dumps(notebook, indent=1, ensure_ascii=False) + "\n").encode()
+    notebook["cells"].append(cell)
