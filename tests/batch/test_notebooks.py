@@ -1,10 +1,8 @@
 """The workbook itself: every notebook runs in the profile smoke, and what it leaves keeps the contract."""
 
-import contextlib
 import io
 import shutil
 
-import matplotlib
 import nbformat
 import pandas as pd
 import pytest
@@ -85,14 +83,3 @@ def test_runs_of_earlier_parameters_leave_the_results(reproduced):
     assert {config.run_id for config in after} < before
     assert {config.mixing for config in after if config.experiment == "06_mixing_ablation"} == {0.0, 1.0, "adaptive"}
     assert any((reproduced / "earlier").iterdir())
-
-
-def test_the_exercises_solutions_are_right_and_the_sheets_run_unsolved():
-    for folder, said in (("exercises", "not done yet"), ("exercises/solutions", "right")):
-        for path in sorted((PROJECT / "notebooks" / folder).glob("*.ipynb")):
-            code = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
-            printed, namespace = io.StringIO(), {}
-            with contextlib.redirect_stdout(printed), matplotlib.rc_context():
-                for cell in code:
-                    exec(compile(cell, str(path), "exec"), namespace)
-            assert printed.getvalue().count(said) >= 3, path
