@@ -36,7 +36,11 @@ def bring(source: Path, target: Path) -> int:
             found += 1
             continue
         shutil.rmtree(coming, ignore_errors=True)
-        shutil.copytree(run, coming, copy_function=_copy, ignore=shutil.ignore_patterns(".*", "*.tmp"))
+        try:
+            shutil.copytree(run, coming, copy_function=_copy, ignore=shutil.ignore_patterns(".*", "*.tmp"))
+        except OSError:  # a batch has moved it meanwhile, or the disk is full: the notebook computes this run
+            shutil.rmtree(coming, ignore_errors=True)
+            continue
         if place.exists():
             shutil.rmtree(place)
         place.parent.mkdir(parents=True, exist_ok=True)
