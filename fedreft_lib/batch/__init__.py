@@ -6,7 +6,9 @@ jobs           which notebooks, with which parameters, checked before anything r
 unchanged      which notebooks need no new execution
 exclusive      one batch at a time
 progress       one line about the notebook that runs
-report         all notebooks on one page
+record         what an executed notebook keeps
+report, play   all notebooks on one page; what there is to play with on a small one
+page           what both pages have in common; markup and page_tables make outputs fit for it
 lab            JupyterLab for a reader: `make lab`
 working_copies the notebooks that it opens
 found_runs     the runs of a batch, for these

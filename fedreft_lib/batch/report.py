@@ -1,54 +1,60 @@
-"""The executed notebooks of a profile as one page that needs no server, no network and no kernel.
+"""The executed notebooks of a profile as one page: folder/report.html.
 
-It opens with the outputs of cells with the tag "in-one-minute". The notebooks follow in order, with prose, figures,
-tables and widgets. Code and printed text are folded. Progress bars, stderr and ipywidgets without another form are left
-out: they make sense only while a kernel runs. A content security policy in the page forbids the browser to load
-anything from elsewhere, so the page looks the same on every machine. The page is made from the Jinja template
-`report.html.j2`.
+It opens with an answer: of the cells with the tag "in-one-minute", the first words, the first picture and the first
+widget. The notebooks follow in order, with prose, figures, tables, widgets, and what was printed. Code is folded, and
+so are parameters, long logs (`page.LONG`) and warnings. See `page` for what the page needs and what it leaves out.
 """
 
 import json
 import platform
-import re
 from datetime import datetime
-from html import escape
 from importlib.metadata import version
 from pathlib import Path
-from urllib.parse import quote
 
-import jinja2
 import nbformat
-from nbconvert.filters.ansi import strip_ansi
-from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 from ..environment import commit
-from ..files import write_text
-from .jobs import ordered_notebooks
+from .page import Chapter, chapters_of, is_long, write_page
 
 VERSIONS = ("torch", "transformers", "pyreft", "papermill")
 FOLDED = {"parameters": "default parameters", "injected-parameters": "parameters of this run"}  # cell tag: label
-IMAGES = ("image/svg+xml", "image/png", "image/jpeg")  # the first that an output has is shown
-TABLE = '<table border="1" class="dataframe">'  # as pandas writes it
-ON_TOP = "in-one-minute"  # tag of cells whose outputs the page opens with
-WIDGET = "application/vnd.jupyter.widget-view+json"  # a live view; empty without its kernel
+ON_TOP = "in-one-minute"
 
 
 def build_report(folder: Path, title: str) -> Path:
     """Writes folder/report.html from the executed notebooks in `folder`; returns its path."""
-    paths = ordered_notebooks(folder)
-    notebooks = [nbformat.read(path, as_version=4) for path in paths]
-    stems = [path.stem for path in paths]
-    chapters = [_Chapter(stem, notebook, stems) for stem, notebook in zip(stems, notebooks, strict=True)]
-    path = folder / "report.html"
-    write_text(path, _template().render(title=title, facts=facts(folder, notebooks), chapters=chapters))
-    return path
+    chapters = chapters_of(folder)
+    opening = take_opening(chapters)
+    return write_page(
+        folder / "report.html",
+        "report.html.j2",
+        title=title,
+        facts=facts(folder, [chapter.notebook for chapter in chapters]),
+        chapters=chapters,
+        opening=opening,
+        places=[place for place, _, _ in opening],
+        FOLDED=FOLDED,
+        is_long=is_long,
+    )
 
 
-def _template() -> jinja2.Template:
-    page = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
-    page.globals.update(FOLDED=FOLDED, IMAGES=IMAGES, ON_TOP=ON_TOP, TABLE=TABLE, WIDGET=WIDGET)
-    page.filters.update(data_uri=_data_uri, scoped=scoped, settled=_settled, strip_ansi=strip_ansi)
-    return page.get_template("report.html.j2")
+def take_opening(chapters: list[Chapter]) -> list[tuple[str, Chapter, nbformat.NotebookNode]]:
+    """Takes what the page opens with out of its cells: the place of the cell, its chapter, and the output."""
+    taken: dict[str, tuple] = {}
+    for chapter in chapters:
+        for place, cell in chapter.tagged(ON_TOP):
+            for output in list(cell.outputs):
+                if "data" in output and (kind := _kind(output)) not in taken:
+                    taken[kind] = place, chapter, output
+                    cell.outputs.remove(output)
+    return [taken[kind] for kind in ("words", "picture", "widget") if kind in taken]
+
+
+def _kind(output: nbformat.NotebookNode) -> str:
+    html = output.data.get("text/html", "")
+    if "<script" in html:
+        return "widget"
+    return "picture" if "<img" in html or any(kind.startswith("image/") for kind in output.data) else "words"
 
 
 def facts(folder: Path, notebooks: list[nbformat.NotebookNode]) -> dict[str, str]:
@@ -72,80 +78,3 @@ def _device(manifest: Path) -> str:
         return f"{entries['device']}, {entries['dtype'].removeprefix('torch.')}, threads {entries['threads']}"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ""
-
-
-class _Prose(IPythonRenderer):
-    """Markdown to HTML. Headings go one level down and get ids; links to other notebooks stay on the page."""
-
-    def __init__(self, chapter: str, chapters: list[str]):
-        super().__init__(escape=False)
-        self.chapter, self.chapters = chapter, chapters
-        self.headings: list[tuple[int, str, str]] = []  # level, id, HTML
-        self.taken: set[str] = set()  # ids
-
-    def heading(self, text: str, level: int, **_: object) -> str:
-        words = re.sub(r"<[^>]+>|&\w+;", "", text)
-        anchor = self.chapter + "-" + re.sub(r"\W+", "-", words).strip("-").lower()
-        if anchor in self.taken:
-            anchor += f"-{len(self.taken)}"
-        self.taken.add(anchor)
-        self.headings.append((level, anchor, re.sub(r"</?a\b[^>]*>", "", text)))
-        down = min(level + 1, 6)
-        return f'<h{down} id="{escape(anchor)}">{text}</h{down}>\n'
-
-    def link(self, text: str, url: str, title: str | None = None) -> str:
-        stem = url.removesuffix(".ipynb")
-        return super().link(text, f"#{stem}" if stem != url and stem in self.chapters else url, title)
-
-
-class _Chapter:
-    """One executed notebook, as the template uses it."""
-
-    def __init__(self, stem: str, notebook: nbformat.NotebookNode, stems: list[str]):
-        self.stem, self.cells, self.figures = stem, notebook.cells, 0
-        seconds = notebook.metadata.get("papermill", {}).get("duration")
-        self.time = "" if seconds is None else f"{seconds:.0f} s"
-        self.renderer = _Prose(stem, stems)
-
-    @property
-    def title(self) -> str:
-        """The first heading, as HTML."""
-        return next((text for level, _, text in self.renderer.headings if level == 1), escape(self.stem))
-
-    def prose(self, text: str, attachments: dict | None = None) -> str:
-        """Markdown as HTML."""
-        self.renderer.attachments = attachments or {}
-        return MarkdownWithMath(renderer=self.renderer).render(text)
-
-    def alt(self, output: nbformat.NotebookNode, kind: str) -> str:
-        """The alternative text of the next figure."""
-        self.figures += 1
-        metadata, plain = output.get("metadata", {}), output.data.get("text/plain", "")
-        fallback = f"figure {self.figures} of {self.stem}" if plain.startswith("<") or not plain else plain
-        return metadata.get(kind, {}).get("alt") or metadata.get("alt") or fallback
-
-
-def scoped(html: str) -> str:
-    """HTML with each inline script in its own block, so that `const` and `let` of two scripts do not collide.
-
-    Functions in a block stay reachable for onclick and the like. Modules have their own scope already, and other types
-    (JSON) are no programs.
-    """
-
-    def block(match: re.Match) -> str:
-        opening, attributes, program, closing = match.groups()
-        foreign = re.search(r"\b(type|src)\s*=", attributes) and "text/javascript" not in attributes
-        return match.group() if foreign else f"{opening}{{\n{program}\n}}{closing}"
-
-    return re.sub(r"(<script\b([^>]*)>)(.*?)(</script\s*>)", block, html, flags=re.DOTALL | re.IGNORECASE)
-
-
-def _data_uri(content: str, kind: str) -> str:
-    """An image as a data URI. In it, an SVG's ids and styles cannot collide with the page's."""
-    return f"data:{kind},{quote(content)}" if kind == IMAGES[0] else f"data:{kind};base64,{''.join(content.split())}"
-
-
-def _settled(printed: str) -> str:
-    """Printed text in its final form: the text after a carriage return replaces the line before it."""
-    lines = strip_ansi(printed).replace("\r\n", "\n").split("\n")
-    return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)

@@ -1,6 +1,6 @@
 """The ordered notebooks, executed one after another by papermill.
 
-    outputs/PROFILE/            NN_name.ipynb executed, runs/, results.csv, report.html
+    outputs/PROFILE/            NN_name.ipynb executed, runs/, results.csv, report.html, play.html
     outputs/PROFILE/earlier/    runs that the notebooks no longer use, and what cannot be read
     outputs/PROFILE/stamps/     what each executed notebook depends on (unchanged.py), which process runs (exclusive.py)
 
@@ -29,10 +29,13 @@ from ..runs.results import read_run, results_of
 from . import unchanged
 from .exclusive import alone_in, mark
 from .jobs import PROJECT, Job, first_line, ordered_notebooks, plan
+from .play import build_play
 from .progress import Progress
+from .record import clean
 from .report import build_report
 
 RUNNING = ".running.ipynb"
+TO_DEVELOPERS = ("DeprecationWarning", "PendingDeprecationWarning", "FutureWarning")  # see record.py
 logging.getLogger("papermill").addHandler(logging.NullHandler())  # it also raises what it logs as an error
 
 
@@ -65,7 +68,10 @@ def reproduce(
             _bring_up_to_date(job, folder, f"[{number}/{len(jobs)}] {job.name}", out)
         _write_results(folder)
         report = build_report(folder, f"FedReFT workbook, profile {profile}")
+        play = build_play(folder)
     print(f"results: {folder / 'results.csv'}\nreport:  {report}", file=out, flush=True)
+    if play is not None:
+        print(f"play:    {play}", file=out, flush=True)
     return report
 
 
@@ -78,8 +84,10 @@ def _bring_up_to_date(job: Job, folder: Path, label: str, out: TextIO) -> None:
         print(f"{job.name}: unchanged, kept; delete {target} to execute it again", file=out, flush=True)
         return
     before = unchanged.times(folder)
-    with Progress(label, out, f"starting, {why}" if target.exists() else "starting") as progress:
+    begin = f"starting, {why}" if target.exists() else "starting"
+    with Progress(label, out, begin, _last_duration(target)) as progress:
         running = execute(job, folder, progress)
+    clean(running)
     files = unchanged.written(folder, before)
     set_aside(folder, job.name, unchanged.runs_of(files))
     # The stamp comes first: so each output with its final name has one, and `_recover` knows one that lacks the name.
@@ -87,6 +95,13 @@ def _bring_up_to_date(job: Job, folder: Path, label: str, out: TextIO) -> None:
     replace_durably(running, target)
     (folder / f"{job.name}.failed.ipynb").unlink(missing_ok=True)
     _write_results(folder)
+
+
+def _last_duration(output: Path) -> float | None:
+    """Seconds that the execution took which wrote this output; None where there is none."""
+    if not output.exists():
+        return None
+    return nbformat.read(output, as_version=4).metadata.get("papermill", {}).get("duration")
 
 
 def _write_results(folder: Path) -> None:
@@ -160,8 +175,12 @@ class ThisPython(AsyncKernelManager):
     @property
     def kernel_spec(self) -> KernelSpec:
         path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
-        # With a backend that the user has set, the notebooks would have no pictures.
-        env = {"PYTHONPATH": path, "MPLBACKEND": "module://matplotlib_inline.backend_inline", **mark(self.folder)}
+        env = {
+            "PYTHONPATH": path,
+            "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # with a user's own there would be no pictures
+            "PYTHONWARNINGS": ",".join(f"ignore::{name}" for name in TO_DEVELOPERS),
+            **mark(self.folder),
+        }
         # Its messages about its connection would break the progress line. Errors of cells come as outputs.
         return KernelSpec(**get_kernel_dict(extra_arguments=["--log-level=CRITICAL"]), env=env)
 

@@ -40,7 +40,7 @@ PACKAGES = (
 )  # fmt: skip
 HUB = "its backbones on the hub"
 # The parts of a profile's folder that no notebook writes.
-NOT_OF_NOTEBOOKS = ("earlier", "stamps", "results.csv", "report.html")
+NOT_OF_NOTEBOOKS = ("earlier", "stamps", "results.csv", "report.html", "play.html")
 
 
 # --- what it depends on -----------------------------------------------------------------------------------------------
