@@ -45,7 +45,8 @@ def start(root: Path) -> None:
 
 def options(root: Path) -> list[str]:
     """JupyterLab's options, on this machine."""
-    chosen = [f"--ServerApp.root_dir={root}", f"--LabApp.default_url={PAGE}", "--log-level=ERROR"]
+    chosen = [f"--ServerApp.root_dir={root}", f"--LabApp.default_url={PAGE}"]
+    chosen += ["--log-level=ERROR", "--LabApp.log_level=ERROR"]  # its address is printed even so
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         chosen.append("--allow-root")
     if not _has_browser():
