@@ -21,3 +21,10 @@ def test_progress_is_one_moving_line_on_a_terminal_and_plain_lines_elsewhere(out
     assert out.getvalue().count("\n") == lines
     assert ("\r" in out.getvalue()) == out.isatty()
     assert "[1/1] 00_tour: 2 cells, 0 s" in out.getvalue()
+
+
+def test_the_last_execution_is_told_as_such_and_nothing_is_estimated():
+    out = io.StringIO()
+    with Progress("00_tour", out, "starting", last=95.4):
+        pass
+    assert out.getvalue().splitlines() == ["00_tour: starting, 0 s (last time 95 s in all)", "00_tour: 0 cells, 0 s"]

@@ -3,11 +3,13 @@
 import io
 import json
 import os
+import re
 import signal
 import sys
 import threading
 import time
 
+import nbformat
 import pandas as pd
 import psutil
 import pytest
@@ -65,6 +67,25 @@ def test_notebooks_run_in_this_interpreter_with_their_parameters(project, monkey
     lines = out.getvalue().splitlines()
     assert lines[0] == "01_aside: skipped, there is no params/quick/01_aside.yaml"
     assert [line.split(":")[0] for line in lines[1:5]] == ["[1/2] 00_tour"] * 2 + ["[2/2] 02_commonsense"] * 2
+
+
+def test_what_is_stored_is_clean_and_what_there_is_to_play_with_is_named(project):
+    bars = "from tqdm.auto import tqdm\nfor _ in tqdm(range(2)): print('seen')"
+    warns = "import warnings\nwarnings.warn('next year', FutureWarning)\nwarnings.warn('damaged')"
+    toy = "from IPython.display import HTML\nHTML('<b>toy</b>')"
+    write_notebook(project, "00_tour", bars, warns, toy)
+    path = project / "notebooks/00_tour.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[-1].metadata["tags"] = ["play"]
+    nbformat.write(notebook, path)
+    out = io.StringIO()
+    reproduce("quick", ["00"], project, out)
+    made = nbformat.read(project / "outputs/quick/00_tour.ipynb", as_version=4)
+    printed, warned, _ = (output for cell in made.cells if cell.cell_type == "code" for output in cell.outputs)
+    assert printed.text == "seen\nseen\n" and "widgets" not in made.metadata
+    assert "damaged" in warned.text and "next year" not in warned.text
+    assert "<b>toy</b>" in (project / "outputs/quick/play.html").read_text(encoding="utf-8")
+    assert out.getvalue().splitlines()[-1] == f"play:    {project / 'outputs/quick/play.html'}"
 
 
 def test_failed_notebook_is_kept_apart_and_stops_the_batch(project):
@@ -171,7 +192,7 @@ def test_what_is_unchanged_is_kept_and_what_is_changed_runs_with_what_reads_its_
     write_parameters(project, "01_aside", "mixing: 0.7")
     again, lines = executed()
     assert again == ["01", "02"]
-    assert lines[1] == "[2/3] 01_aside: starting, its parameters changed, 0 s"
+    assert re.fullmatch(r"\[2/3\] 01_aside: starting, its parameters changed, 0 s \(last time \d+ s in all\)", lines[1])
     assert (folder / "picture.txt").read_text() == "0.7"
 
 
