@@ -1,6 +1,7 @@
 """A notebook that runs again in its kernel, a parameter changed in between, shows what a fresh kernel shows."""
 
 import re
+import symtable
 
 import nbformat
 import pytest
@@ -115,3 +116,14 @@ def test_a_notebook_that_runs_again_with_a_parameter_changed_shows_what_a_fresh_
         found = used.shows(NOTEBOOKS[name], {**first, **changes})
     assert [place for place in expected if found[place] != expected[place]] == []
     assert found != before
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_no_later_cell_sets_a_parameter_so_the_cell_after_the_parameters_can_run_again_alone(name):
+    cells = [c for c in nbformat.read(NOTEBOOKS[name], as_version=4).cells if c.cell_type == "code"]
+    own = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
+    profiles = [yaml.safe_load(path.read_text()) for path in (PROJECT / "params").glob(f"*/{name}.yaml")]
+    parameters = {name for values in (*profiles, assignments(own[0].source)) for name in values}
+    for cell in cells:
+        symbols = symtable.symtable(cell.source, name, "exec").get_symbols()
+        assert cell in own or not {s.get_name() for s in symbols if s.is_assigned()} & parameters, cell.source
