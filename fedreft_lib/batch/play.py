@@ -40,6 +40,6 @@ def _parts(chapter: Chapter) -> list[tuple[str, str, list[str]]]:
             paragraph = "" if last.startswith("#") else chapter.prose(last)
         elif TAG in cell.metadata.get("tags", []):
             outputs = [chapter.shown(output) for output in cell.outputs if "data" in output]
-            headings = [text for _, _, text in chapter.renderer.headings]
+            headings = [text.lstrip("0123456789 ") for _, _, text in chapter.renderer.headings]  # "5 A toy"
             parts += [(headings[-1] if headings else chapter.stem, paragraph, outputs)] if outputs else []
     return parts

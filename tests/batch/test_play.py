@@ -10,7 +10,7 @@ def test_it_has_the_tagged_outputs_under_their_headings_and_nothing_else(tmp_pat
     def cell(html: str, *tags: str) -> nbformat.NotebookNode:
         return new_code_cell("1", outputs=[new_output("display_data", {"text/html": html})], metadata={"tags": tags})
 
-    words = "# A tour\n\nNot this.\n\n## A *toy*\n\nNor this.\n\n**Drag** it, as in [notebook 06](06_mixing.ipynb)."
+    words = "# A tour\n\nNot this.\n\n## 5 A *toy*\n\nNor this.\n\n**Drag** it, as in [notebook 06](06_mixing.ipynb)."
     cells = [new_markdown_cell(words), cell("<b>toy</b>", "play"), new_markdown_cell("## Next"), cell("<b>other</b>")]
     nbformat.write(new_notebook(cells=cells), tmp_path / "00_tour.ipynb")
     page = build_play(tmp_path).read_text(encoding="utf-8")
