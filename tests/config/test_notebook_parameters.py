@@ -8,8 +8,7 @@ import papermill
 import pytest
 
 from fedreft_lib import RunConfig
-from fedreft_lib.batch.jobs import PROJECT, parameters_of
-from fedreft_lib.batch.report import ordered_notebooks
+from fedreft_lib.batch.jobs import PROJECT, ordered_notebooks, parameters_of
 from fedreft_lib.config import notebook_parameters
 from fedreft_lib.config.notebook_parameters import OWN, check
 from fedreft_lib.errors import ConfigError
