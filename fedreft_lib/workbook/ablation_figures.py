@@ -9,12 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from ..data.grading.metrics import PRIMARY
 from ..errors import DataError
 from ..runs.results import Run
-from . import statistics
-from .figures import BLACK, BLUE, GREY, mean_line, panel_row, score_unit, spread_note, test_scores, titled
+from . import sampling, statistics
+from .canvas import bar, key, listed, mean_line, panel_row, titled
+from .figures import score_unit, test_scores
+from .looks import BLACK, BLUE, GREY, looks
 
 
 def level_names(levels: Sequence[Mapping]) -> list[str]:
@@ -33,13 +36,13 @@ def level_names(levels: Sequence[Mapping]) -> list[str]:
 
 
 def rows_of(runs: Iterable[tuple[str, str, Run]]) -> pd.DataFrame:
-    """The results of (factor, level, run) as one table, with the columns `factor` and `level`."""
-    tables = [run.results.assign(factor=factor, level=level) for factor, level, run in runs]
+    """The results of (factor, level, run) as one table, `sampling.counted`, with the columns `factor` and `level`."""
+    tables = [sampling.counted([run]).assign(factor=factor, level=level) for factor, level, run in runs]
     return pd.concat(tables, ignore_index=True)
 
 
 def gains(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row for each (factor, level, seed, client, task): untrained, trained, and the gain between them.
+    """One row for each (factor, level, seed, client, task): untrained, trained, the gain between them, and `questions`.
 
     Raises DataError where there are no test scores.
     """
@@ -47,9 +50,11 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
     if tests.empty:
         raise DataError("these results have no test scores: nothing to compare")
     order = rows[["factor", "level"]].drop_duplicates()
-    grouped = tests.groupby(["factor", "level", "seed", "client", "task"], sort=False)["value"]
-    table = pd.DataFrame({"untrained": grouped.first(), "trained": grouped.last()})
+    grouped = tests.groupby(["factor", "level", "seed", "client", "task"], sort=False)
+    table = pd.DataFrame({"untrained": grouped["value"].first(), "trained": grouped["value"].last()})
     table["gain"] = table["trained"] - table["untrained"]
+    if "questions" in tests:
+        table["questions"] = grouped["questions"].last()
     return order.merge(table.reset_index(), on=["factor", "level"])
 
 
@@ -100,36 +105,53 @@ def sent(rows: pd.DataFrame) -> pd.DataFrame:
 
 def by_level(rows: pd.DataFrame) -> Figure:
     """The gain of every level of every factor, in rows: the mean over seeds, its sd, and each seed."""
-    per_seed = gains(rows).groupby(["factor", "level", "seed"], sort=False)["gain"].mean()
-    factors = list(dict.fromkeys(per_seed.index.get_level_values("factor")))
-    places = list(dict.fromkeys(per_seed.index.droplevel("seed")))
-    fig, (ax,) = panel_row(1, width=6.4, height=0.9 + 0.27 * (len(places) + len(factors)))
-    ticks = []
-    for i, (factor, level) in enumerate(places):
-        seeds = per_seed[factor, level]
+    levels = {place: own for place, own in gains(rows).groupby(["factor", "level"], sort=False)}
+    factors = list(dict.fromkeys(factor for factor, _ in levels))
+    fig, (ax,) = panel_row(1, width=6.4, height=0.9 + 0.27 * (len(levels) + len(factors)))
+    ticks, first, changes = [], {}, {}
+    for i, ((factor, level), own) in enumerate(levels.items()):
         place = i + factors.index(factor)  # an empty row between factors
-        spread = seeds.std() if len(seeds) > 1 else None
-        colour = BLACK if i == 0 or places[i - 1][0] != factor else BLUE
-        ax.errorbar(seeds.mean(), place, xerr=spread, fmt="o", color=colour, markersize=7, capsize=4, linewidth=1.8)
-        ax.plot(seeds, [place] * len(seeds), "|", color=colour, alpha=0.6, markersize=7)
+        around = _gain_of(own)
+        colour = BLUE if factor in first else BLACK
+        base = first.setdefault(factor, around[0])
+        changes[f"{factor} {level}".rstrip()] = around[0] - base
+        bar(ax, place, around, dotted=sampling.by_chance(own), fmt="o", color=colour, markersize=7)
+        seeds = own.groupby("seed")["gain"].mean()
+        if len(seeds) > 1:
+            ax.plot(seeds, [place] * len(seeds), "|", color=colour, markersize=7)
         ticks.append((place, f"{factor}:  {level}"))
     ax.axvline(0, color=GREY, linestyle="--", linewidth=1.2)
     ax.set_yticks(*zip(*ticks, strict=True))
     ax.set(xlabel="gain over the untrained backbone (percentage points)", ylim=(ticks[-1][0] + 0.7, -0.7))
-    subtitle = f"{spread_note(rows, 'bars')}; black: what the others of a factor are compared with"
-    return titled(fig, "One change at a time: what each level gains", subtitle)
+    largest = max(changes, key=lambda name: abs(changes[name]))
+    title = f"The largest change: {largest}, {changes[largest]:+.1f} points from the first of its factor"
+    subtitle = f"{sampling.note(gains(rows), 'bars')}; black: what the others of a factor are compared with"
+    return titled(fig, title, subtitle)
 
 
-def against_column(results: pd.DataFrame, column: str, title: str) -> Figure:
+def _gain_of(own: pd.DataFrame) -> tuple[float, float, float]:
+    """(mean, low, high) of a level's gains. For one seed the interval is the trained score's, around the gain."""
+    if own["seed"].nunique() > 1:
+        return sampling.spread(own.assign(value=own["gain"]))
+    mean, low, high = sampling.spread(own.assign(value=own["trained"]))
+    gain = float(own["gain"].mean())
+    return gain, gain + low - mean, gain + high - mean
+
+
+def against_column(results: pd.DataFrame, column: str) -> Figure:
     """Test score against a numeric column, like "clients" or "rank": a line for each method, a band over the seeds."""
     trained, untrained = test_scores(results)
+    styles, found = looks(trained["label"]), sorted(trained[column].unique())
     fig, (ax,) = panel_row(1, width=5.6, height=3.6)
+    changes = []
     for label, chosen in trained.groupby("label", sort=False):
-        mean_line(ax, chosen, column, color=chosen["colour"].iloc[0], label=label, marker="o", markersize=5)
+        mean_line(ax, chosen, column, label=label, markersize=5, **styles[label])
+        means = chosen.groupby([column, "seed"])["value"].mean().groupby(column).mean()
+        changes.append(f"{means.iloc[-1] - means.iloc[0]:+.1f} points with {label}")
     mean_line(ax, untrained, column, band=False, color=GREY, linestyle="--", linewidth=1.2, label="untrained backbone")
     ax.set_xscale("log", base=2)
-    found = sorted(trained[column].unique())
     ax.set_xticks(found, [str(value) for value in found])
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set(xlabel=column, ylabel=score_unit(results))
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    return titled(fig, title, spread_note(trained, "bands"))
+    key([ax])
+    return titled(fig, f"From {column} {found[0]} to {found[-1]}: {listed(changes)}", sampling.note(trained, "bands"))

@@ -6,28 +6,32 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..runs.results import Run
-from . import statistics
-from .figures import AGGREGATES, CYCLE, GREY, mean_line, panel_row, spread_note, titled
+from . import sampling, statistics
+from .canvas import by_panel, highest, key, label_rows, mean_line, panel_row, side_by_side, titled
+from .looks import AGGREGATES, GREY, looks
 
 RULES = {**AGGREGATES, "none": "FedAvg"}
+NOBODY = "nobody"  # the attack of a run without hostile clients
 
 
 def honest_scores(runs: Iterable[Run]) -> pd.DataFrame:
     """One row for each run: attack, rule, hostile, seed, and the mean score of the clients that are honest in all runs.
 
     A client that is hostile in any run is left out of all runs, so the same tests are compared. Norm clipping before
-    the aggregation is part of the rule's name.
+    the aggregation is part of the rule's name. `questions` is the number of test questions behind the score. A run
+    without hostile clients belongs to all attacks, and its own is NOBODY.
     """
     runs = list(runs)
     worst = max(run.config.hostile for run in runs)
     rows = []
     for run in runs:
-        config, scores = run.config, run.accuracy()
+        config, honest = run.config, run.accuracy().iloc[: run.config.clients - worst]
         kind = config.aggregation if config.method == "fedreft" else "none"
         clipped = "" if config.norm_clip is None else ", clipped"
         rows.append({
-            "attack": config.attack.replace("_", " "), "rule": RULES[kind] + clipped, "hostile": config.hostile,
-            "seed": config.seed, "value": float(scores.iloc[: config.clients - worst].mean()),
+            "attack": config.attack.replace("_", " ") if config.hostile else NOBODY, "rule": RULES[kind] + clipped,
+            "hostile": config.hostile, "seed": config.seed, "value": float(honest.mean()),
+            "questions": len(honest) * sampling.asked(config),
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -44,17 +48,26 @@ def against(scores: pd.DataFrame, reference: str) -> pd.DataFrame:
 
 
 def breakdown(scores: pd.DataFrame, clients: int, untrained: float) -> Figure:
-    """The honest clients' score against the number of hostile ones: a panel for each attack, a line for each rule."""
-    attacks, rules = scores["attack"].unique(), scores["rule"].unique()
+    """The honest clients' score against the number of hostile ones: a panel for each attack, a line for each rule.
+
+    Runs without hostile clients are in every panel.
+    """
+    calm, most = scores["hostile"] == 0, scores["hostile"].max()
+    attacks = list(dict.fromkeys(scores.loc[~calm, "attack"])) or [NOBODY]
+    names = {rule: rule if rule.startswith("FedAvg") else f"FedReFT {rule}" for rule in scores["rule"].unique()}
+    styles = dict(zip(names, looks(names.values()).values(), strict=True))
     fig, axes = panel_row(len(attacks), width=4.2, height=3.4, sharey=True)
+    best = {}
     for ax, attack in zip(axes, attacks, strict=True):
         ax.axhline(untrained, color=GREY, linestyle="--", linewidth=1.2, label="untrained")
-        for rule, colour in zip(rules, CYCLE, strict=False):
-            own = scores[(scores["attack"] == attack) & (scores["rule"] == rule)]
-            if len(own):
-                mean_line(ax, own, "hostile", color=colour, marker="o", label=rule)
+        shown = scores[calm | (scores["attack"] == attack)]
+        for aside, (rule, own) in zip(side_by_side(len(styles)), shown.groupby("rule", sort=False), strict=False):
+            mean_line(ax, own, "hostile", aside=aside, label=rule, **styles[rule])
+        worst = shown[shown["hostile"] == most].groupby("rule", sort=False)["value"].mean()
+        best[attack] = highest(worst)
         ax.set(title=attack, xlabel=f"hostile clients, of {clients}")
         ax.set_xticks(sorted(scores["hostile"].unique()))
-    axes[0].set_ylabel("honest clients' test score (%)")
-    axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1))
-    return titled(fig, "How many hostile clients does a rule tolerate?", spread_note(scores, "bands"))
+    label_rows(axes, "honest clients' test score (%)")
+    key(axes)
+    title = f"Highest with {most} of {clients} clients hostile: {by_panel(best)}"
+    return titled(fig, title, sampling.note(scores, "bands"))

@@ -9,7 +9,9 @@ from html import escape
 import pandas as pd
 from matplotlib.figure import Figure
 
-from . import figures, statistics
+from . import statistics
+from .canvas import panel_row, plain_logs, titled
+from .looks import BLUE, GREY
 from .study import BEST, FEDAVG, LOCAL
 
 Finding = tuple[str, str]  # a title, and one sentence or two
@@ -50,15 +52,15 @@ def cost(numbers: int, backbone: int) -> Finding:
 
 def cost_picture(numbers: int, backbone: int) -> Figure:
     """The same as bars, on a logarithmic scale."""
-    fig, (ax,) = figures.panel_row(1, width=5.6, height=1.9)
+    fig, (ax,) = panel_row(1, width=5.6, height=1.9)
     sizes = {"the whole model": backbone, "one client's interventions": numbers}
-    bars = ax.barh(list(sizes), [4 * n / 1e6 for n in sizes.values()], color=[figures.GREY, figures.BLUE])
+    bars = ax.barh(list(sizes), [4 * n / 1e6 for n in sizes.values()], color=[GREY, BLUE])
     ax.bar_label(bars, fmt="%.3g MB", padding=4)
     ax.set(xscale="log", xlabel="MB that a client sends in a round")
+    plain_logs(ax.xaxis)
     ax.margins(x=0.25)
-    return figures.titled(
-        fig, "A round costs a client a fraction of the model", "32-bit numbers; the way down is the same"
-    )
+    title = f"In a round a client sends {100 * numbers / backbone:.2g} % of what the whole model would be"
+    return titled(fig, title, "32-bit numbers; the way down is the same")
 
 
 def as_html(found: list[Finding]) -> str:

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import pandas as pd
 from matplotlib.figure import Figure
 
-from . import figures
+from .canvas import panel_row, titled
+from .looks import GREY, looks
 
 
 def forest(tables: Mapping[str, pd.DataFrame], title: str) -> Figure:
@@ -16,18 +17,21 @@ def forest(tables: Mapping[str, pd.DataFrame], title: str) -> Figure:
     """
     rows = list(dict.fromkeys((group, method) for table in tables.values() for group, _, method in table.index))
     places = {row: len(rows) - 1 - i for i, row in enumerate(rows)}
-    fig, axes = figures.panel_row(len(tables), width=4.2, height=0.4 + 0.24 * len(rows), sharey=True)
+    fig, axes = panel_row(len(tables), width=4.2, height=0.4 + 0.24 * len(rows), sharey=True)
     for ax, (name, table) in zip(axes, tables.items(), strict=True):
-        ax.axvline(0, color=figures.GREY, linewidth=1)
+        ax.axvline(0, color=GREY, linewidth=1)
+        styles = looks(method for _, _, method in table.index)
         for (group, _, method), row in table.iterrows():
-            colour = figures.BLUE if method.startswith("FedReFT") else figures.BLACK
-            y, certain = places[group, method], row["verdict"] in ("above", "below")
+            y, colour, certain = places[group, method], styles[method]["color"], row["verdict"] in ("above", "below")
             if pd.notna(row["low"]):
                 ax.hlines(y, row["low"], row["high"], color=colour, linewidth=1.8)
             ax.plot(
-                row["difference"], y, "o", color=colour, markerfacecolor=colour if certain else "white", markersize=6
+                row["difference"], y, markerfacecolor=colour if certain else "white", markersize=6, **styles[method]
             )
         ax.set(xlabel="points", title=name)
     axes[0].set_yticks([places[row] for row in rows], [f"{group}: {method}" for group, method in rows])
-    subtitle = "bars: 95 % interval over seeds; filled: certain after Holm; blue: FedReFT"
-    return figures.titled(fig, title, subtitle)
+    every = pd.concat(tables.values())
+    certain = int(every["verdict"].isin(["above", "below"]).sum())
+    said = f"{title}: {certain or 'none'} of {len(every)} differences {'is' if certain < 2 else 'are'} certain"
+    bars = "bars: 95 % interval over seeds" if every["low"].notna().any() else "one seed, so no interval"
+    return titled(fig, said, f"{bars}; filled: certain after Holm")

@@ -14,19 +14,19 @@ from matplotlib.transforms import offset_copy
 
 from ..data.grading.metrics import PRIMARY
 from ..errors import DataError
-from .figures import BLACK, GREY, method_colour, method_labels, panel_row, titled
+from . import sampling
+from .canvas import by_panel, highest, key, panel_row, plain_logs, titled
 from .ledger import is_average, published
+from .looks import BLACK, GREY, MARKERS, colour_of, looks, method_labels
 
 SHOWN = {"value": "published", "ours": "ours", "nearest_ours": "nearest of ours"}
 METHOD = ["method", "rank", "trainable (M)"]
+SPREAD = ["mean", "low", "high"]
 ASIDE = 50.0  # points, at most, that the methods at one x take side by side
-HOLLOW = "osD^vPX*"  # one marker for each published row
-FILLED = "osD^vPX*<>hp"  # methods with the same colour have different markers
 RULES = {
-    "FedAvg+LoReFT": method_colour("fedavg", "none", "none"),
-    "Mean-ABM": method_colour("fedreft", "mean", "fixed"),
-    "GeoMedian-ABM": method_colour("fedreft", "geometric_median", "fixed"),
-}
+    "FedAvg+LoReFT": colour_of("FedAvg"), "Mean-ABM": colour_of("FedReFT mean"),
+    "GeoMedian-ABM": colour_of("FedReFT median"),
+}  # fmt: skip
 
 
 def table_3(book: pd.DataFrame) -> pd.DataFrame:
@@ -65,23 +65,25 @@ def draw_figure_3(book: pd.DataFrame) -> Figure:
     table = figure_3(book)
     ours = table["ours"].fillna(table["nearest of ours"])
     benchmarks = table.index.unique("benchmark")
-    fig, axes = panel_row(len(benchmarks), width=3.4, height=2.9)
+    fig, axes = panel_row(len(benchmarks), width=2.9, height=2.9)
+    best = {}
     for ax, benchmark in zip(axes, benchmarks, strict=True):
         part = table.xs(benchmark)
         model, methods = part.index[0][0], part.index.get_level_values("method")
+        best[benchmark] = highest(part["published"].set_axis(methods))
         colours = [RULES[method] for method in methods]
         pairs = (("published", part["published"], -0.2, "white"), ("ours", ours.xs(benchmark), 0.2, colours))
         for label, values, aside, fill in pairs:
             places = [k + aside for k in range(len(methods))]
             bars = ax.bar(places, values.fillna(0.0), 0.4, color=fill, edgecolor=colours, label=label)
-            ax.bar_label(bars, ["" if pd.isna(value) else f"{value:.1f}" for value in values], padding=2, fontsize=8)
-        ax.set_xticks(range(len(methods)), [method.replace("+", "+\n") for method in methods], fontsize=8)
+            ax.bar_label(bars, ["" if pd.isna(value) else f"{value:.1f}" for value in values], padding=2, fontsize=9)
+        names = [method.replace("+", "+\n").replace("-", "-\n") for method in methods]
+        ax.set_xticks(range(len(methods)), names)
         ax.set(title=f"{benchmark}; published: {model}", ylabel="score (%)")
         ax.margins(y=0.15)
     nearest = bool(table["ours"].isna().any())
     ours = "our nearest run: another backbone, other data, so heights do not compare" if nearest else "ours"
-    subtitle = f"white: published; filled: {ours}"
-    return titled(fig, "The aggregation's ablation, published and ours", subtitle)
+    return titled(fig, f"Highest published: {by_panel(best)}", f"white: published; filled: {ours}")
 
 
 def accuracy_against_cost(results: pd.DataFrame, benchmark: str) -> Figure:
@@ -94,7 +96,7 @@ def accuracy_against_cost(results: pd.DataFrame, benchmark: str) -> Figure:
     """
     points, untrained = _points(results[results["benchmark"] == benchmark])
     printed = _printed(benchmark)
-    fig, axes = panel_row(2 + (len(printed) > 0), width=4.4, height=max(3.4, 0.23 * points["label"].nunique()))
+    fig, axes = panel_row(2 + (len(printed) > 0), width=4.2, height=3.4)
     for ax, x in zip(axes, ("parameters", "megabytes"), strict=False):
         _scatter(ax, points, x, untrained)
     _logarithmic(axes[0], points["parameters"])
@@ -104,19 +106,24 @@ def accuracy_against_cost(results: pd.DataFrame, benchmark: str) -> Figure:
         low, high = _decades(sent)
         axes[1].set_xscale("symlog", linthresh=low)  # logarithmic, but with a place for 0
         axes[1].set_xlim(-low / 2, 1.5 * high)
+        plain_logs(axes[1].xaxis)
     axes[1].set(title="ours", xlabel="MB sent and received by all clients")
+    key(axes[:2])
     if len(printed):
-        for marker, row in zip(HOLLOW, printed.itertuples(), strict=False):
+        for marker, row in zip(MARKERS, printed.itertuples(), strict=False):
             style = {"color": BLACK, "fillstyle": "none", "markersize": 9, "label": row.label}
             axes[2].plot(row.parameters, row.value, marker, **style)
         _logarithmic(axes[2], printed["parameters"])
         axes[2].set(title=f"published, {printed['model'].iloc[0]}", xlabel="trainable numbers of a client")
+        key(axes[2:]).set_in_layout(False)  # it stands in the empty place beside
     for ax in axes:
         ax.set_ylabel("test score (%)")
-    for ax in axes[1:]:
-        ax.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
-    subtitle = "ours: mean over clients and seeds, bars one sd over seeds; side by side: the same place on the x axis"
-    return titled(fig, f"What accuracy costs: {benchmark}", subtitle)
+    means = points.groupby(["label", "seed"])["value"].mean().groupby("label", sort=False).mean()
+    few = points.loc[points["parameters"].idxmin(), "label"]
+    title = (
+        f"{benchmark}: highest is {highest(means)} ({means.max():.1f} %); fewest numbers: {few} ({means[few]:.1f} %)"
+    )
+    return titled(fig, title, f"{sampling.note(points, 'bars')}; side by side: the same place on the x axis")
 
 
 def _of(book: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -131,43 +138,40 @@ def _rows(book: pd.DataFrame, name: str, index: list[str]) -> pd.DataFrame:
 
 
 def _points(results: pd.DataFrame) -> tuple[pd.DataFrame, float]:
-    """(one row for each method, size and seed; the mean untrained score)."""
-    runs = ["label", "colour", "trainable_params", "experiment", "setup", "rounds", "seed"]
-    rows = results.assign(
-        label=method_labels(results),
-        colour=[method_colour(*each) for each in results[["method", "aggregation", "mixing"]].itertuples(index=False)],
-    )
+    """(the clients' scores after the last round, with label, parameters and megabytes of their run; the mean
+    untrained score).
+    """
+    run = ["label", "trainable_params", "experiment", "setup", "rounds", "seed"]
+    rows = results.assign(label=method_labels(results))
     tests = rows[(rows["split"] == "test") & rows["metric"].isin(PRIMARY)]
     last = tests[(tests["round"] == tests["rounds"]) & (tests["round"] > 0)]
     if last.empty:
         raise DataError("these results have no test scores of a last round: nothing to draw")
-    sent = rows.groupby(runs, sort=False, dropna=False)[["uplink_bytes", "downlink_bytes"]].sum().sum(axis=1) / 1e6
-    scores = last.groupby(runs, sort=False, dropna=False).agg(
-        value=("value", "mean"), trainable=("trainable_params", "first")
-    )
-    points = scores.assign(megabytes=sent, parameters=scores["trainable"]).reset_index()
-    return points, tests.loc[tests["round"] == 0, "value"].mean()
+    sent = rows.groupby(run, dropna=False)[["uplink_bytes", "downlink_bytes"]].sum().sum(axis=1) / 1e6
+    points = last.merge(sent.rename("megabytes").reset_index(), on=run)
+    return points.assign(parameters=points["trainable_params"]), tests.loc[tests["round"] == 0, "value"].mean()
 
 
 def _scatter(ax: Axes, points: pd.DataFrame, x: str, untrained: float) -> None:
-    """One marker for each method and place on the x axis: the mean over seeds, one sd as a bar."""
+    """One marker for each method and place on the x axis, with a bar of `sampling.spread`."""
     ax.axhline(untrained, color=GREY, linestyle="--", linewidth=1.2, label="untrained backbone")
-    method = ["label", "colour", x]
-    per_seed = points.groupby([*method, "seed"], sort=False)["value"].mean()
-    drawn = per_seed.groupby(level=method, sort=False).agg(["mean", "std"]).fillna(0.0).reset_index()
-    alike = drawn.groupby(x)[x]  # methods at the same x would hide each other: they are drawn side by side
+    spreads = {place: sampling.spread(own) for place, own in points.groupby(["label", x], sort=False)}
+    drawn = pd.DataFrame([(*place, *spread) for place, spread in spreads.items()], columns=["label", "place", *SPREAD])
+    alike = drawn.groupby("place")["place"]  # methods at the same x would hide each other: they are drawn side by side
     many = alike.transform("size")
     drawn["aside"] = (7.0 * many).clip(upper=ASIDE) / many * (alike.cumcount() - (many - 1) / 2)  # points
-    labels = drawn.drop_duplicates("label")
-    markers = dict(zip(labels["label"], labels.groupby("colour").cumcount().map(FILLED.__getitem__), strict=True))
-    for row in drawn.assign(place=drawn[x], named=drawn["label"].duplicated()).itertuples():
-        for edge in (row.mean - row.std, row.mean + row.std):  # limits do not include markers that are moved aside
+    styles, dotted = looks(drawn["label"]), sampling.by_chance(points)
+    drawn = drawn.fillna({"low": drawn["mean"], "high": drawn["mean"]}).assign(named=drawn["label"].duplicated())
+    for row in drawn.itertuples():
+        for edge in (row.low, row.high):  # limits do not include markers that are moved aside
             ax.update_datalim([(row.place, edge)])
         moved = offset_copy(ax.transData, ax.figure, x=row.aside, units="points")
-        style = {"fmt": markers[row.label], "color": row.colour, "capsize": 3, "transform": moved}
-        bar = ax.errorbar(row.place, row.mean, row.std, label="_" if row.named else row.label, **style)
-        for line in (*bar.lines[1], *bar.lines[2]):  # faint, or many bars would hide the markers
-            line.set_alpha(0.3)
+        ends = [[row.mean - row.low], [row.high - row.mean]]
+        style = {"capsize": 0 if dotted else 3, "elinewidth": 0.8, "transform": moved, "linestyle": "none"}
+        label = "_" if row.named else row.label
+        bar = ax.errorbar(row.place, row.mean, ends, label=label, **style, **styles[row.label])
+        for lines in bar.lines[2]:
+            lines.set_linestyle(":" if dotted else "-")
 
 
 def _logarithmic(ax: Axes, values: pd.Series) -> None:
@@ -175,6 +179,7 @@ def _logarithmic(ax: Axes, values: pd.Series) -> None:
     low, high = _decades(values)
     ax.set_xscale("log")
     ax.set_xlim(0.7 * low, 1.5 * high)
+    plain_logs(ax.xaxis)
 
 
 def _decades(values: pd.Series) -> tuple[float, float]:

@@ -1,8 +1,8 @@
 """When does listening to the others help? Notebook 06's map: gains by agreement and data, on a task with known optimum.
 
 A map is a set of runs that differ in agreement a, training size n, method and seed. `scores` is its table: agreement,
-n, clients, hostile, seed, method, client, value (test accuracy in percent). Training alone and FedAvg are the two ends
-of one curve of lam: Mean-ABM with lam = 0 and lam = (K - 1) / K.
+n, clients, hostile, seed, method, client, value (test accuracy in percent), questions (that each client was asked).
+Training alone and FedAvg are the two ends of one curve of lam: Mean-ABM with lam = 0 and lam = (K - 1) / K.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,9 @@ from matplotlib.figure import Figure
 
 from ..config import RunConfig
 from ..runs.results import Run
-from . import figures, statistics
+from . import sampling, statistics
+from .canvas import highest, key, label_rows, listed, mean_line, move, panel_row, side_by_side, titled
+from .looks import GREY, colour_of, looks, method_labels
 
 LOCAL, FEDAVG, BEST = "local only", "FedAvg", "best λ (of other seeds)"
 CELL = ["agreement", "n"]
@@ -42,11 +44,12 @@ def scores(runs: Sequence[Run]) -> pd.DataFrame:
     tables = []
     for run in runs:
         c, after = run.config, run.accuracy()
-        label = figures.method_labels(run.results.head(1)).iloc[0]
+        label = method_labels(run.results.head(1)).iloc[0]
         honest = after.iloc[: c.clients - c.hostile]
         tables.append(pd.DataFrame({
             "agreement": c.agreement, "n": c.train_size, "clients": c.clients, "hostile": c.hostile, "seed": c.seed,
             "method": label, "lam": end_of_curve(c), "client": honest.index, "value": honest.to_numpy(),
+            "questions": sampling.asked(c),
         }))  # fmt: skip
     return pd.concat(tables, ignore_index=True)
 
@@ -54,7 +57,7 @@ def scores(runs: Sequence[Run]) -> pd.DataFrame:
 def keep(table: pd.DataFrame, file: Path) -> None:
     """Write the mean over clients for each seed, from which all comparisons can be computed again."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    keys = [name for name in table.columns if name not in ("client", "value")]
+    keys = [name for name in table.columns if name not in ("client", "value", "questions")]
     table.groupby(keys, sort=False, dropna=False)["value"].mean().round(4).reset_index().to_csv(file, index=False)
 
 
@@ -114,25 +117,29 @@ def contrasts(table: pd.DataFrame) -> pd.DataFrame:
 def gain_map(table: pd.DataFrame, found: pd.DataFrame, method: str) -> Figure:
     """A method's gain over both ends by agreement, one panel for each n. Filled markers: certain after Holm."""
     sizes = sorted(table["n"].unique())
-    fig, axes = figures.panel_row(len(sizes), width=4.4, height=3.2, sharey=True)
+    fig, axes = panel_row(len(sizes), width=4.3, height=3.2, sharey=True)
     for ax, n in zip(axes, sizes, strict=True):
-        ax.axhline(0, color=figures.GREY, linewidth=1)
+        ax.axhline(0, color=GREY, linewidth=1)
         agreements = sorted(table.loc[table["n"] == n, "agreement"].unique())
-        for end, colour, shift in ((LOCAL, figures.BLACK, -0.004), (FEDAVG, figures.ORANGE, 0.004)):
+        for end, shift, marker in ((LOCAL, -0.004, "o"), (FEDAVG, 0.004, "s")):
+            colour = colour_of(end)
             rows = found.reindex([(f"a = {a:g}, n = {n}", end, method) for a in agreements])
             x = np.array(agreements) + shift
-            ax.plot(x, rows["difference"], color=colour, linewidth=1.2, label=f"over {end}")
+            ax.plot(x, rows["difference"], color=colour, linewidth=1.2)
             ax.vlines(x, rows["low"], rows["high"], color=colour, linewidth=1.6)
             certain = rows["verdict"].isin(["above", "below"]).to_numpy()
-            ax.plot(x[certain], rows["difference"][certain], "o", color=colour, markersize=7)
-            ax.plot(x[~certain], rows["difference"][~certain], "o", color=colour, markerfacecolor="white", markersize=7)
+            dots = {"marker": marker, "linestyle": "none", "color": colour, "markersize": 7}
+            ax.plot(x[~certain], rows["difference"][~certain], markerfacecolor="white", **dots)
+            ax.plot(x[certain], rows["difference"][certain], label=f"over {end}", **dots)
         ax.set(title=f"{n} training texts a client", xlabel="share of labels on which clients agree")
-    axes[0].set_ylabel("gain in accuracy (points)")
-    axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    return figures.titled(
-        fig, f"Gain of {method} over both ends",
-        "bars: 95 % interval over seeds; filled: certain after Holm",
-    )  # fmt: skip
+    label_rows(axes, "gain in accuracy (points)")
+    key(axes)
+    ends = [found[found.index.get_level_values("against") == end] for end in (LOCAL, FEDAVG)]
+    both = statistics.above_both(*ends)["above both ends"]
+    both = both[both.index.get_level_values("method") == method]
+    title = f"Certainly above both ends in {both.sum() or 'none'} of {len(both)} cells: {method}"
+    bars = "bars: 95 % interval over seeds" if found["low"].notna().any() else "one seed, so no interval"
+    return titled(fig, title, f"{bars}; filled: certain after Holm")
 
 
 def lam_curves(table: pd.DataFrame, clients: int) -> dict[str, Figure]:
@@ -142,39 +149,51 @@ def lam_curves(table: pd.DataFrame, clients: int) -> dict[str, Figure]:
     gain = on_curve.groupby([*CELL, "lam", "seed"])["value"].mean()
     gain = gain - gain.xs(0.0, level="lam").reindex(gain.index.droplevel("lam")).to_numpy()
     low, high = gain.min() - 1, gain.max() + 1
+    colour = colour_of("FedReFT mean")
     for a in sorted(on_curve["agreement"].unique(), reverse=True):
-        fig, axes = figures.panel_row(len(sizes), width=4.0, height=3.0, sharey=True)
+        fig, axes = panel_row(len(sizes), width=4.0, height=3.0, sharey=True)
+        best = []
         for ax, n in zip(axes, sizes, strict=True):
             by_seed = gain.xs((a, n), level=CELL).unstack("seed")  # lam x seeds
-            ax.axhline(0, color=figures.GREY, linewidth=1)
-            ax.plot(by_seed.index, by_seed, color=figures.SKY, linewidth=0.8, alpha=0.6)
-            ax.plot(by_seed.index, by_seed.mean(axis=1), "o-", color=figures.BLUE, linewidth=2)
+            ax.axhline(0, color=GREY, linewidth=1)
+            if by_seed.shape[1] > 1:
+                ax.plot(by_seed.index, by_seed, color=colour, linewidth=0.5)
+            ax.plot(by_seed.index, by_seed.mean(axis=1), "s-", color=colour, linewidth=2.4)
+            best.append(f"λ = {by_seed.mean(axis=1).idxmax():.2g}" + (f" (n = {n})" if len(sizes) > 1 else ""))
             ax.set(title=f"{n} training texts a client", xlabel="λ", ylim=(low, high))
             ax.set_xticks([0, (clients - 1) / clients], ["0\nlocal", f"{(clients - 1) / clients:.2f}\nFedAvg"])
             ax.margins(x=0.08)
-        axes[0].set_ylabel("accuracy minus training alone (points)")
-        found[f"{a:g}"] = figures.titled(
-            fig, f"From training alone to FedAvg: clients agree on {100 * a:.0f} % of labels",
-            "Mean-ABM; thin: one seed each; thick: their mean",
+        label_rows(axes, "points over training alone")
+        seeds = "thin: one seed each; thick: their mean" if on_curve["seed"].nunique() > 1 else "1 seed"
+        found[f"{a:g}"] = titled(
+            fig, f"Where clients agree on {100 * a:.0f} % of labels, the mean is highest at {listed(best)}",
+            f"Mean-ABM from training alone to FedAvg; {seeds}",
         )  # fmt: skip
     return found
 
 
-def by_number(table: pd.DataFrame, column: str, name: str, title: str) -> Figure:
+def by_number(table: pd.DataFrame, column: str, name: str) -> Figure:
     """Accuracy by a number, such as that of hostile clients; a line for each method, bars: 95 % interval over seeds."""
-    fig, (ax,) = figures.panel_row(1, width=5.6, height=3.4)
-    others = iter((figures.SKY, figures.GREEN, figures.PURPLE, figures.RED))
-    for method in dict.fromkeys(table["method"]):
-        colour = {LOCAL: figures.BLACK, FEDAVG: figures.ORANGE}.get(method)
-        colour = colour or (figures.BLUE if "median" in method else next(others))
-        seeds = table[table["method"] == method].groupby([column, "seed"])["value"].mean().unstack("seed")
-        n = seeds.count(axis=1)
-        half = statistics.half_width(seeds.sem(axis=1), n)
-        ax.errorbar(seeds.index, seeds.mean(axis=1), yerr=half, fmt="o-", color=colour, capsize=3, label=method)
+    fig, (ax,) = panel_row(1, width=5.6, height=3.4)
+    alone = sampling.by_chance(table)
+    styles = looks(table["method"])
+    for aside, (method, style) in zip(side_by_side(len(styles)), styles.items(), strict=True):
+        own = table[table["method"] == method]
+        seeds = own.groupby([column, "seed"])["value"].mean().unstack("seed")
+        if alone:
+            mean_line(ax, own, column, aside=aside, label=method, **style)
+            continue
+        half = statistics.half_width(seeds.sem(axis=1), seeds.count(axis=1))
+        bars = ax.errorbar(seeds.index, seeds.mean(axis=1), half, capsize=3, label=method, **style)
+        move(ax, [bars.lines[0], *bars.lines[1], *bars.lines[2]], aside)
     ax.set(xlabel=name, ylabel="accuracy of honest clients (%)")
     ax.set_xticks(sorted(table[column].unique()))
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    return figures.titled(fig, title, "mean over clients and seeds; bars: 95 % interval over seeds")
+    key([ax])
+    most = table[column].max()
+    last = table[table[column] == most].groupby("method", sort=False)["value"].mean()
+    several = "mean over clients and seeds; bars: 95 % interval over seeds"
+    subtitle = sampling.note(table, "bars") if table["seed"].nunique() == 1 else several
+    return titled(fig, f"Highest with {most} {name}: {highest(last)} ({last.max():.1f} %)", subtitle)
 
 
 def memory(lam: float, clients: int) -> float:

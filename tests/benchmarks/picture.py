@@ -5,11 +5,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
-from fedreft_lib.workbook.figures import BLACK, BLUE, GREY, RED, YELLOW, panel_row, titled
+from fedreft_lib.workbook.canvas import panel_row, titled
+from fedreft_lib.workbook.looks import BLACK, BLUE, GREY, ORANGE, RED
 from tests.benchmarks import machine
 
 # By shape and by colour, so that either alone tells them apart.
-MARKS = {"yes": ("o", BLUE), "no": ("X", RED), "unclear": ("D", YELLOW), "": ("s", GREY)}
+MARKS = {"yes": ("o", BLUE), "no": ("X", RED), "unclear": ("D", ORANGE), "": ("s", GREY)}
 SAID = {"yes": "target met", "no": "target missed", "unclear": "target within the spread", "": "no target"}
 
 
@@ -22,7 +23,7 @@ def ratios(rows: pd.DataFrame) -> Figure:
         style = {"fmt": shape, "color": colour, "markeredgecolor": BLACK, "markeredgewidth": 0.6, "markersize": 8}
         ax.errorbar(own["ratio"], own.index, xerr=spread, ecolor=BLACK, capsize=3, label=SAID[met], **style)
         for place, ratio in own["ratio"].items():
-            ax.annotate(f"{ratio:.3g}", (ratio, place), (0, 8), textcoords="offset points", ha="center", fontsize=8)
+            ax.annotate(f"{ratio:.3g}", (ratio, place), (0, 8), textcoords="offset points", ha="center", fontsize=9)
     aimed = rows.reset_index(drop=True)["target"].dropna()
     ax.plot(aimed, aimed.index, "|", color=BLACK, markersize=14, markeredgewidth=2, label="target: this or less")
     ax.axvline(1, color=GREY, linestyle="--", linewidth=1.2, label="as much as the other")

@@ -7,7 +7,7 @@ from scipy import stats
 from fedreft_lib import RunConfig, run
 from fedreft_lib.errors import DataError
 from fedreft_lib.runs.results import RESULTS
-from fedreft_lib.workbook import ablation_figures
+from fedreft_lib.workbook import ablation_figures, sampling
 
 # gains of two clients and two seeds, in points; "rank 1" is 2, 4, 6 and 8 points below "rank 8"
 GAINS = {"rank 8": (10, 12, 14, 20), "rank 1": (8, 8, 8, 12), "rank 4": (11, 11, 15, 19)}
@@ -78,10 +78,17 @@ def test_the_picture_has_every_level_with_its_spread_over_seeds():
 
 
 def test_a_line_runs_through_the_levels_of_a_numeric_column():
-    (ax,) = ablation_figures.against_column(rows(), "rank", "a title").axes
+    (ax,) = ablation_figures.against_column(rows(), "rank").axes
     assert list(ax.lines[0].get_xdata()) == [1, 4, 8]
     assert list(ax.lines[0].get_ydata()) == [49, 54, 54]
     assert ax.collections  # the band
+    assert ax.figure.get_suptitle() == "From rank 1 to 8: +5.0 points with FedReFT mean, λ\N{NO-BREAK SPACE}0.3"
+
+
+def test_one_seed_has_the_trained_scores_interval_around_the_gain():
+    one = rows().query("seed == 0").assign(questions=20.0)
+    (bar,) = ablation_figures.by_level(one).axes[0].containers[0].lines[2][0].get_segments()
+    assert bar[:, 0] == pytest.approx([edge - 40 for edge in sampling.interval([50, 52], [20, 20])])
 
 
 def test_what_is_sent_is_the_mean_over_seeds():
@@ -94,7 +101,7 @@ def test_what_is_sent_is_the_mean_over_seeds():
 def test_runs_become_rows_with_their_factor_and_level():
     config = RunConfig(backbone="tiny-llama", source="synthetic", layers=[2], rounds=0, test_size=4, train_size=8)
     table = ablation_figures.rows_of([("rank", "rank 8", run(config, progress=False))])
-    assert list(table) == [*RESULTS, "factor", "level"] and set(table["level"]) == {"rank 8"}
+    assert list(table) == [*RESULTS, "questions", "factor", "level"] and set(table["level"]) == {"rank 8"}
 
 
 def test_results_without_tests_are_refused():

@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from fedreft_lib import RunConfig, run
 from fedreft_lib.workbook import breakdown
 
 VALUES = {  # (rule, hostile, attack): the scores of two seeds
@@ -24,3 +25,32 @@ def test_each_attack_is_one_comparison_and_the_calm_case_is_counted_once():
         ("collude, 3 hostile", "mean", "median"): -5.0,
     }  # fmt: skip
     assert set(found["family"]) == {3} and set(found["seeds"]) == {2}
+
+
+def scores() -> pd.DataFrame:
+    return pd.DataFrame([
+        {"rule": rule, "hostile": n, "attack": attack if n else "nobody", "seed": seed, "value": float(value)}
+        for (rule, n, attack), values in VALUES.items() if n or attack == "noise"
+        for seed, value in enumerate(values)
+    ])  # fmt: skip
+
+
+def test_runs_without_hostile_clients_are_in_every_panel_once():
+    fig = breakdown.breakdown(scores(), 7, 50.0)
+    assert [ax.get_title() for ax in fig.axes] == ["noise", "collude"]
+    for ax, worst in zip(fig.axes, ({"mean": 60, "median": 71}, {"mean": 55, "median": 50}), strict=True):
+        lines = {line.get_label(): line for line in ax.lines}
+        assert {rule: (lines[rule].get_ydata()[0], lines[rule].get_ydata()[-1]) for rule in worst} == {
+            rule: (81, value) for rule, value in worst.items()
+        }
+    assert fig.get_suptitle() == "Highest with 3 of 7 clients hostile: median (noise) and mean (collude)"
+
+
+def test_a_run_without_hostile_clients_has_no_attack():
+    base = RunConfig(
+        backbone="tiny-llama", source="synthetic", layers=[2], rounds=0, test_size=4, train_size=8, clients=5
+    )
+    runs = [run(base.but(hostile=n, attack="noise"), progress=False) for n in (0, 2)]
+    table = breakdown.honest_scores(runs)
+    assert table["attack"].tolist() == ["nobody", "noise"] and table["questions"].tolist() == [12.0, 12.0]
+    assert table["value"].tolist() == [each.accuracy().iloc[:3].mean() for each in runs]

@@ -6,7 +6,6 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from fedreft_lib.core.aggregation import AGGREGATIONS
 from fedreft_lib.data.partition import label_table
 from fedreft_lib.errors import DataError
 from fedreft_lib.federation.assembly import RunConfig
@@ -146,13 +145,3 @@ def test_change_map_has_a_row_for_each_layer_and_a_column_for_each_token():
     ax = figures.change_by_token(change, ["a", "b"], "where it acts").axes[0]
     assert ax.images[0].get_array().tolist() == change.tolist()
     assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "b"]
-
-
-@pytest.mark.parametrize("mixing", ["adaptive", "fixed 0.3"])
-def test_every_rule_has_a_name_and_a_colour_of_its_own(mixing):
-    assert set(figures.AGGREGATES) == set(AGGREGATIONS) and len(set(figures.AGGREGATES.values())) == len(AGGREGATIONS)
-    colours = {figures.method_colour("fedreft", kind, mixing) for kind in AGGREGATIONS}
-    assert (
-        len(colours | {figures.method_colour(each, "none", "none") for each in ("local", "fedavg")})
-        == len(AGGREGATIONS) + 2
-    )

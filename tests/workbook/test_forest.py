@@ -31,7 +31,7 @@ def test_every_difference_is_at_its_place_with_its_interval_and_filled_where_it_
     ]  # fmt: skip
     assert list(axes[0].get_yticks()) == [1, 0]
     for ax, found in zip(axes, tables.values(), strict=True):
-        dots = [line for line in ax.lines if line.get_marker() == "o"]
+        dots = [line for line in ax.lines if line.get_marker() == "s"]
         assert [dot.get_xdata()[0] for dot in dots] == pytest.approx(found["difference"].tolist())
         filled = [dot.get_markerfacecolor() != "white" for dot in dots]
         assert filled == found["verdict"].isin(["above", "below"]).tolist()
