@@ -8,7 +8,6 @@ import subprocess
 import pytest
 import torch
 
-from fedreft_lib import RunConfig, run
 from fedreft_lib.core.aggregation import all_but_me, mean
 from fedreft_lib.core.mixing import mix
 from fedreft_lib.workbook import figures, widgets
@@ -62,12 +61,3 @@ def test_flip_book_shows_the_first_frame_and_names_all():
     assert re.search(r"<noscript>lam 0\.0\..*&lt;1&gt;\.</noscript>", page)
     with pytest.raises(ValueError, match="at least one frame"):
         widgets.flip_book({}, "lam")
-
-
-def test_live_mixing_has_a_slider_with_a_kernel_and_a_sentence_without(monkeypatch):
-    shown = []
-    monkeypatch.setattr(widgets, "display", lambda bundle, raw: shown.append(bundle))
-    sizes = {"train_size": 8, "test_size": 4, "held_out_size": 4, "rounds": 1, "rank": 2}
-    widgets.live_mixing(run(RunConfig(backbone="tiny-llama", source="synthetic", **sizes), progress=False))
-    assert "application/vnd.jupyter.widget-view+json" in shown[0]
-    assert "needs a running notebook" in shown[0]["text/html"]
