@@ -18,6 +18,7 @@ from .jobs import plan
 from .working_copies import INDEX, WORK, lay
 
 MINE = "interactive"  # the folder of outputs/ that the notebooks' own `output_dir` names
+RESULTS = {"report.html": "a report", "play.html": "a page to play with", "results.csv": "a table of all scores"}
 DEFAULTS = Path(__file__).parent / "jupyter"
 # A workspace of its own: JupyterLab shows the tabs that were open here, and not those of another project.
 PAGE = f"/lab/workspaces/fedreft/tree/{WORK}/{INDEX}"
@@ -68,11 +69,13 @@ def _has_browser() -> bool:
 def welcome(root: Path, profile: str, found: int, kept: Sequence[str]) -> str:
     """The last cell of the index: what there is on this machine."""
     lines = [f"The values in the parameters cells are those of the profile `{profile}`."]
-    if (root / "outputs" / profile / "report.html").exists():
-        folder = f"../outputs/{profile}"
-        lines.append(f"`make reproduce` made [a report]({folder}/report.html) and [results.csv]({folder}/results.csv).")
-    else:
-        lines.append("`make reproduce` has not run to its end yet: it makes a report of all notebooks.")
+    links = [
+        f"[{what}](../outputs/{profile}/{name})"
+        for name, what in RESULTS.items()
+        if (root / "outputs" / profile / name).exists()
+    ]
+    made = f"made {', '.join(links)}" if links else "has not run to its end yet: it makes a report of all notebooks"
+    lines.append(f"`make reproduce` {made}.")
     if found:
         lines.append(f"{found} runs that it made are found by these notebooks, and are not computed again.")
     return "\n".join(["## On this machine\n", *(f"* {line}" for line in [*lines, *map(_kept, kept)])])
