@@ -32,7 +32,7 @@ TRIED = {  # what makes the profile smoke smaller still, and the parameters that
     "08_robustness": ({"attacks": ["sign_flip"], "rules": ["mean", "geometric_median"]}, {"lr": 0.01}),
     "09_results": ({}, {"output_dir": "other"}),
     "10_beyond_one_machine": ({"methods": ["fedreft"]}, {"rank": 3}),
-    "11_the_field": ({"rounds": 1, "local_steps": 1, "methods": ["local", "fedavg"]}, {"lr": 0.02}),
+    "11_the_field": ({"rounds": 1, "methods": ["local", "fedavg"]}, {"lr": 0.02}),
 }
 DIFFERS = [  # between two fresh kernels, too: ids, and what a clock decides
     r'data-fedreft="[0-9a-f]+"',
