@@ -1,7 +1,7 @@
 """Interactive parts of the notebooks.
 
 `lam_toy` and `flip_book` are only HTML with inline scripts, so they work in JupyterLab and in an exported page without
-a kernel or a network. `live_mixing` computes with the real model and needs a kernel.
+a kernel or a network. What computes with the real model and needs a kernel is in `live`.
 """
 
 import html
@@ -11,16 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 
-import ipywidgets
-from IPython.display import HTML, display
+from IPython.display import HTML
 from matplotlib.figure import Figure
 
-from ..core.aggregation import all_but_me
-from ..core.mixing import mix_with
-from ..core.rotation import retract
-from ..federation.rounds import federation_of
-from ..model import scoring
-from ..runs.results import Run
 from .figures import image
 
 # The toy federation: four clients near each other and one far away, P = 2 numbers each.
@@ -28,20 +21,47 @@ TOY = ((0.9, 0.9), (2.4, 0.7), (1.0, 2.2), (2.9, 3.2), (7.5, 3.4))
 HERE = Path(__file__).parent
 
 
-# The script inserts the figure, so a viewer that drops scripts shows the sentence and no dead controls.
-TOY_PAGE = Template("""
-<div class="fedreft-toy" data-fedreft="$id"><p>A federation of $n clients in two dimensions, with a slider for λ. It
-moves where scripts may run: in a notebook whose cells you have run yourself, or in the report page.</p></div>
+TOY_SENTENCE = """<p>A federation of {} clients in two dimensions, with a slider for λ. It moves where scripts may run:
+in a notebook whose cells you have run yourself, or in the report page.</p>"""
+FLIP_BOOK = Template("""
+<label hidden>$label: <input type="range" min="0" max="$last" step="1" value="0" aria-valuetext="$first">
+<output>$first</output></label>
+<noscript>$label $first. The slider needs scripts; it has also: $others.</noscript>
+$frames
+""")
+
+
+PAGE = Template("""
+<div class="fedreft-$name" data-fedreft="$id">$shown</div>
 <script>
 (function () {
+$common
 $script
-document.querySelectorAll('[data-fedreft="$id"]').forEach((root) => {
-  mountToy(root, $markup, $points);
-  root.addEventListener("keydown", (event) => event.stopPropagation()); // JupyterLab moves between cells with arrows
-});
+mount("$id", (root) => start(root, ...$values));
 })();
 </script>
 """)
+
+
+def page(name: str, shown: str, *values: object) -> HTML:
+    """`shown`, made alive by widgets_NAME.js, whose `start(root, *values)` gets the element around it.
+
+    `shown` is what a reader sees where scripts do not run, so it has no dead controls.
+    """
+    return HTML(
+        PAGE.substitute(
+            name=name.replace("_", "-"),
+            id=uuid.uuid4().hex[:12],
+            shown=shown,
+            common=source("widgets.js"),
+            script=source(f"widgets_{name}.js"),
+            values=json.dumps(values).replace("<", "\\u003c"),  # "</script>" in a text would end the script
+        )  # fmt: skip
+    )
+
+
+def source(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
 
 
 def lam_toy() -> HTML:
@@ -51,39 +71,8 @@ def lam_toy() -> HTML:
     and where each client ends for (1 - lam) x_k + lam A_k.
     """
     options = "".join(f'<option value="{k}">{k + 1}</option>' for k in range(len(TOY)))
-    markup = Template((HERE / "widgets_toy.html").read_text(encoding="utf-8")).substitute(options=options, n=len(TOY))
-    return HTML(
-        TOY_PAGE.substitute(
-            id=_new_id(),
-            n=len(TOY),
-            points=json.dumps(TOY),
-            markup=json.dumps(markup).replace("</", "<\\/"),  # "</" would end the script
-            script=(HERE / "widgets_toy.js").read_text(encoding="utf-8"),
-        )  # fmt: skip
-    )
-
-
-FLIP_BOOK = Template("""
-<div class="fedreft-flip" data-fedreft="$id">
-<label hidden>$label: <input type="range" min="0" max="$last" step="1" value="0" aria-valuetext="$first">
-<output>$first</output></label>
-<noscript>$label $first. The slider needs scripts; it has also: $others.</noscript>
-$frames
-</div>
-<script>
-document.querySelectorAll('[data-fedreft="$id"]').forEach(function (root) {
-  const frames = root.querySelectorAll("[data-frame]");
-  const slider = root.querySelector("input");
-  slider.addEventListener("input", function () {
-    frames.forEach(function (frame, i) { frame.hidden = i !== Number(slider.value); });
-    const name = frames[slider.value].dataset.frame;
-    root.querySelector("output").textContent = name;
-    slider.setAttribute("aria-valuetext", name);
-  });
-  root.querySelector("label").hidden = false;
-});
-</script>
-""")
+    markup = Template(source("widgets_toy.html")).substitute(options=options, n=len(TOY))
+    return page("toy", TOY_SENTENCE.format(len(TOY)), markup, TOY)
 
 
 def flip_book(frames: Mapping[str, Figure | HTML | str], label: str) -> HTML:
@@ -103,43 +92,6 @@ def flip_book(frames: Mapping[str, Figure | HTML | str], label: str) -> HTML:
         f'<div data-frame="{name}"{" hidden" if i else ""}>{body}</div>'
         for i, (name, body) in enumerate(zip(names, bodies, strict=True))
     )
-    return HTML(
-        FLIP_BOOK.substitute(
-            id=_new_id(),
-            label=html.escape(label),
-            last=len(names) - 1,
-            first=names[0],
-            others=", ".join(names[1:]),
-            frames=shown,
-        )  # fmt: skip
-    )
-
-
-def live_mixing(run: Run) -> None:
-    """Sliders that mix a finished run's states once more, and show one client's held-out loss. They need a kernel.
-
-    Without a kernel the output is one sentence.
-    """
-    federation = federation_of(run)
-    received = all_but_me(run.states, run.config.aggregation, byzantine=run.config.byzantine)
-    names = [client.name for client in federation.clients]
-
-    def held_out_loss(client: str, lam: float) -> str:
-        k = names.index(client)
-        state = run.spec.named(mix_with(run.states, received.aggregate, lam)[k])
-        state |= {name: retract(state[name], run.config.retraction) for name in federation.model.adapter.rotated}
-        loss = scoring.loss(federation.model, state, federation.clients[k].held_out, run.config.batch_size)
-        return f"{client} with λ {lam:.2f}: held-out loss {loss:.4f}"
-
-    client = ipywidgets.Dropdown(options=names, description="client")
-    lam = ipywidgets.FloatSlider(0.0, min=0.0, max=1.0, step=0.05, description="λ", continuous_update=False)
-    said = ipywidgets.Label(held_out_loss(names[0], 0.0))
-    for control in (client, lam):
-        control.observe(lambda _: setattr(said, "value", held_out_loss(client.value, lam.value)), names="value")
-    box = ipywidgets.VBox([client, lam, said])
-    sentence = "<p>Here is a slider that asks the real model; it needs a running notebook.</p>"
-    display({**box._repr_mimebundle_(), "text/html": sentence}, raw=True)
-
-
-def _new_id() -> str:
-    return uuid.uuid4().hex[:12]
+    label, others = html.escape(label), ", ".join(names[1:])
+    book = FLIP_BOOK.substitute(label=label, last=len(names) - 1, first=names[0], others=others, frames=shown)
+    return page("flip_book", book)

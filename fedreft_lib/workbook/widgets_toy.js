@@ -44,8 +44,8 @@ function receive(points, k, rule, lam) {
   return { weights, received, end: [0, 1].map((axis) => (1 - share) * points[k][axis] + share * received[axis]) };
 }
 
-// Puts the picture (`markup`) into `root`, with clients at `start`.
-function mountToy(root, markup, start) {
+// Puts the picture (`markup`) into `root`, with clients at `places`.
+function start(root, markup, places) {
   root.innerHTML = markup;
   const RULES = {
     fedavg: { name: "FedAvg: mean of all", colour: "#E69F00" },
@@ -53,7 +53,7 @@ function mountToy(root, markup, start) {
     median: { name: "geometric median of the others", colour: "#0072B2" },
   };
   const WIDTH = 600, HEIGHT = 340, UNIT = 60;
-  const points = start.map((point) => point.slice());
+  const points = places.map((point) => point.slice());
   const find = (part) => root.querySelector(`[data-part="${part}"]`);
   const svg = find("plane"), marks = find("marks");
   const screen = ([x, y]) => [40 + UNIT * x, HEIGHT - 40 - UNIT * y];
@@ -68,7 +68,8 @@ function mountToy(root, markup, start) {
   const knobs = points.map((_, k) => {
     const knob = add(svg, "g", { tabindex: 0, role: "slider", style: "cursor:grab;touch-action:none" });
     add(knob, "circle", { r: 13, fill: "#888888", "fill-opacity": 0.35, stroke: "currentColor", "stroke-width": 1.5 });
-    add(knob, "text", { "text-anchor": "middle", dy: 5, "font-size": 14, fill: "currentColor" }).textContent = k + 1;
+    add(knob, "circle", { r: 28, fill: "transparent" }); // a finger needs more room
+    add(knob, "text", { "text-anchor": "middle", dy: "0.35em", "font-size": 14, fill: "currentColor" }).textContent = k + 1;
     knob.addEventListener("pointerdown", (event) => {
       knob.setPointerCapture(event.pointerId);
       find("client").value = k;
@@ -83,7 +84,6 @@ function mountToy(root, markup, start) {
       const step = { ArrowLeft: [-0.1, 0], ArrowRight: [0.1, 0], ArrowUp: [0, 0.1], ArrowDown: [0, -0.1] }[event.key];
       if (!step) return;
       event.preventDefault();
-      event.stopPropagation(); // JupyterLab moves between cells with the same keys
       move(k, [points[k][0] + step[0], points[k][1] + step[1]]);
     });
     return knob;
@@ -135,6 +135,6 @@ function mountToy(root, markup, start) {
   }
 
   root.querySelectorAll("input, select").forEach((control) => control.addEventListener("input", draw));
-  find("reset").addEventListener("click", () => { start.forEach((point, k) => (points[k] = point.slice())); draw(); });
+  find("reset").addEventListener("click", () => { places.forEach((point, k) => (points[k] = point.slice())); draw(); });
   draw();
 }
