@@ -13,6 +13,7 @@ MISSING = {"nan", "none", "nat", "<na>"}
 NO_VALUE = {"", "–", "...", "…"}  # says nothing of what its column holds
 BETWEEN = re.compile(r"[\s()\[\],/:±×]+|\bto\b")  # "0.3 (0.1 to 0.5)", "1,234", "3 / 8"
 NUMBER = re.compile(r"([-+−<>≤≥≈~]*(\d*\.?\d+|\d+\.)(e[-+]?\d+)?|[-+−]?inf)?%?")
+SHORT = 28  # characters of a name that is not broken into lines, such as "FedReFT median, λ adaptive"
 EMPTY = "No rows: there is nothing to list here."
 
 
@@ -58,7 +59,7 @@ def _merge_names(header: list[Tag]) -> None:
 
 
 def _align(header: list[Tag], body: Tag) -> None:
-    """Marks the cells of columns of numbers with the class "number"; their alignment is the page's."""
+    """Marks the cells of columns of numbers with the class "number", and short texts with "short", for the page."""
     rows = body.find_all("tr")
     columns: dict[int, list[Tag]] = {}
     for column, cell in _placed(rows):
@@ -67,6 +68,9 @@ def _align(header: list[Tag], body: Tag) -> None:
     for column, cell in [*_placed(rows), *_placed(header)]:
         if column in numbers and int(cell.get("colspan", 1)) == 1:
             cell["class"] = [*cell.get("class", []), "number"]
+    for cell in body.find_all(["td", "th"]):
+        if len(cell.get_text(strip=True)) <= SHORT and "number" not in cell.get("class", []):
+            cell["class"] = [*cell.get("class", []), "short"]
 
 
 def _are_numbers(cells: list[Tag]) -> bool:
