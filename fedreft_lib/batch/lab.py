@@ -26,10 +26,10 @@ PAGE = f"/lab/workspaces/fedreft/tree/{WORK}/{INDEX}"
 
 def prepare(profile: str, root: Path) -> None:
     """Brings the profile's runs and lays the working copies. Raises ConfigError where a parameter is not right."""
-    plan(profile, root=root)  # so nothing is written then
+    jobs = plan(profile, root=root)  # nothing has been written yet
     outputs = root / "outputs"
     found = found_runs.bring(outputs / profile, outputs / MINE)
-    copies = lay(root, profile, lambda kept: welcome(root, profile, found, kept))
+    copies = lay(root, jobs, lambda kept: welcome(root, profile, found, kept))
     print(f"{WORK}: {len(copies.laid)} files laid or renewed; {found} finished runs of the profile {profile} found")
     for name in copies.kept:
         print(_kept(name))

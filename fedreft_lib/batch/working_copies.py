@@ -14,7 +14,7 @@ The parameters cell of a copy has a profile's values. So its runs have the same 
 import ast
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
@@ -26,7 +26,7 @@ from papermill.translators import PythonTranslator
 
 from ..config.notebook_parameters import assignments
 from ..files import replace_durably, write_text
-from .jobs import plan
+from .jobs import Job
 
 WORK, INDEX, LAID = "work", "index.ipynb", ".laid.json"
 
@@ -38,14 +38,13 @@ class Copies(NamedTuple):
     kept: list[str]
 
 
-def lay(root: Path, profile: str, welcome: Callable[[list[str]], str]) -> Copies:
+def lay(root: Path, jobs: Iterable[Job], welcome: Callable[[list[str]], str]) -> Copies:
     """Lays a copy of each file of root/notebooks into root/work.
 
-    welcome(kept): the last cell of the index, as Markdown. It may tell which copies are kept.
-
-    Raises ConfigError for an unknown profile or a parameter that is not right.
+    jobs: which values the copies have. welcome(kept): the last cell of the index, as Markdown, given the names of the
+    copies that are kept.
     """
-    values = {job.notebook: job.parameters for job in plan(profile, root=root)}
+    values = {job.notebook: job.parameters for job in jobs}
     work, hashes, copies = root / WORK, _read_json(root / WORK / LAID), Copies([], [])
     for name in _names(root / "notebooks"):
         original, copy = root / "notebooks" / name, work / name

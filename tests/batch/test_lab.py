@@ -42,8 +42,9 @@ def edit(path, change):
 def test_each_copy_has_the_values_that_the_batch_would_run_it_with(profile, tmp_path):
     for name in ("notebooks", "params"):
         (tmp_path / name).symlink_to(ROOT / name)
-    lay(tmp_path, profile, lambda kept: "")
-    for job in plan(profile, root=ROOT):
+    jobs = plan(profile, root=tmp_path)
+    lay(tmp_path, jobs, lambda kept: "")
+    for job in jobs:
         copy = tmp_path / "work" / job.notebook.name
         nbformat.validate(nbformat.read(copy, as_version=4))
         assert parameters_of(copy) == {**job.values, "output_dir": "../outputs/interactive"}
