@@ -17,7 +17,7 @@ from ..errors import DataError
 from . import sampling
 from .canvas import by_panel, highest, key, panel_row, plain_logs, titled
 from .ledger import is_average, published
-from .looks import BLACK, GREY, MARKERS, colour_of, looks, method_labels
+from .looks import GREY, colour_of, looks, method_labels
 
 SHOWN = {"value": "published", "ours": "ours", "nearest_ours": "nearest of ours"}
 METHOD = ["method", "rank", "trainable (M)"]
@@ -110,9 +110,10 @@ def accuracy_against_cost(results: pd.DataFrame, benchmark: str) -> Figure:
     axes[1].set(title="ours", xlabel="MB sent and received by all clients")
     key(axes[:2])
     if len(printed):
-        for marker, row in zip(MARKERS, printed.itertuples(), strict=False):
-            style = {"color": BLACK, "fillstyle": "none", "markersize": 9, "label": row.label}
-            axes[2].plot(row.parameters, row.value, marker, **style)
+        styles = looks(label.replace("FedReFT+", "FedReFT median") for label in printed["label"])
+        for style, row in zip(styles.values(), printed.itertuples(), strict=True):
+            ring = {"linestyle": "none", "fillstyle": "none", "markersize": 9, "label": row.label}
+            axes[2].plot(row.parameters, row.value, **ring, **style)
         _logarithmic(axes[2], printed["parameters"])
         axes[2].set(title=f"published, {printed['model'].iloc[0]}", xlabel="trainable numbers of a client")
         key(axes[2:]).set_in_layout(False)  # it stands in the empty place beside

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from ..config import RunConfig
 from ..runs.results import Run
 from . import sampling, statistics
-from .canvas import highest, key, label_rows, listed, mean_line, move, panel_row, side_by_side, titled
+from .canvas import by_panel, highest, key, label_rows, mean_line, move, panel_row, side_by_side, titled
 from .looks import GREY, colour_of, looks, method_labels
 
 LOCAL, FEDAVG, BEST = "local only", "FedAvg", "best λ (of other seeds)"
@@ -117,7 +117,7 @@ def contrasts(table: pd.DataFrame) -> pd.DataFrame:
 def gain_map(table: pd.DataFrame, found: pd.DataFrame, method: str) -> Figure:
     """A method's gain over both ends by agreement, one panel for each n. Filled markers: certain after Holm."""
     sizes = sorted(table["n"].unique())
-    fig, axes = panel_row(len(sizes), width=4.3, height=3.2, sharey=True)
+    fig, axes = panel_row(len(sizes), width=_width(sizes), height=3.2, sharey=True)
     for ax, n in zip(axes, sizes, strict=True):
         ax.axhline(0, color=GREY, linewidth=1)
         agreements = sorted(table.loc[table["n"] == n, "agreement"].unique())
@@ -131,7 +131,7 @@ def gain_map(table: pd.DataFrame, found: pd.DataFrame, method: str) -> Figure:
             dots = {"marker": marker, "linestyle": "none", "color": colour, "markersize": 7}
             ax.plot(x[~certain], rows["difference"][~certain], markerfacecolor="white", **dots)
             ax.plot(x[certain], rows["difference"][certain], label=f"over {end}", **dots)
-        ax.set(title=f"{n} training texts a client", xlabel="share of labels on which clients agree")
+        ax.set(title=f"{n} training texts a client", xlabel="share of labels\non which clients agree")
     label_rows(axes, "gain in accuracy (points)")
     key(axes)
     ends = [found[found.index.get_level_values("against") == end] for end in (LOCAL, FEDAVG)]
@@ -151,25 +151,29 @@ def lam_curves(table: pd.DataFrame, clients: int) -> dict[str, Figure]:
     low, high = gain.min() - 1, gain.max() + 1
     colour = colour_of("FedReFT mean")
     for a in sorted(on_curve["agreement"].unique(), reverse=True):
-        fig, axes = panel_row(len(sizes), width=4.0, height=3.0, sharey=True)
-        best = []
+        fig, axes = panel_row(len(sizes), width=_width(sizes), height=3.0, sharey=True)
+        best = {}
         for ax, n in zip(axes, sizes, strict=True):
             by_seed = gain.xs((a, n), level=CELL).unstack("seed")  # lam x seeds
             ax.axhline(0, color=GREY, linewidth=1)
             if by_seed.shape[1] > 1:
                 ax.plot(by_seed.index, by_seed, color=colour, linewidth=0.5)
             ax.plot(by_seed.index, by_seed.mean(axis=1), "s-", color=colour, linewidth=2.4)
-            best.append(f"λ = {by_seed.mean(axis=1).idxmax():.2g}" + (f" (n = {n})" if len(sizes) > 1 else ""))
+            best[f"n = {n}"] = f"λ = {by_seed.mean(axis=1).idxmax():.2g}"
             ax.set(title=f"{n} training texts a client", xlabel="λ", ylim=(low, high))
             ax.set_xticks([0, (clients - 1) / clients], ["0\nlocal", f"{(clients - 1) / clients:.2f}\nFedAvg"])
             ax.margins(x=0.08)
         label_rows(axes, "points over training alone")
         seeds = "thin: one seed each; thick: their mean" if on_curve["seed"].nunique() > 1 else "1 seed"
         found[f"{a:g}"] = titled(
-            fig, f"Where clients agree on {100 * a:.0f} % of labels, the mean is highest at {listed(best)}",
+            fig, f"Where clients agree on {100 * a:.0f} % of labels, the mean is highest at {by_panel(best)}",
             f"Mean-ABM from training alone to FedAvg; {seeds}",
         )  # fmt: skip
     return found
+
+
+def _width(sizes: Sequence[int]) -> float:
+    return 2.9 if len(sizes) > 2 else 4.3  # three fit into one row
 
 
 def by_number(table: pd.DataFrame, column: str, name: str) -> Figure:
