@@ -48,8 +48,8 @@ function receive(points, k, rule, lam) {
 function start(root, markup, places) {
   root.innerHTML = markup;
   const RULES = {
-    fedavg: { name: "FedAvg: mean of all", colour: "#E69F00" },
-    mean: { name: "mean of the others", colour: "#56B4E9" },
+    fedavg: { name: "FedAvg: mean of all", colour: "#D07C00" },
+    mean: { name: "mean of the others", colour: "#3A9AD9" },
     median: { name: "geometric median of the others", colour: "#0072B2" },
   };
   const WIDTH = 600, HEIGHT = 340, UNIT = 60;
