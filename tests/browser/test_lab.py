@@ -62,7 +62,8 @@ def test_a_newcomer_is_asked_nothing_and_a_saved_run_makes_no_diff(page, address
     assert page.url.partition("?")[0].endswith("/tree/work/index.ipynb")
 
     page.get_by_role("link", name="00_tour").first.click()
-    tour = page.locator(".jp-NotebookPanel", has=page.get_by_role("heading", name="00 A tour"))
+    page.get_by_role("heading", name="00 A tour").wait_for(timeout=60_000)
+    tour = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
     tour.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(timeout=60_000)
     unsaved = page.locator(".jp-mod-dirty")
     assert unsaved.count() == 0  # it has only been opened
