@@ -61,3 +61,9 @@ def test_flip_book_shows_the_first_frame_and_names_all():
     assert re.search(r"<noscript>lam 0\.0\..*&lt;1&gt;\.</noscript>", page)
     with pytest.raises(ValueError, match="at least one frame"):
         widgets.flip_book({}, "lam")
+
+
+def test_no_value_can_end_the_script_of_its_page():
+    page = widgets.page("toy", "", "</script><!-- <b>")
+    assert page.data.count("</script>") == page.data.count("<script>") == 1
+    assert json.loads(re.search(r"start\(root, \.\.\.(.*)\)\);", page.data)[1]) == ["</script><!-- <b>"]
