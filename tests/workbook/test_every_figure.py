@@ -120,11 +120,16 @@ def test_every_public_figure_is_measured_here():
     assert sorted(drawn()) == FUNCTIONS
 
 
+@cache
+def laid_out(name: str) -> list[Figure]:
+    for fig in drawn()[name]:
+        fig.draw_without_rendering()
+    return drawn()[name]
+
+
 @pytest.fixture(params=FUNCTIONS)
 def several(request) -> list[Figure]:
-    for fig in drawn()[request.param]:
-        fig.draw_without_rendering()
-    return drawn()[request.param]
+    return laid_out(request.param)
 
 
 def texts(fig: Figure) -> Iterator[Text]:

@@ -85,7 +85,7 @@ def test_what_scores_cost_shows_ours_filled_and_the_published_hollow():
     printed = {line.get_label(): (line.get_xdata()[0], line.get_ydata()[0]) for line in theirs.lines}
     assert printed["FedSA-LoRA, rank 8"] == pytest.approx((1.83e6, 90.43))
     assert all(line.get_fillstyle() == "none" for line in theirs.lines)
-    assert len({line.get_marker() for line in theirs.lines}) == len(theirs.lines) == 4
+    assert len({(line.get_color(), line.get_marker()) for line in theirs.lines}) == len(theirs.lines) == 4
 
 
 def test_error_bars_are_one_deviation_over_seeds():
