@@ -15,19 +15,20 @@ done = run(config, progress=False)
 LIVE, ASLEEP = ".fedreft-live", ".fedreft-asleep"
 FILLED = """(told) => {
     const cards = [...document.querySelectorAll('.fedreft-live .of-client:not(.waits)')];
-    return cards.length === 2 && cards.every((card) => card.innerText.includes(told));
+    return cards.length === 2 && cards.every((card, k) => card.innerText.includes(told[k]));
 }"""
 
 
-def filled(page, told: str) -> None:
-    """Waits until both cards are there, with this in them."""
-    page.wait_for_function(FILLED, arg=told, timeout=60_000)
+def filled(page, lam: float) -> None:
+    """Waits until both cards have their answers, with the weights of this λ."""
+    own, other = f"{1 - lam:.2f}", f"{lam:.2f}"
+    page.wait_for_function(FILLED, arg=[f"{own}, {other}", f"{other}, {own}"], timeout=180_000)
 
 
 def test_it_lives_as_long_as_its_kernel_and_then_says_what_to_run(new_page, start_lab, tmp_path):
     page = new_page(has_touch=True)
     run_in_lab(page, start_lab, tmp_path, RUN, "live.mixing(done)", "1")
-    filled(page, "1.00, 0.00")  # the first texts come without a move: λ = 0
+    filled(page, 0.0)  # the first texts come without a move
     assert not page.locator(ASLEEP).is_visible()
 
     handle = page.locator(f"{LIVE} .noUi-handle")
@@ -35,14 +36,14 @@ def test_it_lives_as_long_as_its_kernel_and_then_says_what_to_run(new_page, star
     here = page.evaluate(ACTIVE)
     for _ in range(4):  # the moves come faster than the answers
         page.keyboard.press("ArrowRight")
-    filled(page, "0.80, 0.20")
+    filled(page, 0.2)
     assert page.evaluate(ACTIVE) == here
     track = page.locator(f"{LIVE} .noUi-target").bounding_box()
     middle = track["y"] + track["height"] / 2
     page.touchscreen.tap(track["x"] + track["width"] / 2, middle)
-    filled(page, "0.50, 0.50")
+    filled(page, 0.5)
     page.mouse.click(track["x"] + track["width"] - 1, middle)
-    filled(page, "0.00, 1.00")
+    filled(page, 1.0)
     assert page.locator(f"{LIVE} circle").count() >= 6  # λ 0, 0.5 and 1 of both, and what came between
 
     page.locator(f"{LIVE} .widget-text input").fill("")
@@ -50,7 +51,7 @@ def test_it_lives_as_long_as_its_kernel_and_then_says_what_to_run(new_page, star
     page.get_by_text("Type a question, and every client answers it").wait_for()
     page.locator(f"{LIVE} select").select_option("FedAvg: mean of all")
     page.get_by_text("λ does nothing here").wait_for()
-    filled(page, "0.50, 0.50")
+    filled(page, 0.5)
 
     page.evaluate("() => void jupyterapp.commands.execute('docmanager:save')")
     page.wait_for_function("() => !jupyterapp.shell.currentWidget.context.model.dirty")
@@ -59,9 +60,9 @@ def test_it_lives_as_long_as_its_kernel_and_then_says_what_to_run(new_page, star
     asleep.wait_for(state="visible")
     assert not page.locator(LIVE).is_visible() and "Run All Cells" in asleep.inner_text()
     page.reload()
-    asleep.wait_for(state="visible", timeout=60_000)
+    asleep.wait_for(state="visible", timeout=180_000)
     message = page.get_by_text("model not found")
-    message.wait_for(state="attached", timeout=60_000)
+    message.wait_for(state="attached", timeout=180_000)
     assert not message.is_visible()
 
 

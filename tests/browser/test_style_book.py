@@ -14,7 +14,8 @@ TEXTS = pd.DataFrame([
     for lam, text in ((0.0, f"{own} {question}"), (0.5, "So it is."), (1.0, "Topic: ice"))
 ], columns=["lam", "client", "task", "question", "reference", "written"])  # fmt: skip
 PAGE = """<!doctype html><html lang="en"><head><title>book</title><meta name="color-scheme" content="light dark">
-<meta name="viewport" content="width=device-width"><style>body { background: Canvas; color: CanvasText }</style></head><body><main><h1>Book</h1>{}</main></body></html>"""
+<meta name="viewport" content="width=device-width"></head>
+<body style="background: Canvas; color: CanvasText"><main><h1>Book</h1>{}</main></body></html>"""
 BODY = ".fedreft-style-book"
 
 
