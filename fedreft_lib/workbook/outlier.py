@@ -40,7 +40,7 @@ STYLE = """<style>
 .fedreft-outlier p { margin: 4px 0 }
 .fedreft-outlier .bar { height: 8px; border-radius: 4px; background: #8884 }
 .fedreft-outlier .bar div { height: 100%; border-radius: 4px }
-.fedreft-outlier blockquote { margin: 2px 0 8px; padding: 4px 8px; border-left: 2px solid #8888; min-height: 3em;
+.fedreft-outlier blockquote { margin: 2px 0 8px; padding: 4px 8px; border-left: 2px solid #8888; min-height: 4.5em;
   white-space: pre-wrap; overflow-wrap: anywhere }
 </style>"""
 ALIVE = "fedreft-outlier-live"  # class of the living widget
@@ -139,14 +139,14 @@ class Outlier:
         return pd.DataFrame(found, index=[f"×{factor:g}" for factor in factors]).rename(columns=remix.RULES).T
 
     def said(self, factors: Sequence[float] = FACTORS) -> list[str]:
-        """What the table says, in sentences made from its numbers."""
+        """What the table says, in sentences (HTML) made from its numbers."""
         ends, last = (min(factors), max(factors)), self.config.clients
         untrained, worse, said = self.held_out(None), [], []
         for rule in RULES:
             before, after = (self.loss(rule, factor) for factor in ends)
             weights = " and ".join(f"{self.after(rule, factor)[1]:.3f}" for factor in ends)
             said.append(
-                f"{remix.RULES[rule]}: held-out loss {before:.2f} at ×{ends[0]:g} and {after:.2f} at ×{ends[1]:g}; "
+                f"<b>{remix.RULES[rule]}</b>: held-out loss {before:.2f} at ×{ends[0]:g} and {after:.2f} at ×{ends[1]:g}; "
                 f"the weight of client {last}'s state in client 1's is {weights}."
             )
             if not after <= untrained:
@@ -163,7 +163,7 @@ class Outlier:
         colour, loss, weight = RULES[rule], self.loss(rule, factor), self.after(rule, factor)[1]
         full = min(100 * loss / self.blind, 100)
         answers = (
-            f"<p>{escape(prompt)}</p><blockquote>{escape(self.texts[rule, factor, prompt])}</blockquote>"
+            f"<p>{escape(prompt)}</p><blockquote>{_shown(self.texts[rule, factor, prompt])}</blockquote>"
             for prompt in prompts
         )
         return (
@@ -207,3 +207,8 @@ class Outlier:
         box.add_class(ALIVE)
         display(box)
         display(HTML(ASLEEP))
+
+
+def _shown(text: str) -> str:
+    """A text as HTML, without its empty lines."""
+    return escape("\n".join(filter(str.strip, text.splitlines()))) or "(nothing)"

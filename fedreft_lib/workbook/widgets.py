@@ -24,7 +24,8 @@ HERE = Path(__file__).parent
 TOY_SENTENCE = """<p>A federation of {} clients in two dimensions, with a slider for λ. It moves where scripts may run:
 in a notebook whose cells you have run yourself, or in the report page.</p>"""
 FLIP_BOOK = Template("""
-<label hidden>$label: <input type="range" min="0" max="$last" step="1" value="0" aria-valuetext="$first">
+<label hidden>$label: <input type="range" min="0" max="$last" step="1" value="0" aria-valuetext="$first"
+style="width: min(20em, 50%); vertical-align: middle">
 <output>$first</output></label>
 <noscript>$label $first. The slider needs scripts; it has also: $others.</noscript>
 $frames
