@@ -5,6 +5,7 @@ what to see, and wraps. Its second line says what is averaged, and what the bars
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
@@ -103,9 +104,13 @@ def titled(fig: Figure, title: str, subtitle: str) -> Figure:
 
 
 def wrapped(fig: Figure, text: str, room: float, **font) -> list[str]:
-    """The text in lines of at most `room` pixels, broken between words. A word that is longer has a line of its own."""
+    """The text in lines of at most `room` pixels, broken between words but not within "λ 0.3" or "λ = 0.3".
+
+    A word that is longer has a line of its own.
+    """
+    whole = re.sub(r"λ( =)? (?=\d)", lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
     lines: list[str] = []
-    for word in text.replace("λ ", "λ\N{NO-BREAK SPACE}").split(" "):
+    for word in whole.split(" "):
         longer = f"{lines[-1]} {word}" if lines else word
         probe = Text(0, 0, longer, **font)
         probe.set_figure(fig)
