@@ -33,6 +33,7 @@ RULES = {
     "fedavg": "FedAvg: mean of all",
 }
 MORE = ("state_kind", "extras", "start", "deploy", "test_share")  # hooks of states with parts, or of more than a state
+TOKENS = 24  # of a text at most, so that nobody waits: a second or so of one core, for 135 million parameters
 
 
 def refusal(config: RunConfig) -> str:
@@ -93,6 +94,11 @@ class Remix:
         return self.model.backbone.kind == "causal"
 
     @property
+    def longest(self) -> int:
+        """Tokens of a text at most."""
+        return min(self.config.max_new_tokens, TOKENS)
+
+    @property
     def all_equal(self) -> bool:
         """Whether all clients sent the same, so that mixing changes nothing."""
         return bool((self.X[0] == self.X).all())
@@ -128,8 +134,8 @@ class Remix:
         """What client k writes after the mixing. Raises FedReFTError for a prompt that the model cannot read."""
         at = (rule, k, share(rule, lam), prompt)
         if at not in self.texts:
-            state, longest = self.state(rule, lam, k), self.config.max_new_tokens
-            self.texts[at] = self.model.generate([self.read(prompt)], state, longest)[0]
+            state = self.state(rule, lam, k)
+            self.texts[at] = self.model.generate([self.read(prompt)], state, self.longest)[0]
         return self.texts[at]
 
     def read(self, prompt: str) -> Tokens:
@@ -141,7 +147,7 @@ class Remix:
         text = form(Exchange("", prompt, "-"), self.config.prompt_format)
         backbone, most = self.model.backbone, self.config.max_length
         if backbone.most_tokens is not None:
-            most = min(most, backbone.most_tokens - self.config.max_new_tokens)
+            most = min(most, backbone.most_tokens - self.longest)
         return encode(backbone.tokenizer, text, [], max_length=most)
 
 

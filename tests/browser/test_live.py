@@ -61,7 +61,7 @@ def test_it_lives_as_long_as_its_kernel_and_then_says_what_to_run(new_page, star
     assert not page.locator(LIVE).is_visible() and "Run All Cells" in asleep.inner_text()
     page.reload()
     asleep.wait_for(state="visible", timeout=180_000)
-    message = page.get_by_text("model not found")
+    message = page.locator(".jp-OutputArea", has=asleep).get_by_text("model not found")
     message.wait_for(state="attached", timeout=180_000)
     assert not message.is_visible()
 
