@@ -146,8 +146,8 @@ class Outlier:
             before, after = (self.loss(rule, factor) for factor in ends)
             weights = " and ".join(f"{self.after(rule, factor)[1]:.3f}" for factor in ends)
             said.append(
-                f"<b>{remix.RULES[rule]}</b>: held-out loss {before:.2f} at ×{ends[0]:g} and {after:.2f} at ×{ends[1]:g}; "
-                f"the weight of client {last}'s state in client 1's is {weights}."
+                f"<b>{remix.RULES[rule]}</b>: held-out loss {before:.2f} at ×{ends[0]:g} and {after:.2f} at "
+                f"×{ends[1]:g}; the weight of client {last}'s state in client 1's is {weights}."
             )
             if not after <= untrained:
                 worse.append(remix.RULES[rule])
@@ -187,9 +187,12 @@ class Outlier:
 
     def live(self) -> None:
         """Any factor and any prompt, computed when asked for. Without a kernel the output is one sentence."""
-        factor = ipywidgets.FloatLogSlider(1, min=0, max=2, step=0.1, description="factor", continuous_update=False)
+        wide = ipywidgets.Layout(width="min(100%, 600px)")
+        factor = ipywidgets.FloatLogSlider(
+            1, min=0, max=2, step=0.1, description="factor", continuous_update=False, layout=wide
+        )
         prompt = ipywidgets.Combobox(
-            value=self.questions[0], options=self.questions, description="prompt", continuous_update=False
+            value=self.questions[0], options=self.questions, description="prompt", continuous_update=False, layout=wide
         )
         shown, loop = ipywidgets.HTML(), asyncio.get_running_loop()
 

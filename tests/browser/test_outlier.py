@@ -56,7 +56,8 @@ def test_no_rule_of_accessibility_is_broken(looks, request, violations, html):
     assert not violations(page)
 
 
-def test_both_obey_in_jupyterlab_and_say_what_to_run_once_the_kernel_is_gone(page, start_lab, tmp_path):
+def test_both_obey_in_jupyterlab_and_say_what_to_run_once_the_kernel_is_gone(new_page, start_lab, tmp_path):
+    page = new_page(has_touch=True)
     run_in_lab(page, start_lab, tmp_path, SHOUTING, "shouting.slider()", "shouting.live()")
     baked = page.locator(".fedreft-flip-book").get_by_role("slider")
     baked.click()
@@ -65,6 +66,9 @@ def test_both_obey_in_jupyterlab_and_say_what_to_run_once_the_kernel_is_gone(pag
     page.keyboard.press("ArrowRight")
     assert page.locator(".fedreft-flip-book output").inner_text() == "×1.6"
     assert page.evaluate(ACTIVE) == here
+    box = baked.bounding_box()
+    page.touchscreen.tap(box["x"] + box["width"] - 6, box["y"] + box["height"] / 2)
+    assert page.locator(".fedreft-flip-book output").inner_text() == "×100"
 
     live = page.locator(LIVE)
     at_1 = live.locator("section").last.inner_text()
@@ -79,6 +83,9 @@ def test_both_obey_in_jupyterlab_and_say_what_to_run_once_the_kernel_is_gone(pag
         arg=at_1,
     )
     assert page.evaluate(ACTIVE) == here
+    track = live.locator(".noUi-target").bounding_box()
+    page.touchscreen.tap(track["x"] + track["width"] - 1, track["y"] + track["height"] / 2)
+    live.get_by_text("weight of client 5: 0.001").wait_for()
     prompt = live.get_by_role("combobox")
     prompt.fill("Who are <you>?")
     prompt.press("Enter")

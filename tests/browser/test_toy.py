@@ -10,7 +10,8 @@ TOY = "from fedreft_lib.workbook import widgets\nwidgets.lam_toy()"
 # What shows that a control has done its work.
 SHOWN = "(root) => root.querySelector('caption').textContent + root.querySelector('[data-part=marks]').innerHTML"
 KEYS = {"slider": "ArrowRight", "choice": "ArrowDown", "button": "Enter", "check box": "Space", "client": "ArrowUp"}
-PAGE = '<meta name="viewport" content="width=device-width"><body>{}<p style="height: 3000px">below</p>'
+PAGE = """<!doctype html><html lang="en"><title>Toy</title><meta name="viewport" content="width=device-width">
+<main><h1>Toy</h1>{}<p style="height: 3000px">below</p></main>"""
 
 
 def toy_on(page):
@@ -105,6 +106,13 @@ def test_every_control_obeys_a_finger_and_a_client_moves_without_the_page(phone)
 
     drag_by_finger(phone, (200, 700), (200, 300))
     phone.wait_for_function("scrollY > 100")  # elsewhere the same drag scrolls
+
+
+@pytest.mark.parametrize("looks", ["phone", "dark"])
+def test_no_rule_of_accessibility_is_broken(looks, request, violations):
+    page = request.getfixturevalue(looks)
+    toy_on(page)
+    assert not violations(page)
 
 
 def test_the_toy_fits_a_phone(phone):
