@@ -1,6 +1,7 @@
 """A stretched update: what client 1 becomes is what the formulas say, and what a reader sees is safe and small."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -121,7 +122,8 @@ def test_without_a_kernel_there_is_one_sentence(shouting, monkeypatch):
     async def cell():
         shouting.live()
 
-    asyncio.run(cell())
+    with ThreadPoolExecutor(1) as kernel:  # browser tests, in the same process, leave a loop in this thread
+        kernel.submit(asyncio.run, cell()).result()
     box, asleep = shown
     assert outlier.ALIVE in box._dom_classes and shouting.questions[0] in box.children[-1].value
     assert "It needs a running kernel" in asleep.data
