@@ -55,7 +55,7 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
     table["gain"] = table["trained"] - table["untrained"]
     if "questions" in tests:
         table["questions"] = grouped["questions"].last()
-    return order.merge(table.reset_index(), on=["factor", "level"])
+    return sampling.of_one_seed(order.merge(table.reset_index(), on=["factor", "level"]))
 
 
 def against_first(rows: pd.DataFrame) -> pd.DataFrame:

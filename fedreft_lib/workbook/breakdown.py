@@ -52,6 +52,7 @@ def breakdown(scores: pd.DataFrame, clients: int, untrained: float) -> Figure:
 
     Runs without hostile clients are in every panel.
     """
+    scores = sampling.of_one_seed(scores)
     calm, most = scores["hostile"] == 0, scores["hostile"].max()
     attacks = list(dict.fromkeys(scores.loc[~calm, "attack"])) or [NOBODY]
     names = {rule: rule if rule.startswith("FedAvg") else f"FedReFT {rule}" for rule in scores["rule"].unique()}

@@ -286,7 +286,7 @@ def _rows(results: pd.DataFrame, metric: str, split: str) -> pd.DataFrame:
     rows = results[(results["metric"] == metric) & (results["split"] == split)]
     if rows.empty:
         raise DataError(f"these results have no rows with metric {metric!r} and split {split!r}: nothing to draw")
-    return rows.assign(label=method_labels(rows))
+    return sampling.of_one_seed(rows.assign(label=method_labels(rows)))
 
 
 def test_scores(results: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -149,7 +149,7 @@ def _points(results: pd.DataFrame) -> tuple[pd.DataFrame, float]:
     if last.empty:
         raise DataError("these results have no test scores of a last round: nothing to draw")
     sent = rows.groupby(run, dropna=False)[["uplink_bytes", "downlink_bytes"]].sum().sum(axis=1) / 1e6
-    points = last.merge(sent.rename("megabytes").reset_index(), on=run)
+    points = sampling.of_one_seed(last.merge(sent.rename("megabytes").reset_index(), on=run))
     return points.assign(parameters=points["trainable_params"]), tests.loc[tests["round"] == 0, "value"].mean()
 
 

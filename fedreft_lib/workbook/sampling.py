@@ -55,6 +55,11 @@ def interval(scores: ArrayLike, questions: ArrayLike) -> tuple[float, float]:
     return float(100 * (p.mean() - down)), float(100 * (p.mean() + up))
 
 
+def of_one_seed(rows: pd.DataFrame) -> pd.DataFrame:
+    """A picture's rows, without `questions` where there are several seeds: no picture has both kinds of bars."""
+    return rows if rows["seed"].nunique() == 1 else rows.drop(columns="questions", errors="ignore")
+
+
 def spread(rows: pd.DataFrame) -> tuple[float, float, float]:
     """(mean, low, high) of a method's rows: over clients, then over seeds.
 

@@ -179,6 +179,7 @@ def _width(sizes: Sequence[int]) -> float:
 def by_number(table: pd.DataFrame, column: str, name: str) -> Figure:
     """Accuracy by a number, such as that of hostile clients; a line for each method, bars: 95 % interval over seeds."""
     fig, (ax,) = panel_row(1, width=5.6, height=3.4)
+    table = sampling.of_one_seed(table)
     alone = sampling.by_chance(table)
     styles = looks(table["method"])
     for aside, (method, style) in zip(side_by_side(len(styles)), styles.items(), strict=True):

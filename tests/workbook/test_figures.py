@@ -57,6 +57,16 @@ def test_pictures_of_one_seed_say_so_and_draw_no_spread():
     assert not figures.lam_sweep(results(seeds=(0,))).axes[0].collections
 
 
+def test_no_picture_has_bars_over_seeds_and_bars_of_chance():
+    table = results().assign(questions=20.0)
+    table = table[(table["method"] != "fedavg") | (table["seed"] == 0)]
+    bars = figures.accuracy_by_method(table).axes[0].containers
+    assert [len(bar.lines[2]) for bar in bars] == [1, 0, 1, 1, 1]  # FedAvg has one seed, and no bar here
+    assert [len(bar.lines[2]) for bar in figures.accuracy_by_method(table.query("seed == 0")).axes[0].containers] == [
+        1
+    ] * 5
+
+
 def test_each_setup_has_its_panel():
     both = results(setups=("distinct", "mixed"))
     for picture in (figures.accuracy_by_method, figures.accuracy_by_client, figures.learning_curves):
