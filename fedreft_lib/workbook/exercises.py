@@ -46,16 +46,16 @@ def require(answer: Callable[[], object], expected: Callable[[], object]) -> Non
 def said(answer: Callable[[], object], expected: Callable[[], object], hint: str) -> str:
     """One sentence about the answer. Never raises."""
     try:
-        with _limited():
+        with _limited(6 * SECONDS):  # it may import what it compares with
             wanted = expected()
     except BaseException:  # a student has given a name that the check uses another meaning
         return "not checked: a name that the check needs has changed. Restart the kernel and run all cells from the top"
     try:
-        with _limited():
+        with _limited(SECONDS):
             found = _found(answer(), wanted, hint)
     except BaseException as error:
         try:
-            with _limited():
+            with _limited(SECONDS):
                 found = _explained(error)
         except BaseException:  # the error is the student's own, and so is its message
             found = "it stopped with an error"
@@ -168,27 +168,27 @@ class _Paper(io.StringIO):
 
 
 @contextlib.contextmanager
-def _limited() -> Iterator[None]:
+def _limited(seconds: float) -> Iterator[None]:
     """Give up an answer that prints or runs without end. What it prints is shown at the end."""
     paper = _Paper()
     try:
-        with contextlib.redirect_stdout(paper), np.errstate(all="ignore"), _alarm():
+        with contextlib.redirect_stdout(paper), np.errstate(all="ignore"), _alarm(seconds):
             yield
     finally:
         print(paper.getvalue(), end="")
 
 
 @contextlib.contextmanager
-def _alarm() -> Iterator[None]:
+def _alarm(seconds: float) -> Iterator[None]:
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def ring(*_: object) -> None:
-        raise _GivenUp(f"it takes longer than {SECONDS} seconds. Does its loop stop?")
+        raise _GivenUp(f"it takes longer than {seconds:g} seconds. Does its loop stop?")
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
