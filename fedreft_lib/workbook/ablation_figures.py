@@ -125,6 +125,7 @@ def by_level(rows: pd.DataFrame) -> Figure:
     ax.set(xlabel="gain over the untrained backbone (percentage points)", ylim=(ticks[-1][0] + 0.7, -0.7))
     largest = max(changes, key=lambda name: abs(changes[name]))
     title = f"The largest change: {largest}, {changes[largest]:+.1f} points from the first of its factor"
+    title = title if abs(changes[largest]) >= 0.05 else "No level differs from the first of its factor"
     whose = " (of the trained score)" if sampling.by_chance(gains(rows)) else ""
     subtitle = f"{sampling.note(gains(rows), 'bars')}{whose}; black: what the others of a factor are compared with"
     return titled(fig, title, subtitle)

@@ -170,7 +170,7 @@ def lam_sweep(results: pd.DataFrame) -> Figure:
     ax.set(xlabel="λ: the share of the others' aggregate that a client takes in", ylabel=score_unit(results))
     key([ax])
     means = fixed.groupby(["lam", "seed"])["value"].mean().groupby("lam").mean()
-    title = f"Of the fixed shares, λ = {highest(means)} has the highest mean ({means.max():.1f} %)"
+    title = f"Highest mean of the fixed shares: λ = {highest(means)} ({means.max():.1f} %)"
     return titled(fig, title, sampling.note(fixed, "band"))
 
 

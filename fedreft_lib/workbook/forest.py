@@ -33,5 +33,5 @@ def forest(tables: Mapping[str, pd.DataFrame], title: str) -> Figure:
     every = pd.concat(tables.values())
     certain = int(every["verdict"].isin(["above", "below"]).sum())
     said = f"{title}: {certain or 'none'} of {len(every)} differences {'is' if certain < 2 else 'are'} certain"
-    bars = "bars: 95 % interval over seeds" if every["low"].notna().any() else "one seed, so no interval"
+    bars = "bars: 95 % interval over seeds" if every["seeds"].max() > 1 else "one seed, so no interval"
     return titled(fig, said, f"{bars}; filled: certain after Holm")

@@ -138,7 +138,7 @@ def gain_map(table: pd.DataFrame, found: pd.DataFrame, method: str) -> Figure:
     both = statistics.above_both(*ends)["above both ends"]
     both = both[both.index.get_level_values("method") == method]
     title = f"Certainly above both ends in {both.sum() or 'none'} of {len(both)} cells: {method}"
-    bars = "bars: 95 % interval over seeds" if found["low"].notna().any() else "one seed, so no interval"
+    bars = "bars: 95 % interval over seeds" if found["seeds"].max() > 1 else "one seed, so no interval"
     return titled(fig, title, f"{bars}; filled: certain after Holm")
 
 
@@ -159,7 +159,7 @@ def lam_curves(table: pd.DataFrame, clients: int) -> dict[str, Figure]:
             if by_seed.shape[1] > 1:
                 ax.plot(by_seed.index, by_seed, color=colour, linewidth=0.5)
             ax.plot(by_seed.index, by_seed.mean(axis=1), "s-", color=colour, linewidth=2.4)
-            best[f"n = {n}"] = f"λ = {by_seed.mean(axis=1).idxmax():.2g}"
+            best[f"n = {n}"] = f"λ = {highest(by_seed.mean(axis=1).rename('{:.2g}'.format))}"
             ax.set(title=f"{n} training texts a client", xlabel="λ", ylim=(low, high))
             ax.set_xticks([0, (clients - 1) / clients], ["0\nlocal", f"{(clients - 1) / clients:.2f}\nFedAvg"])
             ax.margins(x=0.08)
