@@ -15,7 +15,10 @@ PINNED := .venv-pyreft/installed-$(call hash,environment.yml)
 # Tests run in as many processes as there are cores, up to four, since each takes 1.5 GB; torch has one thread in each.
 PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(1)/bin/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: help setup reproduce test test-all test-browser torture bench lab lint lock setup-pyreft test-pyreft clean
+# Slides without a network have reveal.js in them; this package has it as files, and no more of it is used.
+REVEALJS := .venv/bin/pip install --quiet --no-deps sphinx-revealjs==3.2.1
+
+.PHONY: help setup reproduce test test-all test-browser torture bench lab slides lint lock setup-pyreft test-pyreft clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -33,6 +36,7 @@ test-all: lint  ## lint and run all tests but those in a browser
 	@$(call PYTEST,.venv) --ignore tests/browser
 
 test-browser: $(LOCKED)  ## test the widgets, the report and JupyterLab in chromium, if there is one
+	@$(REVEALJS)
 	@.venv/bin/pip install --quiet --requirement tests/browser/requirements.txt
 	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false .venv/bin/python -m pytest tests/browser
 
@@ -44,6 +48,11 @@ bench: $(LOCKED)  ## measure our speed as ratios to that of others (three quarte
 
 lab: $(LOCKED)  ## open working copies of the notebooks in JupyterLab
 	@.venv/bin/python -m fedreft_lib lab $(PROFILE)
+
+slides: $(LOCKED)  ## make slides for a class from the executed notebooks (PROFILE=quick)
+	@$(REVEALJS)
+	@.venv/bin/jupyter nbconvert --config notebooks/classroom/slides/config.py \
+	  --output-dir outputs/$(PROFILE)/slides outputs/$(PROFILE)/0[0-68]_*.ipynb
 
 lint: $(LOCKED)  ## check code and notebooks with ruff, the arrows between imports, and that no merge is half done
 	@! git grep -nE '^(<<<<<<<|>>>>>>>) '
