@@ -22,7 +22,7 @@ FILLED = """(told) => {
 def filled(page, lam: float) -> None:
     """Waits until both cards have their answers, with the weights of this λ."""
     own, other = f"{1 - lam:.2f}", f"{lam:.2f}"
-    page.wait_for_function(FILLED, arg=[f"{own}, {other}", f"{other}, {own}"], timeout=180_000)
+    page.wait_for_function(FILLED, arg=[f"{own}, {other}", f"{other}, {own}"], timeout=60_000)
 
 
 def test_it_lives_as_long_as_its_kernel_and_then_says_what_to_run(new_page, start_lab, tmp_path):
@@ -42,7 +42,10 @@ def test_it_lives_as_long_as_its_kernel_and_then_says_what_to_run(new_page, star
     middle = track["y"] + track["height"] / 2
     page.touchscreen.tap(track["x"] + track["width"] / 2, middle)
     filled(page, 0.5)
-    page.mouse.click(track["x"] + track["width"] - 1, middle)
+    handle.hover()
+    page.mouse.down()
+    page.mouse.move(track["x"] + track["width"] + 40, middle, steps=5)
+    page.mouse.up()
     filled(page, 1.0)
     assert page.locator(f"{LIVE} circle").count() >= 6  # λ 0, 0.5 and 1 of both, and what came between
 
@@ -60,9 +63,9 @@ def test_it_lives_as_long_as_its_kernel_and_then_says_what_to_run(new_page, star
     asleep.wait_for(state="visible")
     assert not page.locator(LIVE).is_visible() and "Run All Cells" in asleep.inner_text()
     page.reload()
-    asleep.wait_for(state="visible", timeout=180_000)
+    asleep.wait_for(state="visible", timeout=60_000)
     message = page.locator(".jp-OutputArea", has=asleep).get_by_text("model not found")
-    message.wait_for(state="attached", timeout=180_000)
+    message.wait_for(state="attached", timeout=60_000)
     assert not message.is_visible()
 
 
