@@ -74,12 +74,12 @@ def stretched(one: ClientUpdate, before: State, factor: float) -> ClientUpdate:
 class Outlier:
     """The first round of a federation whose last client's update is stretched. What was computed is remembered.
 
-    Raises ConfigError below five clients: client 1 then has two others or less beside the outlier, and no majority.
+    Raises ConfigError below four clients: of client 1's others most must be honest, else no rule can tell who is.
     """
 
     def __init__(self, federation: Federation, config: RunConfig):
-        if config.clients < 5:
-            raise ConfigError(f"an outlier among the others needs at least 5 clients, got {config.clients}")
+        if config.clients < 4:
+            raise ConfigError(f"an outlier among the others needs at least 4 clients, got {config.clients}")
         self.federation, self.config, self.model = federation, config, federation.model
         self.begin = start(federation, config)  # (N, P)
         self.honest = federation.clients[0]

@@ -87,9 +87,9 @@ def test_the_server_refuses_a_hundredfold_update_unless_the_limit_is_lifted():
     assert refusing.after("mean", 100)[1] == 0.0
 
 
-def test_fewer_than_five_clients_are_refused():
-    with pytest.raises(ConfigError, match="at least 5 clients, got 4"):
-        outlier.Outlier(None, CONFIG.but(clients=4))
+def test_an_outlier_among_two_others_is_refused():
+    with pytest.raises(ConfigError, match="at least 4 clients, got 3"):
+        outlier.Outlier(None, CONFIG.but(clients=3))
 
 
 def test_what_the_model_writes_is_text_and_the_slider_is_small(shouting):
