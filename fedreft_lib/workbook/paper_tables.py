@@ -120,10 +120,10 @@ def accuracy_against_cost(results: pd.DataFrame, benchmark: str) -> Figure:
     for ax in axes:
         ax.set_ylabel("test score (%)")
     means = points.groupby(["label", "seed"])["value"].mean().groupby("label", sort=False).mean()
-    few = points.loc[points["parameters"].idxmin(), "label"]
-    title = (
-        f"{benchmark}: highest is {highest(means)} ({means.max():.1f} %); fewest numbers: {few} ({means[few]:.1f} %)"
-    )
+    title = f"{benchmark}: highest is {highest(means)} ({means.max():.1f} %)"
+    fewest = points.loc[points["parameters"] == points["parameters"].min(), "label"].unique()
+    if len(fewest) == 1:
+        title += f"; fewest numbers: {fewest[0]} ({means[fewest[0]]:.1f} %)"
     return titled(fig, title, f"{sampling.note(points, 'bars')}; side by side: the same place on the x axis")
 
 
