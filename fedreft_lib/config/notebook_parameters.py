@@ -162,20 +162,33 @@ def _assignment(statement: ast.stmt) -> tuple[str, Any]:
 def named_in(history: Sequence[str]) -> set[str] | None:
     """The names that parameters cells set, out of all cells that a kernel has run; None where none of them is one.
 
-    A notebook's own parameters cell has plain assignments alone, `output_dir` among them; its last run counts.
-    papermill's cell after it begins with "# Parameters".
+    A notebook's own parameters cell sets `output_dir`, whatever else it has; its last run counts. papermill's cell
+    after it begins with "# Parameters". A cell that sets `output_dir` and few of the names before is the reader's own:
+    its names come on top, so that what it sets is taken or refused, and never ignored.
     """
     found = None
     for source in history:
-        try:
-            names = set(assignments(source))
-        except (SyntaxError, ValueError):
-            continue
-        if source.lstrip().startswith("# Parameters"):
-            found = (found or set()) | names
-        elif "output_dir" in names:
-            found = names
+        names, injected = _set_in(source), source.lstrip().startswith("# Parameters")
+        if injected or "output_dir" in names:
+            whole = not injected and (found is None or 2 * len(names & found) >= len(found))
+            found = names if whole else (found or set()) | names
     return found
+
+
+def _set_in(source: str) -> set[str]:
+    """The names that a cell of a kernel's history sets; its magics are there as calls of `get_ipython()`."""
+    names = set()
+    try:
+        parsed = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return names
+    for node in ast.walk(parsed):
+        match node:
+            case ast.Name(id=name, ctx=ast.Store()):
+                names.add(name)
+            case ast.Call(ast.Attribute(attr="run_cell_magic"), [_, _, ast.Constant(str(cell))]):
+                names |= _set_in(cell)
+    return names
 
 
 def singular(names: Iterable[str], among: Iterable[str]) -> list[str]:
