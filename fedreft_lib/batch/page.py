@@ -60,7 +60,9 @@ class Prose(IPythonRenderer):
 
     def link(self, text: str, url: str, title: str | None = None) -> str:
         stem = url.removesuffix(".ipynb")
-        return super().link(text, f"#{stem}" if stem != url and stem in self.chapters else url, title)
+        if stem != url and stem not in self.chapters:
+            return text  # this notebook was not executed
+        return super().link(text, f"#{stem}" if stem != url else url, title)
 
 
 class Chapter:
