@@ -37,7 +37,7 @@ TRIED = {  # what makes the profile smoke smaller still, and the parameters that
     "11_the_field": ({"rounds": 1, "methods": ["local", "fedavg"]}, {"lr": 0.02}),
 }
 DIFFERS = [  # between two fresh kernels, too: ids, and what a clock decides
-    r'data-fedreft="[0-9a-f]+"',
+    r'data-fedreft="[0-9a-f]+"|mount\("[0-9a-f]+"',
     r"\bT_[0-9a-f]{5}",  # pandas' styled tables
     r"\d+ s(?=; orthonormality)",  # 00, the lesson
     r"(?<=the disk holds round )\d",  # 08 kills a run
