@@ -64,7 +64,7 @@ def test_a_newcomer_is_asked_nothing_and_a_saved_run_makes_no_diff(page, address
     page.get_by_role("link", name="00_tour").first.click()
     page.get_by_role("heading", name="00 A tour").wait_for(timeout=60_000)
     tour = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
-    tour.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(timeout=60_000)
+    page.get_by_text("(ipykernel) | Idle").wait_for(timeout=60_000)  # before that, keys run nothing
     unsaved = page.locator(".jp-mod-dirty")
     assert unsaved.count() == 0  # it has only been opened
     tour.locator(".jp-CodeCell", has_text="output_dir =").first.click()
