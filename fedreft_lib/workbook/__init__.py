@@ -8,6 +8,7 @@
     widgets                              interactive parts with sliders
     style_book                           the flip book of notebook 04: texts by recognised style, as λ grows
     live, live_html, remix               λ live on the real model: the widget, what it shows, what it computes
+    texts                                what a model writes for a prompt of one's own, and for many states at once
     outlier                              one client's update, stretched: what an honest client becomes by each rule
     exercises                            checks of a student's answers
     ledger, audit                        published numbers with their sources, and whether they are consistent

@@ -44,7 +44,11 @@ def scores(arms: Arms, clients: Sequence[int] | None = None) -> pd.DataFrame:
 def compared(title: str, arms: Arms, reference: str, clients: Sequence[int] | None = None) -> pd.DataFrame:
     """`statistics.against` of all arms, with the mean accuracy of each; one experiment is one family."""
     table = scores(arms, clients)
-    found = statistics.against(table.assign(experiment=title), reference, "experiment")
+    return with_accuracy(statistics.against(table.assign(experiment=title), reference, "experiment"), table)
+
+
+def with_accuracy(found: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Comparisons of arms, with the mean accuracy of each arm in its `scores`."""
     means = table.groupby("method")["value"].mean()
     return found.assign(accuracy=found.index.get_level_values("method").map(means))
 

@@ -34,7 +34,7 @@ from ..runs.results import Run
 from ..runs.store import Store
 from ..seeds import derive
 from . import statistics
-from .arms import Arms, scores
+from .arms import Arms, scores, with_accuracy
 
 PLANTED = 5  # one item in so many
 
@@ -170,6 +170,4 @@ def against_controls(
         statistics.differences(table[table["method"].isin([arm, control])], control, "experiment")
         for arm, control in controls.items()
     ]
-    found = statistics.family(pd.concat(pairs))
-    means = table.groupby("method")["value"].mean()
-    return found.assign(accuracy=found.index.get_level_values("method").map(means))
+    return with_accuracy(statistics.family(pd.concat(pairs)), table)

@@ -3,19 +3,13 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from . import widgets
 from .looks import CYCLE
 from .style_book import LOOKS, NONE, ink, style_of
 
 ALIVE = "fedreft-live"  # class of the living widget
 
-# A sentence that is hidden while the widget is alive, and CSS that hides what stands in its place when its kernel is
-# gone: dead controls, or JupyterLab's own "Error displaying widget: model not found".
-ASLEEP = f"""
-<style>
-.jp-OutputArea:has(.{ALIVE}:not(.jupyter-widgets-disconnected)) .fedreft-asleep {{ display: none }}
-.{ALIVE}.jupyter-widgets-disconnected {{ display: none }}
-.jp-OutputArea:has(.fedreft-asleep) .jupyter-widgets:not(:has(*)) {{ display: none }}
-.{ALIVE} .widget-html {{ height: auto }}
+STYLE = f"""<style>
 .{ALIVE} .widget-html-content {{ line-height: 1.45 }}
 .{ALIVE} .of-client {{ width: min(340px, 86vw); margin: 4px 8px 4px 0; padding: 6px 10px; border: 1px solid #8888;
   border-radius: 6px; box-sizing: border-box }}
@@ -29,11 +23,10 @@ ASLEEP = f"""
   padding: 2px 8px; border-left: 5px solid #8888 }}
 .{ALIVE} .waits .text {{ opacity: 0.45 }}
 .{ALIVE} svg {{ width: min(640px, 92vw); background: #fff; border-radius: 4px }}
-</style>
-<p class="fedreft-asleep">Here is a widget that asks the real model: you move λ and type a question, and every client
-answers. It needs a running kernel: open this notebook in JupyterLab (<code>make lab</code>), and choose Run, Run All
-Cells.</p>
-"""
+</style>"""
+ASLEEP = STYLE + widgets.asleep(
+    ALIVE, "Here is a widget that asks the real model: you move λ and type a question, and every client answers."
+)
 
 
 def note(sentences: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ Client 1, which is honest, then says how well it predicts its held-out answers, 
 """
 
 import asyncio
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -14,25 +15,22 @@ from html import escape
 
 import ipywidgets
 import pandas as pd
-import torch
 from IPython.display import HTML, display
 
 from ..config import RunConfig
 from ..core.state import State
-from ..data import FAMILIES, Exchange
 from ..errors import ConfigError, FedReFTError
 from ..federation import server
 from ..federation.assembly import Federation
 from ..federation.client import ClientUpdate
 from ..federation.local_clients import LocalClients, start
 from ..model import scoring
-from ..model.tokens import Tokens, encode
-from . import remix, widgets
+from ..model.tokens import Tokens
+from . import remix, texts, widgets
 from .looks import BLUE, ORANGE, SKY
 
 RULES = {"fedavg": ORANGE, "mean": SKY, "geometric_median": BLUE}  # as in every figure
 FACTORS = (1, 1.6, 2.5, 4, 6.3, 10, 16, 25, 40, 63, 100)  # five for each power of ten
-AT_ONCE = 128  # texts in one pass: a token costs little more for many than for a few
 STYLE = """<style>
 .fedreft-outlier { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(15em, 100%), 1fr)); gap: 12px;
   max-width: 960px; font-size: 14px; line-height: 1.5; margin-top: 8px }
@@ -44,14 +42,7 @@ STYLE = """<style>
   white-space: pre-wrap; overflow-wrap: anywhere }
 </style>"""
 ALIVE = "fedreft-outlier-live"  # class of the living widget
-ASLEEP = f"""<style>
-.jp-OutputArea:has(.{ALIVE}:not(.jupyter-widgets-disconnected)) .fedreft-asleep {{ display: none }}
-.{ALIVE}.jupyter-widgets-disconnected {{ display: none }}
-.jp-OutputArea:has(.fedreft-asleep) .jupyter-widgets:not(:has(*)) {{ display: none }} /* "model not found" */
-.{ALIVE} .widget-html {{ height: auto }}
-</style>
-<p class="fedreft-asleep">Here you choose any factor and type a prompt of your own. It needs a running kernel: open this
-notebook in JupyterLab (<code>make lab</code>), and choose Run, Run All Cells.</p>"""
+ASLEEP = widgets.asleep(ALIVE, "Here you choose any factor and type a prompt of your own.")
 
 
 class Stretched(LocalClients):
@@ -115,21 +106,18 @@ class Outlier:
         """Has client 1 write what is missing in `texts`, in as few passes as possible."""
         wanted = [(rule, factor, prompt) for factor in factors for rule in RULES for prompt in prompts]
         missing = [each for each in wanted if each not in self.texts]
+        if not missing:
+            return
+        keys = list(dict.fromkeys((rule, factor) for rule, factor, _ in missing))
+        states, owners = [self.after(*key)[0] for key in keys], [keys.index(each[:2]) for each in missing]
         read = {prompt: self.read(prompt) for prompt in prompts}
-        for some in (missing[i : i + AT_ONCE] for i in range(0, len(missing), AT_ONCE)):
-            keys = list(dict.fromkeys((rule, factor) for rule, factor, _ in some))
-            states = [self.after(*key)[0] for key in keys]
-            stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
-            owners = torch.tensor([keys.index(each[:2]) for each in some], device=self.model.backbone.device)
-            asked = [read[prompt] for *_, prompt in some]
-            written = self.model.generate(asked, stacked, self.config.max_new_tokens, owners=owners)
-            self.texts |= dict(zip(some, written, strict=True))
+        asked = [read[prompt] for *_, prompt in missing]
+        found = texts.written(self.model, states, asked, owners, self.config.max_new_tokens)
+        self.texts |= dict(zip(missing, found, strict=True))
 
     def read(self, prompt: str) -> Tokens:
-        """A prompt, as the clients' own questions are read. Raises DataError for an empty one."""
-        form, exchange = FAMILIES[self.config.benchmark].prompt, Exchange("prompt", prompt, "-")
-        text = form(exchange, self.config.prompt_format)
-        return encode(self.model.backbone.tokenizer, text, [], max_length=self.config.max_length)
+        """A prompt for a text of the usual length. Raises FedReFTError where the model cannot read it."""
+        return texts.read(self.model.backbone, prompt, self.config, self.config.max_new_tokens)
 
     # ---- what a reader sees ------------------------------------------------------------------------------------------
 
@@ -176,7 +164,7 @@ class Outlier:
     @property
     def blind(self) -> float:
         """The loss of a model that finds all tokens equally likely: a full bar."""
-        return float(torch.tensor(float(self.model.backbone.vocabulary)).log())
+        return math.log(self.model.backbone.vocabulary)
 
     def slider(self, factors: Sequence[float] = FACTORS, questions: int = 2) -> HTML:
         """A slider through the factors. All texts are written beforehand, so it needs no kernel."""

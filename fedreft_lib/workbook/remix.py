@@ -14,7 +14,6 @@ from ..config import RunConfig
 from ..core.aggregation import Aggregate, all_but_me, mean
 from ..core.mixing import mixing_matrix
 from ..core.state import State
-from ..data import FAMILIES, Exchange
 from ..errors import FedReFTError
 from ..federation import participation
 from ..federation.client import apply_answer, sent_names
@@ -23,8 +22,9 @@ from ..methods import METHODS
 from ..methods.method import DEFAULTS
 from ..model import scoring
 from ..model.encoding import LabelSet
-from ..model.tokens import Tokens, encode
+from ..model.tokens import Tokens
 from ..runs.results import Run
+from . import texts
 from .looks import NAMES
 
 RULES = {
@@ -139,16 +139,8 @@ class Remix:
         return self.texts[at]
 
     def read(self, prompt: str) -> Tokens:
-        """A prompt, as the clients' own questions are read. One with more than max_length tokens loses its beginning.
-
-        Raises FedReFTError where the model cannot read it.
-        """
-        form = FAMILIES[self.config.benchmark].prompt or FAMILIES["instruction"].prompt
-        text = form(Exchange("", prompt, "-"), self.config.prompt_format)
-        backbone, most = self.model.backbone, self.config.max_length
-        if backbone.most_tokens is not None:
-            most = min(most, backbone.most_tokens - self.longest)
-        return encode(backbone.tokenizer, text, [], max_length=most)
+        """A prompt for a text of at most `longest` tokens. Raises FedReFTError where the model cannot read it."""
+        return texts.read(self.model.backbone, prompt, self.config, self.longest)
 
 
 def share(rule: str, lam: float) -> float:

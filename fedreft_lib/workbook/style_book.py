@@ -7,7 +7,6 @@ recognised: data.grading.styles.
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
-import torch
 from IPython.display import HTML
 from matplotlib.colors import to_rgb
 
@@ -15,14 +14,12 @@ from ..config import RunConfig
 from ..core.state import State
 from ..data import STYLES
 from ..federation.assembly import Federation
-from ..model.tokens import by_length
-from . import widgets
+from . import texts, widgets
 from .looks import CYCLE, GREY
 
 NONE = "none"  # of a text in no known style
 LOOKS = {style: (colour, mark) for style, colour, mark in zip(STYLES, CYCLE, "■▲●◆", strict=False)}
 LOOKS[NONE] = (GREY, "–")
-AT_ONCE = 128  # texts in one pass: each has the state of its client and λ, and a token costs little more for many
 SENTENCE = """<p>A flip book: what {} clients write while λ grows in {} steps from 0 to 1. It turns where scripts may
 run: in a notebook whose cells you have run yourself, or in the report page.</p>"""
 
@@ -43,27 +40,20 @@ def written(
     asked = range(min(questions, *(len(client.test[0]) for client in federation.clients)))
     tests = [client.test[0].subset(asked) for client in federation.clients]
     every = [state for of_lam in states.values() for state in of_lam]
-    stacked = {name: torch.stack([state[name] for state in every]) for name in every[0]}
     rows, prompts, owners = [], [], []
     for n, lam in enumerate(states):
         for k, (client, test) in enumerate(zip(federation.clients, tests, strict=True)):
             rows += [(lam, client.name, item.task, item.question, item.response) for item in test.items]
             prompts += test.prompts
             owners += [n * len(tests) + k] * len(test)
-    texts: dict[int, str] = {}
-    for some in by_length(prompts, AT_ONCE):
-        own = torch.tensor([owners[i] for i in some], device=federation.model.backbone.device)
-        found = federation.model.generate([prompts[i] for i in some], stacked, config.max_new_tokens, owners=own)
-        texts |= dict(zip(some, found, strict=True))
+    found = texts.written(federation.model, every, prompts, owners, config.max_new_tokens)
     table = pd.DataFrame(rows, columns=["lam", "client", "task", "question", "reference"])
-    return table.assign(written=[texts[i] for i in range(len(rows))]).assign(
-        spoken=lambda t: t["written"].map(style_of)
-    )
+    return table.assign(written=found, spoken=[style_of(text) for text in found])
 
 
-def flip_book(texts: pd.DataFrame) -> HTML:
+def flip_book(table: pd.DataFrame) -> HTML:
     """The book of the texts that `written` returned."""
-    unique = list(dict.fromkeys(texts["written"]))
+    unique = list(dict.fromkeys(table["written"]))
     place = {text: i for i, text in enumerate(unique)}
     clients = [
         {
@@ -74,9 +64,9 @@ def flip_book(texts: pd.DataFrame) -> HTML:
                 for question, rows in own.sort_values("lam", kind="stable").groupby("question", sort=False)
             ],
         }
-        for name, own in texts.groupby("client", sort=False)
+        for name, own in table.groupby("client", sort=False)
     ]
-    lams = sorted(set(texts["lam"]))
+    lams = sorted(set(table["lam"]))
     looks = {style: {"colour": colour, "ink": ink(colour), "mark": mark} for style, (colour, mark) in LOOKS.items()}
     book = {
         "lams": [f"{lam:g}" for lam in lams],

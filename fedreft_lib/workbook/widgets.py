@@ -1,7 +1,7 @@
 """Interactive parts of the notebooks.
 
 `lam_toy` and `flip_book` are only HTML with inline scripts, so they work in JupyterLab and in an exported page without
-a kernel or a network. What computes with the real model and needs a kernel is in `live`.
+a kernel or a network. What computes with the real model and needs a kernel is in `live` and `outlier`.
 """
 
 import html
@@ -44,6 +44,16 @@ mount("$id", (root) => start(root, ...$values));
 """)
 
 
+ASLEEP = Template("""<style>
+.jp-OutputArea:has(.$alive:not(.jupyter-widgets-disconnected)) .fedreft-asleep { display: none }
+.$alive.jupyter-widgets-disconnected { display: none }
+.jp-OutputArea:has(.fedreft-asleep) .jupyter-widgets:not(:has(*)) { display: none }
+.$alive .widget-html { height: auto }
+</style>
+<p class="fedreft-asleep">$what It needs a running kernel: open this notebook in JupyterLab (<code>make lab</code>), and
+choose Run, Run All Cells.</p>""")
+
+
 def page(name: str, shown: str, *values: object) -> HTML:
     """`shown`, made alive by widgets_NAME.js, whose `start(root, *values)` gets the element around it.
 
@@ -59,6 +69,15 @@ def page(name: str, shown: str, *values: object) -> HTML:
             values=json.dumps(values).replace("<", "\\u003c"),  # "</script>" in a text would end the script
         )  # fmt: skip
     )
+
+
+def asleep(alive: str, what: str) -> str:
+    """HTML beside an ipywidget of the class `alive`: a sentence on what it is and needs, hidden while it is alive.
+
+    What stands in its place when its kernel is gone is hidden: dead controls, or JupyterLab's own "Error displaying
+    widget: model not found".
+    """
+    return ASLEEP.substitute(alive=alive, what=what)
 
 
 def source(name: str) -> str:
