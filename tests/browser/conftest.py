@@ -19,10 +19,8 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 RAN = """() => window.jupyterapp.shell.currentWidget.content.widgets.every(({ model }) =>
     model.type !== 'code' ||
     (model.executionState !== 'running' && (model.executionCount || !model.sharedModel.source)))"""
-# Whether its kernel is there; before that, running a cell opens a dialog.
-CONNECTED = """() =>
-    window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.connectionStatus === 'connected' &&
-    document.querySelector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')"""
+# Whether its kernel is there; before that, "run all" would ask which one to start.
+READY = "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.kernelDisplayStatus === 'idle'"
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
@@ -97,7 +95,7 @@ class Lab:
         """Opens a notebook, by its path below `folder`, in a workspace of its own, and waits for its kernel."""
         page.goto(f"{self.url}/lab/workspaces/{secrets.token_hex(4)}/tree/{notebook}?token={self.token}")
         page.locator(".jp-Notebook").first.wait_for(timeout=60_000)
-        page.wait_for_function(CONNECTED, timeout=120_000)
+        page.wait_for_function(READY, timeout=120_000)
         return page
 
     def run_all(self, page, seconds: float = 300) -> None:

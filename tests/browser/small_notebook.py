@@ -3,7 +3,6 @@
 import nbformat
 
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-READY = "() => jupyterapp.shell.currentWidget.sessionContext.kernelDisplayStatus === 'idle'"
 ACTIVE = "() => jupyterapp.shell.currentWidget.content.activeCellIndex"
 
 
@@ -13,5 +12,4 @@ def run_in_lab(page, start_lab, folder, *cells: str) -> None:
     nbformat.write(notebook, folder / "small.ipynb")
     lab = start_lab(folder)
     lab.open(page, "small.ipynb")
-    page.wait_for_function(READY, timeout=60_000)  # before that, "run all" would ask which kernel to start
     lab.run_all(page)

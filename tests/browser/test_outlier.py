@@ -5,7 +5,8 @@ import pytest
 from fedreft_lib import RunConfig, assemble
 from fedreft_lib.workbook import outlier
 
-from .small_notebook import ACTIVE, READY, run_in_lab
+from .conftest import READY
+from .small_notebook import ACTIVE, run_in_lab
 
 SHOUTING = """
 from fedreft_lib import RunConfig, assemble
