@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -86,3 +87,30 @@ def packaged() -> Callable[[str], Path]:
         return outcome
 
     return path
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory) -> Path:
+    """A backbone as `save_pretrained` writes it, with all the files that there may be."""
+    from fedreft_lib.model.backbone import load_backbone  # loads transformers
+
+    folder = tmp_path_factory.mktemp("saved")
+    backbone = load_backbone("tiny-llama")
+    backbone.tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    backbone.model.save_pretrained(folder)
+    backbone.tokenizer.save_pretrained(folder)
+    (folder / "additional_chat_templates").mkdir(exist_ok=True)
+    (folder / "additional_chat_templates" / "tool.jinja").write_text("{{ tools }}")
+    (folder / "README.md").write_text("about it")
+    return folder
+
+
+@pytest.fixture
+def home(all_hashes_remembered, saved) -> Path:
+    """A folder with a backbone."""
+    from tests.helpers.changes import forget  # loads torch
+
+    shutil.copytree(saved, all_hashes_remembered / "model")
+    forget()
+    yield all_hashes_remembered
+    forget()

@@ -10,7 +10,7 @@ import pytest
 
 from fedreft_lib.data import file_hashes
 from fedreft_lib.data.file_hashes import file_hash
-from tests.runs.test_identity import counted
+from tests.helpers.federations import counted
 
 
 def in_place(path: Path, text: str) -> None:

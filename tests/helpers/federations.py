@@ -131,3 +131,15 @@ def some_answers(n=10, seed=0):
 def named(federation, X, who=None):
     """The states of clients, by number, out of X (N, P)."""
     return {k: federation.model.spec.named(X[k]) for k in (range(len(X)) if who is None else who)}
+
+
+def counted(monkeypatch, module, name: str) -> list:
+    """The arguments of each call of module.name from now on."""
+    calls, honest = [], getattr(module, name)
+
+    def counts(*args, **more):
+        calls.append(args)
+        return honest(*args, **more)
+
+    monkeypatch.setattr(module, name, counts)
+    return calls
