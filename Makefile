@@ -26,8 +26,8 @@ help:  ## list the targets
 
 setup: $(LOCKED)  ## install the locked stack into .venv
 
-reproduce: $(LOCKED)  ## run the ordered notebooks (PROFILE=quick)
-	@.venv/bin/python -m fedreft_lib reproduce $(PROFILE)
+reproduce: $(LOCKED)  ## run the ordered notebooks (PROFILE=quick, JOBS=notebooks at once)
+	@.venv/bin/python -m fedreft_lib reproduce $(PROFILE) $(if $(JOBS),--jobs $(JOBS))
 
 test: lint  ## lint and run the tests, without those that need minutes
 	@$(call PYTEST,.venv) --ignore tests/browser -m "not slow"

@@ -55,6 +55,12 @@ def _parser() -> argparse.ArgumentParser:
     reproduce = commands.add_parser("reproduce", help="execute the notebooks, in order, and build the report page")
     reproduce.add_argument("profile", nargs="?", default="quick", help="a folder of params/ (default: quick)")
     reproduce.add_argument("--only", metavar="02,06", help="numbers of the notebooks to execute (default: all)")
+    reproduce.add_argument(
+        "--jobs",
+        metavar="N",
+        type=_jobs,
+        help="notebooks at once (default: by cores and memory; 1 where there is a GPU)",
+    )
     lab = commands.add_parser("lab", help="open working copies of the notebooks in JupyterLab")
     lab.add_argument("profile", nargs="?", default="quick", help="whose values the copies have (default: quick)")
     lab.add_argument("--prepare", action="store_true", help="only make the copies, and start nothing")
@@ -78,8 +84,14 @@ def _reproduce(options: argparse.Namespace, root: Path) -> int:
     plan(options.profile, only, root)  # errors come before papermill and torch are imported
     from .reproduce import reproduce
 
-    reproduce(options.profile, only, root)
+    reproduce(options.profile, only, root, at_once=options.jobs)
     return 0
+
+
+def _jobs(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 64):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of notebooks from 1 to 64")
+    return int(text)
 
 
 def _lab(options: argparse.Namespace, root: Path) -> int:

@@ -42,7 +42,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         ) from None
     try:
         write_text(holder, f"process {os.getpid()}, since {datetime.now():%Y-%m-%d %H:%M:%S}")
-        _end_left_over(folder)
+        end_left_over(folder)
         yield
     finally:
         holder.unlink(missing_ok=True)
@@ -74,7 +74,8 @@ def left_over(folder: Path) -> list[psutil.Process]:
     return found
 
 
-def _end_left_over(folder: Path) -> None:
+def end_left_over(folder: Path) -> None:
+    """Ends every other process with the mark of `folder`, and waits until they are gone."""
     end = time.monotonic() + PATIENCE
     while (running := left_over(folder)) and time.monotonic() < end:  # a process that is gone has no environment
         for process in running:

@@ -26,12 +26,12 @@ PROJECT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Job:
-    """A notebook, the parameters to inject, all its parameters with values, and whether it reads others' runs."""
+    """A notebook, the parameters to inject, all its parameters with values, and the notebooks whose runs it reads."""
 
     notebook: Path
     parameters: dict[str, Any]
     values: dict[str, Any]
-    reads_runs: bool = False
+    reads: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -106,7 +106,7 @@ def _job(notebook: Path, file: Path) -> Job:
     except ConfigError as error:
         raise ConfigError(f"{short(file)}: {error}") from None
     own = {"output_dir": f"../outputs/{file.parent.name}"}
-    return Job(notebook, {**given, **own}, {**merged, **own}, _reads_runs(notebook))
+    return Job(notebook, {**given, **own}, {**merged, **own}, _reads(notebook))
 
 
 def parameters_of(notebook: Path) -> dict[str, Any]:
@@ -126,12 +126,21 @@ def parameters_of(notebook: Path) -> dict[str, Any]:
         ) from None
 
 
-def _reads_runs(notebook: Path) -> bool:
-    """Whether its metadata has `"fedreft": {"reads": "runs"}`: it shows the runs of the notebooks before it."""
+def _reads(notebook: Path) -> tuple[str, ...]:
+    """The notebooks whose runs it shows, by its metadata: "fedreft": {"reads": ["02", "05"]}; with "runs", all before.
+
+    Raises ConfigError where one of them is not there, or is not before it.
+    """
     entry = _read(notebook).metadata.get("fedreft", {})
-    if entry not in ({}, {"reads": "runs"}):
-        raise ConfigError(f'{notebook.name}: its metadata may say "fedreft": {{"reads": "runs"}}, got {entry!r}')
-    return bool(entry)
+    before = {path.stem[:2]: path.stem for path in ordered_notebooks(notebook.parent) if path.stem < notebook.stem}
+    named = entry.get("reads", []) if isinstance(entry, dict) and set(entry) <= {"reads"} else None
+    numbers = list(before) if named == "runs" else named
+    if not isinstance(numbers, list) or not all(number in list(before) for number in numbers):
+        raise ConfigError(
+            f'{notebook.name}: its metadata may say "fedreft": {{"reads": "runs"}}, or name notebooks before it as '
+            f'["02"] does, got {entry!r}'
+        )
+    return tuple(before[number] for number in numbers)
 
 
 def _read(notebook: Path) -> "NotebookNode":

@@ -20,7 +20,10 @@ import hashlib
 import json
 import os
 import platform
+import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,7 @@ from ..data.file_hashes import hash_or_none, read_hash
 from ..errors import FedReFTError
 from ..files import write_text
 from ..model.identity import UNKNOWN, backbone_identity
-from .jobs import Job, ordered_notebooks
+from .jobs import Job
 
 LIBRARY = Path(__file__).parents[1]
 PACKAGES = (
@@ -62,10 +65,11 @@ def made_of(job: Job, folder: Path) -> dict[str, str]:
         "its data": [_data(base / os.path.expanduser(name)) for name in _named(job.values, "data_dir")],
         "its backbones": [each for each in _backbones(job) if not each.startswith(UNKNOWN)],
     }
-    if job.reads_runs:
-        before = [path.stem for path in ordered_notebooks(folder) if path.stem < job.name]
-        outputs = {name: stamp["output"] for name in before if (stamp := read(folder, name)) and stamp["files"]}
-        parts["the runs that it reads"] = [outputs, hashes(folder, _below(folder / "runs"))]
+    if job.reads:
+        outputs = {name: stamp["output"] for name in job.reads if (stamp := read(folder, name)) and stamp["files"]}
+        owners = {"", *(name[:2] for name in job.reads)}
+        runs = [path for path in _below(folder / "runs") if owner(folder, path) in owners]
+        parts["the runs that it reads"] = [outputs, hashes(folder, runs)]
     return {name: _digest(part) for name, part in parts.items()} | on_the_hub(job)
 
 
@@ -122,23 +126,51 @@ def _digest(part: Any) -> str:
 # --- what it made -----------------------------------------------------------------------------------------------------
 
 
+def owner(folder: Path, path: Path) -> str:
+    """The number of the notebook that a file in a profile's folder belongs to, like "02"; "" where nothing says it.
+
+    The files of a run belong to the notebook that its experiment names, whatever folder it is in. Of all other files,
+    the first part of the path that begins with a number says it: figures/02_accuracy.png, 09_results/scores.csv.
+    """
+    for above in path.relative_to(folder).parents[:-1]:
+        config = folder / above / "config.json"
+        if config.is_file():
+            return _number(_experiment(config, config.stat().st_mtime_ns))
+    return next(filter(None, map(_number, path.relative_to(folder).parts)), "")
+
+
+@cache
+def _experiment(config: Path, time: int) -> str:
+    try:
+        read = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    return str(read.get("experiment", "")) if isinstance(read, dict) else ""
+
+
+def _number(name: str) -> str:
+    return name[:2] if re.match(r"\d\d_", name) else ""
+
+
 def times(folder: Path) -> dict[Path, int]:
     """The time of the last write to each file of a profile's folder that a notebook may write, in nanoseconds."""
-    return {
-        path: path.stat().st_mtime_ns
-        for path in _below(folder)
-        if path.relative_to(folder).parts[0] not in NOT_OF_NOTEBOOKS
-        and not (path.parent == folder and path.suffix == ".ipynb")
-    }
+    found = {}
+    for path in _below(folder):
+        if path.relative_to(folder).parts[0] in NOT_OF_NOTEBOOKS or (path.parent == folder and path.suffix == ".ipynb"):
+            continue
+        with suppress(FileNotFoundError):  # another notebook, which runs beside, has replaced it
+            found[path] = path.stat().st_mtime_ns
+    return found
 
 
-def written(folder: Path, before: dict[Path, int]) -> list[Path]:
-    """The files that are new or changed since `before` (see `times`), and all files of runs whose manifest is.
+def written(folder: Path, before: dict[Path, int], name: str) -> list[Path]:
+    """The files of a notebook that are new or changed since `before` (see `times`); of a run, all if its manifest is.
 
+    name: the notebook's. Files of another one, which may run beside it, do not count (see `owner`).
     If a run is read and not computed, `runs.store.Store.finished` renews its manifest's time. Times are compared only
     with earlier times of the same file, so the clock does not matter.
     """
-    now = times(folder)
+    now = {path: time for path, time in times(folder).items() if owner(folder, path) in ("", name[:2])}
     new = {path for path in now if before.get(path) != now[path]}
     used = {path.parent for path in new if path.name == "manifest.json"}
     return sorted(path for path in now if path in new or used & set(path.parents))
@@ -209,7 +241,11 @@ def _below(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
     real = os.path.realpath(folder)
     if real in above or not os.path.isdir(real) or not os.access(real, os.R_OK | os.X_OK):
         return
-    for name in sorted(os.listdir(folder)):
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:  # a notebook that runs beside has removed it
+        return
+    for name in names:
         path = folder / name
         if name.startswith((".", "__py")):
             continue

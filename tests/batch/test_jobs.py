@@ -103,7 +103,13 @@ def test_parameters_of_no_notebook_are_refused_with_the_nearest_name(project):
 
 def test_a_notebook_says_in_its_metadata_that_it_reads_runs(project):
     write_notebook(project, "02_commonsense", metadata={"fedreft": {"reads": "runs"}})
-    assert [job.reads_runs for job in plan("quick", root=project)] == [False, True]
-    write_notebook(project, "02_commonsense", metadata={"fedreft": {"reads": "everything"}})
+    assert [job.reads for job in plan("quick", root=project)] == [(), ("00_tour", "01_aside")]
+    write_notebook(project, "02_commonsense", metadata={"fedreft": {"reads": ["01"]}})
+    assert [job.reads for job in plan("quick", root=project)] == [(), ("01_aside",)]
+
+
+@pytest.mark.parametrize("wrong", [{"reads": "all"}, {"reads": ["02"]}, {"reads": [1]}, {"reads": [["00"]]}, ["00"]])
+def test_what_it_reads_must_be_before_it(project, wrong):
+    write_notebook(project, "02_commonsense", metadata={"fedreft": wrong})
     with pytest.raises(ConfigError, match='02_commonsense.ipynb: its metadata may say "fedreft": {"reads": "runs"}'):
         plan("quick", root=project)

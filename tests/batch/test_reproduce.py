@@ -17,7 +17,8 @@ import pytest
 import fedreft_lib
 from fedreft_lib import RunConfig, load_runs, results_of, run
 from fedreft_lib.batch import unchanged
-from fedreft_lib.batch.reproduce import NotebookError, reproduce, set_aside
+from fedreft_lib.batch.execution import NotebookError
+from fedreft_lib.batch.reproduce import reproduce, set_aside
 from fedreft_lib.errors import FedReFTError
 from fedreft_lib.runs.results import RESULTS
 from tests.helpers.projects import told, write_notebook, write_parameters, write_project
@@ -51,7 +52,7 @@ def test_notebooks_run_in_this_interpreter_with_their_parameters(project, monkey
     run(TINY, runs / TINY.run_id, progress=False)
 
     out = io.StringIO()
-    report = reproduce("quick", root=project, out=out)
+    report = reproduce("quick", root=project, out=out, at_once=1)
 
     folder = project / "outputs/quick"
     assert told(folder / "02_commonsense.ipynb", 3).splitlines() == [
@@ -94,7 +95,7 @@ def test_failed_notebook_is_kept_apart_and_stops_the_batch(project):
     good = (folder / "00_tour.ipynb").read_bytes()
     write_notebook(project, "00_tour", "a = 1", "raise ValueError('too cold\\nfor that')")
     with pytest.raises(NotebookError, match=r"00_tour stopped in cell \[4\] with ValueError: too cold \(see .*failed"):
-        reproduce("quick", root=project, out=io.StringIO())
+        reproduce("quick", root=project, out=io.StringIO(), at_once=1)
     assert [path.name for path in sorted(folder.glob("*.ipynb"))] == ["00_tour.failed.ipynb", "00_tour.ipynb"]
     assert (folder / "00_tour.ipynb").read_bytes() == good
     assert "ValueError" in (folder / "00_tour.failed.ipynb").read_text()
@@ -123,7 +124,7 @@ def test_interruption_ends_the_kernel_and_leaves_no_torn_file(project):
     threading.Thread(target=interrupt, daemon=True).start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            reproduce("quick", root=project, out=io.StringIO())
+            reproduce("quick", root=project, out=io.StringIO(), at_once=2)
     finally:
         signal.signal(signal.SIGINT, before)
     with pytest.raises(ProcessLookupError):
@@ -154,7 +155,7 @@ def test_runs_that_a_notebook_used_stay_and_those_of_its_earlier_parameters_go(t
         run(TINY.but(experiment=experiment), tmp_path / "runs" / name, progress=False)
     before = unchanged.times(tmp_path)
     run(TINY.but(experiment="00_tour"), tmp_path / "runs/used", progress=False)  # finished: it is read, not computed
-    files = unchanged.written(tmp_path, before)
+    files = unchanged.written(tmp_path, before, "00_tour")
     assert {path.relative_to(tmp_path / "runs").parts[0] for path in files} == {"used"}
     assert any(path.suffix == ".safetensors" for path in files)
     set_aside(tmp_path, "00_tour", unchanged.runs_of(files))
@@ -175,7 +176,7 @@ def test_what_is_unchanged_is_kept_and_what_is_changed_runs_with_what_reads_its_
         """The notebooks that a call executes, and what it says."""
         (project / "executed").write_text("")
         out = io.StringIO()
-        reproduce("quick", root=project, out=out)
+        reproduce("quick", root=project, out=out, at_once=1)
         return (project / "executed").read_text().split(), out.getvalue().splitlines()
 
     assert executed()[0] == ["00", "01", "02"]
@@ -194,6 +195,57 @@ def test_what_is_unchanged_is_kept_and_what_is_changed_runs_with_what_reads_its_
     assert again == ["01", "02"]
     assert re.fullmatch(r"\[2/3\] 01_aside: starting, its parameters changed, 0 s \(last time \d+ s in all\)", lines[1])
     assert (folder / "picture.txt").read_text() == "0.7"
+
+
+# --- side by side -----------------------------------------------------------------------------------------------------
+
+MEET = """import pathlib, time
+place = pathlib.Path({place!r})
+(place / {name!r}).touch()
+while len(list(place.iterdir())) < 2:
+    time.sleep(0.01)
+pathlib.Path(output_dir, {name!r} + "_picture.txt").write_text({name!r})"""
+
+
+def test_notebooks_that_meet_each_own_what_they_wrote(project, tmp_path_factory):
+    """Each of two waits until the other has begun, writes a picture and computes a run; each is then kept alone."""
+    place = tmp_path_factory.mktemp("place")
+    folder = project / "outputs/quick"
+    compute = "from fedreft_lib import RunConfig, run\nrun(RunConfig(**{}), output_dir + '/runs/{}', progress=False)"
+    names = ("00_tour", "02_commonsense")
+    for name in names:
+        config = TINY.but(experiment=name).model_dump()
+        write_notebook(project, name, MEET.format(place=str(place), name=name), compute.format(config, name))
+    reproduce("quick", root=project, out=io.StringIO(), at_once=2)
+    for name in names:
+        files = unchanged.read(folder, name)["files"]
+        assert f"{name}_picture.txt" in files and f"runs/{name}/manifest.json" in files
+        assert not [file for file in files if name not in file]
+    out = io.StringIO()
+    reproduce("quick", root=project, out=out, at_once=2)
+    assert [line for line in out.getvalue().splitlines() if "starting" in line] == []
+    assert set(pd.read_csv(folder / "results.csv")["experiment"]) == set(names)
+
+
+def test_a_notebook_that_reads_runs_waits_and_an_error_stops_only_what_has_not_begun(project):
+    log = f"import pathlib, time\nwith open({str(project / 'log')!r}, 'a') as file: file.write('{{}}')\n"
+    failed = project / "outputs/quick/01_aside.failed.ipynb"
+    wait = f"import pathlib, time\nwhile not pathlib.Path({str(failed)!r}).exists(): time.sleep(0.1)"
+    write_notebook(project, "00_tour", wait, log.format("0"))
+    write_notebook(project, "01_aside", log.format("1"), "raise ValueError('too cold')")
+    write_notebook(project, "02_commonsense", log.format("2"), metadata={"fedreft": {"reads": ["00"]}})
+    write_notebook(project, "03_last", log.format("3"), metadata={"fedreft": {"reads": ["00", "02"]}})
+    for name in ("01_aside", "03_last"):
+        write_parameters(project, name, "")
+    with pytest.raises(NotebookError, match="01_aside stopped"):
+        reproduce("quick", root=project, out=io.StringIO(), at_once=2)
+    assert sorted((project / "log").read_text()) == ["0", "1"]
+    assert (project / "outputs/quick/00_tour.ipynb").exists()
+    write_notebook(project, "01_aside", log.format("1"))
+    (project / "log").unlink()
+    reproduce("quick", root=project, out=io.StringIO(), at_once=3)
+    said = (project / "log").read_text()
+    assert sorted(said) == ["1", "2", "3"] and said.index("2") < said.index("3")
 
 
 def test_a_whole_output_that_a_kill_left_without_its_name_is_taken_over_and_a_torn_one_goes(project):

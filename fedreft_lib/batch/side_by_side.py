@@ -1,0 +1,66 @@
+"""Several notebooks at once: which may start, how many, and with how many threads each.
+
+Notebooks are independent, but for those that read the runs of others: these wait for them. On two cores, two kernels
+with one thread each do more than one kernel with two threads, since much of a notebook is not done in parallel.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
+import psutil
+
+from .jobs import Job
+
+MOST = 4  # notebooks at once: of the ordered notebooks, more would wait for each other
+MEMORY = 4 * 2**30  # bytes: a notebook of the profile quick was seen to take 3 GiB
+
+
+def how_many() -> int:
+    """Notebooks at once on this machine, by its cores and its free memory; one where there is a GPU."""
+    import torch
+
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        return 1
+    return max(1, min(MOST, cores(), psutil.virtual_memory().available // MEMORY))
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads(at_once: int) -> dict[str, str]:
+    """The environment variable with a kernel's share of the cores. A number that the user has set stays."""
+    name = "OMP_NUM_THREADS"
+    return {} if at_once == 1 or name in os.environ else {name: str(max(1, cores() // at_once))}
+
+
+def execute_all(jobs: Iterable[Job], at_once: int, execute: Callable[[Job], None], stop: Callable[[], None]) -> None:
+    """Calls `execute` for each job in a thread, in order; a job that reads others' runs waits until they are through.
+
+    After an error nothing more begins, and it is raised when those that run have ended. stop: ends those that run; it
+    is called where this thread is interrupted.
+    """
+    waiting, running = list(jobs), dict[Future, Job]()
+    error = None
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        while running or (waiting and error is None):
+            ahead = {job.name for job in (*waiting, *running.values())}
+            ready = [job for job in waiting if error is None and ahead.isdisjoint(job.reads)]
+            for job in ready[: at_once - len(running)]:
+                waiting.remove(job)
+                running[pool.submit(execute, job)] = job
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                del running[future]
+                error = error or future.exception()
+    except (KeyboardInterrupt, SystemExit):
+        stop()
+        while wait(running, timeout=1).not_done:  # a kernel that was about to start has started now
+            stop()
+        raise
+    finally:
+        pool.shutdown()
+    if error is not None:
+        raise error
