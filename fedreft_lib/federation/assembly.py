@@ -27,6 +27,7 @@ from ..methods.lora import LoRA
 from ..model.adapters import Adapter, AtSites, InLinears
 from ..model.architectures import ARCHITECTURES, find_layers, kind_of, memory_estimate, skeleton
 from ..model.backbone import Backbone, choose_device, choose_dtype
+from ..model.device import one_thread
 from ..model.encoding import ChoiceSet, Client, LabelSet, TextSet
 from ..model.fast import last_token
 from ..model.fast.hidden_cache import keeps
@@ -67,11 +68,14 @@ class Federation:
         """`Client.cut` of the clients that have any."""
         return {client.name: client.cut for client in self.clients if client.cut}
 
-    def remembered(self, key: tuple, compute: Callable[[], Any]) -> Any:
-        """The result of `compute`, a pure function of this federation, stored for later runs."""
-        if key not in self.memo:
-            self.memo[key] = compute()
-        return self.memo[key]
+    def remembered(self, keys: Sequence[tuple], compute: Callable[[list[int]], list]) -> list:
+        """The results for these keys, pure functions of this federation, stored for later runs.
+
+        compute: those of the keys with these places, which are not known yet; it is called once.
+        """
+        new = [i for i, key in enumerate(keys) if key not in self.memo]
+        self.memo.update(zip([keys[i] for i in new], compute(new) if new else [], strict=True))
+        return [self.memo[key] for key in keys]
 
 
 def assemble(config: RunConfig, only: int | None = None, outputs: int = 0) -> Federation:
@@ -81,6 +85,11 @@ def assemble(config: RunConfig, only: int | None = None, outputs: int = 0) -> Fe
     outputs, where other clients have more classes than are known here. Raises ConfigError or DataError where the config
     does not fit the backbone or the data.
     """
+    with one_thread(config.device):
+        return _assembled(config, only, outputs)
+
+
+def _assembled(config: RunConfig, only: int | None, outputs: int) -> Federation:
     if config.backbone in ARCHITECTURES:
         _announce(config.backbone, config.dtype, config.device, needs(config))
     backbone = shared_backbone(config.backbone, config.dtype, config.device)

@@ -1,7 +1,6 @@
 """Tests of a federation: every client's scores on its own test, and on the union of all tests."""
 
-import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,13 +12,16 @@ from ..files import hash_of
 from ..methods import METHODS
 from ..methods.method import DEFAULTS
 from ..model import scoring
-from ..model.encoding import Client, Encoded, LabelSet
+from ..model.encoding import Encoded, LabelSet
 from ..runs.client_states import ClientStates
 from ..runs.round_mixing import RoundMixing
 from . import participation
 from .assembly import Federation
 from .client import common_start
 from .server import Report, held_for_all
+from .work import Work, in_turn
+
+AT_ONCE = 64  # clients whose states are in memory together
 
 
 def evaluate_all(
@@ -31,6 +33,7 @@ def evaluate_all(
     memory: State | None = None,
     who: Iterable[int] | None = None,
     progress: bool = False,
+    work: Work = in_turn,
 ) -> list[dict]:
     """The scores of every client, or of the clients `who`, on its own test, and on the union where `union_size` > 0.
 
@@ -42,51 +45,78 @@ def evaluate_all(
     we the round.
     """
     report = Report(RoundMixing((), torch.eye(0)), len(federation.clients))
-    newest = held_for_all(memory or {})
+    who = list(range(len(federation.clients)) if who is None else who)
+    on_union: dict[tuple, list[scoring.Score]] = {}
+    with tqdm(desc="testing", total=len(who), unit="client", disable=not progress, leave=False) as bar:
+        for first in range(0, len(who), AT_ONCE):
+            some = who[first : first + AT_ONCE]
+            _evaluate(federation, config, X, t, memory or {}, some, report, on_union, work)
+            bar.update(len(some))
+    return report.rows
+
+
+def _evaluate(
+    federation: Federation,
+    config: RunConfig,
+    X: Tensor | ClientStates | None,
+    t: int,
+    memory: State,
+    who: list[int],
+    report: Report,
+    on_union: dict[tuple, list[scoring.Score]],
+    work: Work,
+) -> None:
+    """Adds the rows of the clients `who` to the report. on_union: clients that share one state share its result."""
+    newest, spec = held_for_all(memory), federation.model.spec
     begin = common_start(federation.model.layout, config)
     head = {name: begin[name] for name in federation.model.layout.head_names}
-    method = METHODS[config.method]
-    own_shares = method.test_share is not DEFAULTS.test_share
+    own_shares = METHODS[config.method].test_share is not DEFAULTS.test_share
     extras = federation.model.layout.extras
-    on_union: dict[tuple, list] = {}  # clients that share one state share its result
-    who = range(len(federation.clients)) if who is None else who
-    for k in tqdm(who, desc="testing", unit="client", disable=not progress, leave=False):
-        client = federation.clients[k]
+    asked: list[
+        tuple[tuple, tuple]
+    ] = []  # of each test of each client: a key, the same for equal results, and the task
+    for k in who:
         row = None if X is None else X[k if len(X) > 1 else 0]
-        if row is not None:
-            row = federation.model.spec.row(tested_with(federation, config, row, k, t, newest))
-        ask = functools.partial(
-            _scores, federation, config, head if row is None else federation.model.spec.named(row), client
-        )
-        parts = [("test", part) for part in client.test]
-        if isinstance(client.held_out, LabelSet):
-            parts.append(("held_out", client.held_out))
-        for split, part in parts:
-            # The untrained backbone is tested once for all runs. The batch size is in the key: it changes rounding.
-            key = (
-                "untrained",
-                client.name,
-                split,
-                type(part),
-                getattr(part, "last", None) is None,
-                config.batch_size,
-                config.max_new_tokens,
-                hash_of(head),
-            )
-            scores = ask(part) if row is not None else federation.remembered(key, functools.partial(ask, part))
-            for task, metric, value in scores:
-                if isinstance(value, list) and not config.item_scores:
-                    continue
-                report.add(t, client.name, split, metric, value, task=task)
-        if federation.union and row is not None:
-            read = {n: tensor for n, tensor in federation.model.spec.named(row).items() if n not in extras}
-            key = (hash_of(read), client.name if own_shares else "")
-            if key not in on_union:
-                on_union[key] = [score for part in federation.union for score in ask(part)]
-            for _, metric, value in on_union[key]:
-                if not isinstance(value, list):
-                    report.add(t, client.name, "union", metric, value, task="union")
-    return report.rows
+        state = head if row is None else spec.named(spec.row(tested_with(federation, config, row, k, t, newest)))
+        for split, parts in tests_of(federation, k).items():
+            if split == "union" and row is None:
+                continue
+            read = {name: tensor for name, tensor in state.items() if name not in extras}
+            shared = (hash_of(read), federation.clients[k].name if own_shares else "") if split == "union" else k
+            for place, part in enumerate(parts):
+                key = (
+                    (split, place, shared) if row is not None else _untrained(federation, config, k, split, part, head)
+                )
+                asked.append((key, (k, split, place, state)))
+    tasks = {key: task for key, task in asked if key not in on_union}
+
+    def compute(places: Iterable[int]) -> list[list[scoring.Score]]:
+        return work(scores_of, federation, config, [list(tasks.values())[i] for i in places], lambda: None)
+
+    # The untrained backbone is tested once for all runs.
+    found = federation.remembered(list(tasks), compute) if X is None else compute(range(len(tasks)))
+    scored = dict(zip(tasks, found, strict=True)) | on_union
+    on_union |= {key: scores for key, scores in scored.items() if key[0] == "union"}
+    for key, (k, split, *_) in asked:
+        for task, metric, value in scored[key]:
+            if isinstance(value, list) and (split == "union" or not config.item_scores):
+                continue
+            named = "union" if split == "union" else task
+            report.add(t, federation.clients[k].name, split, metric, value, task=named)
+
+
+def _untrained(federation: Federation, config: RunConfig, k: int, split: str, part: Encoded, head: State) -> tuple:
+    """What the untrained backbone's scores depend on. The batch size is part of it: it changes rounding."""
+    last = getattr(part, "last", None) is None
+    name, size = federation.clients[k].name, config.batch_size
+    return "untrained", name, split, type(part), last, size, config.max_new_tokens, hash_of(head)
+
+
+def tests_of(federation: Federation, k: int) -> dict[str, Sequence[Encoded]]:
+    """What client k (from 0) is tested with: its own test, its held-out items where they are labelled, the union."""
+    client = federation.clients[k]
+    held_out = [client.held_out] if isinstance(client.held_out, LabelSet) else []
+    return {"test": client.test, "held_out": held_out, "union": federation.union}
 
 
 def tested_with(federation: Federation, config: RunConfig, row: Tensor, k: int, t: int, newest: State) -> State:
@@ -98,10 +128,11 @@ def tested_with(federation: Federation, config: RunConfig, row: Tensor, k: int, 
     return METHODS[config.method].deploy(federation.model, config, state, federation.clients[k], t)
 
 
-def _scores(
-    federation: Federation, config: RunConfig, state: State, client: Client, part: Encoded
+def scores_of(
+    federation: Federation, config: RunConfig, k: int, split: str, place: int, state: State, on_step: object = None
 ) -> list[scoring.Score]:
-    """The scores of the model with a state; of the untrained backbone where the state has at most a head."""
+    """The scores of client k on a part of `tests_of`; of the untrained backbone where the state has at most a head."""
+    client, part = federation.clients[k], tests_of(federation, k)[split][place]
     untrained = set(state) <= set(federation.model.layout.head_names)
     share = None if untrained else METHODS[config.method].test_share(federation.model, config, state, client, part)
     return scoring.scores(part, federation.model, state or None, config, share)

@@ -1,4 +1,4 @@
-"""Clients that all run in this process."""
+"""Clients that are all on this machine."""
 
 from collections.abc import Callable
 
@@ -17,13 +17,14 @@ from .assembly import Federation
 from .client import ClientResult, ClientUpdate, begun, common_start, make_update, take_answer
 from .engine import engine_of
 from .training import participants, train_clients
+from .work import Work, in_turn
 
 
 class LocalClients:
-    """`server.Clients` for clients in this process."""
+    """`server.Clients` for the clients of a federation. work: computes their tasks."""
 
-    def __init__(self, federation: Federation, config: RunConfig):
-        self.federation, self.config, self.model = federation, config, federation.model
+    def __init__(self, federation: Federation, config: RunConfig, work: Work = in_turn):
+        self.federation, self.config, self.model, self.work = federation, config, federation.model, work
         self.longest, self.writes = federation.longest, federation.writes
         self.trained: dict[int, Trained] = {}  # by `train_runs`, for the next round: used in place of training
         check_classes({client.name: classes_of(client) for client in federation.questions}, config)
@@ -47,7 +48,8 @@ class LocalClients:
     def train(
         self, before: dict[int, State], missed: dict[int, State], t: int, on_step: Callable[[], object]
     ) -> dict[int, ClientUpdate]:
-        trained, self.trained = self.trained or train_clients(self.federation, self.config, before, t, on_step), {}
+        trained = self.trained or train_clients(self.federation, self.config, before, t, on_step, self.work)
+        self.trained = {}
         return {
             k: make_update(
                 self.model.layout, self.config, k, t,
@@ -59,14 +61,21 @@ class LocalClients:
     def apply_answers(
         self, states: dict[int, State], answers: dict[int, State | None], refused: set[int], t: int
     ) -> dict[int, ClientResult]:
-        clients = self.federation.clients
-        return {
-            k: take_answer(self.model, self.config, clients[k] if k < len(clients) else None, t, state, answers[k])
-            for k, state in states.items()
-        }
+        tasks = [(k, t, state, answers[k]) for k, state in states.items()]
+        reads = METHODS[self.config.method].mixing(self.config) == "adaptive"  # its held-out items, with each lam
+        found = (self.work if reads else in_turn)(_answered, self.federation, self.config, tasks, lambda: None)
+        return dict(zip(states, found, strict=True))
 
     def evaluate(self, X: ClientStates | None, t: int, memory: State, progress: bool) -> list[dict]:
-        return evaluation.evaluate_all(self.federation, self.config, X, t, memory=memory, progress=progress)
+        how = {"memory": memory, "progress": progress, "work": self.work}
+        return evaluation.evaluate_all(self.federation, self.config, X, t, **how)
+
+
+def _answered(
+    federation: Federation, config: RunConfig, k: int, t: int, state: State, answer: State | None, on_step: object
+) -> ClientResult:
+    client = federation.clients[k] if k < len(federation.clients) else None  # not the centralised learner
+    return take_answer(federation.model, config, client, t, state, answer)
 
 
 def start(federation: Federation, config: RunConfig) -> Tensor:

@@ -20,6 +20,7 @@ from ..data.partition import data_fingerprint
 from ..environment import environment
 from ..errors import FedReFTError
 from ..methods import METHODS
+from ..model.device import one_thread
 from ..model.fast.hidden_cache import offer
 from ..model.identity import backbone_identity, may_be_same
 from ..runs.client_states import ClientStates
@@ -27,6 +28,7 @@ from ..runs.item_scores import taken_out
 from ..runs.results import Run
 from ..runs.store import Store
 from . import participation, server
+from . import workers as processes
 from .assembly import Federation, assemble
 from .dealing import partition_of
 from .local_clients import LocalClients
@@ -55,7 +57,8 @@ def federated_round(
     memory: the server's tensors from earlier rounds; `report.memory` holds those after this round. The round reads and
     changes only the rows of the clients that take part. Raises FedReFTError where too few updates are admitted.
     """
-    return _next_round(LocalClients(federation, config), config, X, t, memory or {}, on_step)
+    with one_thread(config.device):
+        return _next_round(LocalClients(federation, config), config, X, t, memory or {}, on_step)
 
 
 def _next_round(
@@ -72,18 +75,31 @@ def _who(config: RunConfig, clients: int, t: int, memory: State) -> list[int]:
     return [k for k in range(clients) if k in held or k not in away]
 
 
-def run(config: RunConfig, folder: str | Path | None = None, resume: bool = True, *, progress: bool = True) -> Run:
+def run(
+    config: RunConfig,
+    folder: str | Path | None = None,
+    resume: bool = True,
+    *,
+    progress: bool = True,
+    workers: int | None = None,
+) -> Run:
     """Run a federation, or continue it.
 
     folder: for config, history, manifest and checkpoints; None keeps them in memory only. With resume=True a run in the
     folder continues after its last complete round, and a finished run is returned at once. A run in the folder with
     other code, data or backbone starts again; one with another config raises ConfigError.
+    workers: processes that compute clients side by side on a CPU, each with one thread; None: as many as torch has
+    threads here, where the run is long enough to gain by it. The bits do not depend on it.
     """
-    store = Store(config, folder)
-    with store.locked():
+    processes.check(workers)
+    threads, store = torch.get_num_threads(), Store(config, folder)
+    with store.locked(), one_thread(config.device):
         if resume and (finished := finished_in(store)):
             return finished
-        return rest_of(LocalClients(assemble(config), config), config, store, resume, progress)
+        federation = assemble(config)
+        number = workers or processes.by_rule(federation, config, threads)
+        with processes.working(federation, config, number) as work:
+            return rest_of(LocalClients(federation, config, work), config, store, resume, progress)
 
 
 def finished_in(store: Store) -> Run | None:

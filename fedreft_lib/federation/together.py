@@ -12,6 +12,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ..config import RunConfig
+from ..model.device import one_thread
 from ..runs.results import Run
 from ..runs.store import Store
 from .assembly import assemble
@@ -31,7 +32,8 @@ def run_together(configs: Sequence[RunConfig], folder: str | Path | None = None,
     """
     found: dict[RunConfig, Run] = {}
     each = list(dict.fromkeys(configs))
-    with tqdm(desc="runs", total=len(each), unit="run", disable=not progress, leave=False) as bar:
+    device = each[0].device if each else "cpu"
+    with one_thread(device), tqdm(desc="runs", total=len(each), unit="run", disable=not progress, leave=False) as bar:
         for first in range(0, len(each), AT_ONCE):
             some = each[first : first + AT_ONCE]
             found |= zip(some, _in_step(some, folder, bar), strict=True)

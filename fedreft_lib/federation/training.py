@@ -1,7 +1,6 @@
 """The first part of a round: local training, in phases, of one client or of several clients in one pass."""
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from ..config import RunConfig
@@ -17,6 +16,7 @@ from ..model.steered import SteeredModel
 from ..seeds import derive
 from .assembly import Federation
 from .engine import Participant, cohorts, rows_in_a_pass
+from .work import Work, in_turn
 
 
 def participants(federation: Federation, config: RunConfig) -> list[Participant]:
@@ -34,6 +34,7 @@ def train_clients(
     states: Mapping[int, State],
     t: int,
     on_step: Callable[[], object] = lambda: None,
+    work: Work = in_turn,
 ) -> dict[int, Trained]:
     """Local training in round t. states: of the participants that train, by number.
 
@@ -42,42 +43,45 @@ def train_clients(
     everybody, layout = participants(federation, config), federation.model.layout
     method = METHODS[config.method]
     phases = method.phases(layout.adapter_names, layout.kind, config, t)
-    trained: dict[int, Trained] = {}
-    for group in cohorts({k: everybody[k] for k in states}, config, federation.model.backbone.device):
-        clients, own = [everybody[k] for k in group], [states[k] for k in group]
-        compute = functools.partial(_in_a_pass, federation, config, group, own, clients, phases, t, on_step)
-        if t > 1:
-            found = compute()
-        else:
-            names = tuple((client.name, client.steps) for client in clients)
-            starts = tuple(hash_of(state) for state in own)
-            key = (
-                "train",
-                names,
-                starts,
-                tuple(phases),
-                _own_training(config),
-                str(config.parameters_of("training")),
-                config.rounds if config.schedule_over == "rounds" else None,
-                everybody[group[0]].last_token,
-            )
-            found = federation.remembered(key, compute)
-        trained |= dict(zip(group, found, strict=True))
+    groups = cohorts({k: everybody[k] for k in states}, config, federation.model.backbone.device)
+    tasks = [(group, [states[k] for k in group], t) for group in groups]
+
+    def compute(places: Iterable[int]) -> list[list[Trained]]:
+        return work(train_group, federation, config, [tasks[i] for i in places], on_step)
+
+    keys = [
+        (
+            "train",
+            tuple((everybody[k].name, everybody[k].steps) for k in group),
+            tuple(hash_of(states[k]) for k in group),
+            tuple(phases),
+            _own_training(config),
+            str(config.parameters_of("training")),
+            config.rounds if config.schedule_over == "rounds" else None,
+            everybody[group[0]].last_token,
+        )
+        for group in (groups if t == 1 else ())
+    ]
+    found = federation.remembered(keys, compute) if t == 1 else compute(range(len(tasks)))
+    trained = {
+        k: each for group, together in zip(groups, found, strict=True) for k, each in zip(group, together, strict=True)
+    }
     return {k: trained[k] for k in states}
 
 
-def _in_a_pass(
+def train_group(
     federation: Federation,
     config: RunConfig,
     group: Sequence[int],
     states: list[State],
-    clients: list[Participant],
-    phases: list[Phase],
     t: int,
     on_step: Callable[[], object],
 ) -> list[Trained]:
-    """The clients of a group after all phases, with what the method makes of them before and after."""
+    """The clients of a group after all phases of round t, with what the method makes of them before and after."""
     method, model, seeds = METHODS[config.method], federation.model, [config.seed] * len(group)
+    everybody = participants(federation, config)
+    clients = [everybody[k] for k in group]
+    phases = method.phases(model.layout.adapter_names, model.layout.kind, config, t)
     if method.trains_as_usual:
         return _trained(model, config, states, clients, seeds, phases, t, on_step)
     of = [federation.clients[k] for k in group]

@@ -32,6 +32,7 @@ from ..federation.assembly import Federation, assemble
 from ..federation.local_clients import LocalClients
 from ..files import hash_of
 from ..methods import METHODS
+from ..model.device import one_thread
 from . import HIDDEN, records, relay
 from .client_files import NodeFiles
 from .levels import Levels
@@ -45,8 +46,6 @@ class Node:
     """
 
     def __init__(self, home: Path, k: int, values: dict, opened: Callable[[RunConfig, int], Federation]):
-        if "threads" in values:
-            torch.set_num_threads(values["threads"])
         self.config = RunConfig(**values["config"])
         self.k, self.t, self.values = k, values.get("round", 0), values
         self.levels = Levels(*values["levels"]) if "levels" in values else None  # where the server sees only sums
@@ -169,7 +168,9 @@ def answer(
     kind: str, content: RecordDict, k: int, home: Path, opened: Callable[[RunConfig, int], Federation]
 ) -> RecordDict:
     """The answer of client k (from 0) to a message. home, opened: see Node."""
-    return HANDLERS[kind](Node(home, k, records.values(content), opened), content)
+    values = records.values(content)
+    with one_thread(values["config"].get("device", "auto")):
+        return HANDLERS[kind](Node(home, k, values, opened), content)
 
 
 def in_this_process(home: Path) -> relay.Answers:

@@ -14,8 +14,8 @@ from .server_app import serve
 def server_app() -> ServerApp:
     """The ServerApp that runs what its run config asks for.
 
-    config: a JSON file of RunConfig's fields. folder: of the run. patience: seconds to wait for a node. threads: of
-    each process of a simulation. sums: the server receives only sums, which it saves in the folder with the history.
+    config: a JSON file of RunConfig's fields. folder: of the run. patience: seconds to wait for a node. sums: the
+    server receives only sums, which it saves in the folder with the history.
     """
     app = ServerApp()
 
@@ -24,8 +24,6 @@ def server_app() -> ServerApp:
         given = context.run_config
         config = RunConfig(**json.loads(Path(str(given["config"])).read_text(encoding="utf-8")))
         folder, how = Path(str(given["folder"])), {"patience": float(given["patience"])}
-        if given["threads"]:
-            how["threads"] = int(given["threads"])
         if given["sums"]:
             serve_sums(grid, context, config, **how).save(folder)
         else:

@@ -23,8 +23,6 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import torch
-
 from ..config import RunConfig
 from ..errors import FedReFTError
 from ..runs.results import Run, load_run
@@ -213,18 +211,14 @@ def federation(folder: Path, clients: int, data: Path | None = None, threads: in
 
 
 def run(config: RunConfig, folder: Path, seconds: float = 3600.0) -> Run:
-    """`federation.rounds.run` as a deployment on this machine; prints its progress. The bits equal those of `run` with
-    the printed number of threads of each host."""
+    """`federation.rounds.run` as a deployment on this machine, with the same bits; prints its progress."""
 
     def look() -> str:
         return f"round {rounds_done(folder)} of {config.rounds} is done"
 
-    threads = max(1, torch.get_num_threads() // config.clients)  # they all share this machine's
-    print(
-        f"a superlink and {config.clients} hosts here, each with a model and {threads} threads of its own", flush=True
-    )
+    print(f"a superlink and {config.clients} hosts here, each with a model of its own", flush=True)
     data = config.data_dir and Path(config.data_dir)
-    with federation(folder / "flower", config.clients, data, threads) as here:
+    with federation(folder / "flower", config.clients, data) as here:
         here.wait(here.submit(config, folder), seconds, look)
     return load_run(folder)
 

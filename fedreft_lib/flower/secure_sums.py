@@ -33,6 +33,7 @@ from ..config import RunConfig
 from ..errors import ConfigError, FedReFTError
 from ..federation import participation
 from ..files import save_tensors
+from ..model.device import one_thread
 from . import records
 from .levels import Levels
 from .server_app import FlowerClients
@@ -59,6 +60,11 @@ def serve_sums(grid: Grid, context: Context, config: RunConfig, *, seconds: floa
     Raises FedReFTError where too few clients answer; all clients then keep their states.
     """
     check_sums(config)
+    with one_thread(config.device):
+        return _served(grid, context, config, seconds, **how)
+
+
+def _served(grid: Grid, context: Context, config: RunConfig, seconds: float, **how) -> Sums:
     nodes, levels = FlowerClients(grid, config, **how), Levels.of(config.clients)
     rows = _scores(nodes, 0)
     sums = []

@@ -26,6 +26,7 @@ from ..federation.rounds import rest_of, same_backbone
 from ..files import hash_of
 from ..methods import METHODS
 from ..model.adapters import Adapter
+from ..model.device import one_thread
 from ..model.heads import Head, check_classes
 from ..model.identity import may_be_same
 from ..model.shared import shared_backbone
@@ -40,9 +41,9 @@ POLL = 0.1  # seconds between checks for replies
 class FlowerClients:
     """Clients that are nodes of a grid; see `federation.server.Clients`.
 
-    patience: seconds after which a node without an answer counts as away. For simulations: threads, the number of torch
-    threads that nodes use; ended, which is set when no more answers will come. Raises ConfigError, DataError or
-    FedReFTError where the config, the clients' data or their backbones do not fit, or clients are missing.
+    patience: seconds after which a node without an answer counts as away. ended: for simulations; it is set when no
+    more answers will come. Raises ConfigError, DataError or FedReFTError where the config, the clients' data or their
+    backbones do not fit, or clients are missing.
     """
 
     engine = "flower"
@@ -53,14 +54,11 @@ class FlowerClients:
         config: RunConfig,
         *,
         patience: float = 600.0,
-        threads: int | None = None,
         ended: threading.Event | None = None,
     ):
         check(config)
         self.grid, self.config, self.patience, self.ended = grid, config, patience, ended or threading.Event()
         self.common: dict[str, Any] = {"config": config.model_dump(mode="json")}
-        if threads:
-            self.common["threads"] = threads
         self.nodes: dict[int, int] = {}  # client -> node
         self.greeted: set[int] = set()
         known = self._all_greeted()
@@ -273,7 +271,7 @@ def serve(
 ) -> Run:
     """`federation.rounds.run` with Flower's nodes as clients. how: see FlowerClients."""
     store = Store(config, folder)
-    with store.locked():
+    with store.locked(), one_thread(config.device):
         clients = FlowerClients(grid, config, **how)
         if resume and (finished := store.finished(lambda: clients.questions, same_backbone)):
             return finished

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
@@ -30,8 +29,7 @@ def simulate(
 ) -> Run:
     """`federation.rounds.run` over Flower: the same rounds, history and states, to the bit on a CPU in float32.
 
-    at_once: the number of processes that serve the clients. They share this process's threads, and each has its own
-    copy of the backbone. The bits equal those of `run` with the threads of one such process.
+    at_once: the number of processes that serve the clients. Each has one thread and its own copy of the backbone.
     """
     check(config)
 
@@ -72,7 +70,7 @@ def _simulated(served: Callable[..., Outcome], config: RunConfig, home: str, at_
 def _attempt(served: Callable[..., Outcome], config: RunConfig, home: str, at_once: int) -> Outcome:
     ended, over = threading.Event(), threading.Event()
     # In a simulation no node gets lost.
-    how = {"threads": max(1, torch.get_num_threads() // at_once), "patience": float("inf"), "ended": ended}
+    how = {"patience": float("inf"), "ended": ended}
     outcome: list[Outcome | BaseException] = []
     server_app = ServerApp()
 

@@ -1,5 +1,8 @@
 """The device and the precision of a model."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from ..errors import ConfigError
@@ -33,3 +36,21 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()
         native = device.type == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return torch.bfloat16 if native else torch.float32
+
+
+@contextmanager
+def one_thread(device: str | torch.device = "auto") -> Iterator[None]:
+    """Within it, torch computes on a CPU with one thread, so the bits do not depend on the number of cores.
+
+    Sums in another order differ in their last bits. More cores serve more clients, see `federation.workers`. On a GPU
+    nothing changes. Raises ConfigError for a device that this machine does not have.
+    """
+    before = torch.get_num_threads()
+    if choose_device(device).type != "cpu" or before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -141,8 +141,6 @@ def install(model: nn.Module) -> None:
     Padded batches give the same values as before, so a model with another attention than torch's fused one keeps it.
     """
     if GIVEN and model.config.model_type in PACKABLE and model.config._attn_implementation == "sdpa":
-        AttentionInterface.register(NAME, attention)
-        AttentionMaskInterface.register(NAME, sdpa_mask)
         model.set_attn_implementation(NAME)
 
 
@@ -193,3 +191,8 @@ class Explicit(torch.autograd.Function):
         dS = (dO @ V.mT).float().view(B, h, T, T).mul_(P)  # P dP
         dS = dS.sub_(P * dS.sum(-1, keepdim=True)).mul_(ctx.scale).to(Q.dtype).view(B, g, -1, T)
         return (dS @ K).view(B, h, T, n), dS.mT @ Q, dV, None, None
+
+
+if GIVEN:  # here and not in `install`: a process that gets an installed model needs it, too
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
