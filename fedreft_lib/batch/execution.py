@@ -1,8 +1,10 @@
 """One notebook, executed by papermill in a kernel of its own."""
 
+import asyncio
 import logging
 import os
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +12,6 @@ import papermill
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
-from jupyter_core.utils import ensure_event_loop
 from papermill.exceptions import PapermillExecutionError
 
 from ..errors import FedReFTError
@@ -95,7 +96,8 @@ def execute(job: Job, kernels: Kernels, progress: Progress) -> Path:
             ) from None
         raise
     finally:
-        ensure_event_loop().close()  # papermill's, of this thread
+        with suppress(RuntimeError):  # there is none yet
+            asyncio.get_event_loop().close()  # papermill's, of this thread
     return running
 
 

@@ -124,7 +124,7 @@ def test_interruption_ends_the_kernel_and_leaves_no_torn_file(project):
     threading.Thread(target=interrupt, daemon=True).start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            reproduce("quick", root=project, out=io.StringIO(), at_once=2)
+            reproduce("quick", ["00"], project, io.StringIO())
     finally:
         signal.signal(signal.SIGINT, before)
     with pytest.raises(ProcessLookupError):
