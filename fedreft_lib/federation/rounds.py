@@ -33,6 +33,7 @@ from .assembly import Federation, assemble
 from .dealing import partition_of
 from .local_clients import LocalClients
 from .server import Clients, Report
+from .work import Work, in_turn
 
 States = TypeVar("States", Tensor, ClientStates)  # X (N, P), in memory or partly on disk
 
@@ -51,14 +52,16 @@ def federated_round(
     on_step: Callable[[], object] = lambda: None,
     *,
     memory: State | None = None,
+    work: Work = in_turn,
 ) -> tuple[States, Report]:
     """Round t (from 1): local training, admission, aggregation, mixing, retraction. X (N, P) -> X' (N, P).
 
     memory: the server's tensors from earlier rounds; `report.memory` holds those after this round. The round reads and
-    changes only the rows of the clients that take part. Raises FedReFTError where too few updates are admitted.
+    changes only the rows of the clients that take part. work: where clients are computed, see `workers.working`. Raises
+    FedReFTError where too few updates are admitted.
     """
     with one_thread(config.device):
-        return _next_round(LocalClients(federation, config), config, X, t, memory or {}, on_step)
+        return _next_round(LocalClients(federation, config, work), config, X, t, memory or {}, on_step)
 
 
 def _next_round(

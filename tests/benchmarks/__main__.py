@@ -28,6 +28,7 @@ from tests.benchmarks import (
     scoring,
     slopes,
     step,
+    workers,
 )
 from tests.benchmarks.contest import Skipped, measured
 from tests.benchmarks.sizes import FULL, Size
@@ -46,6 +47,7 @@ TOPICS = {
         cohort,
         enrolled,
         slopes,
+        workers,
     )
 }
 COLUMNS = [

@@ -21,6 +21,8 @@ from fedreft_lib.federation.local_clients import start
 from fedreft_lib.federation.rounds import federated_round
 from fedreft_lib.federation.training import steps_per_round
 from fedreft_lib.federation.training import train_client as train
+from fedreft_lib.federation.work import Work, in_turn
+from fedreft_lib.federation.workers import working
 from fedreft_lib.model.encoding import AnswerSet
 from fedreft_lib.model.steered import SteeredModel
 from fedreft_lib.model.tokens import encode
@@ -48,14 +50,16 @@ def contests(size: Size) -> Iterator[Contest | Skipped]:
             backbone=size.backbone, source=size.source, device="cpu", method=method, clients=4, train_size=16,
             held_out_size=1, test_size=1, local_steps=2, schedule_over="round",
         )  # fmt: skip
-        yield contest(assemble(config), config, name)
+        federation = assemble(config)
+        with working(federation, config, torch.get_num_threads()) as work:
+            yield contest(federation, config, name, work)
 
 
-def contest(federation: Federation, config: RunConfig, name: str) -> Contest:
+def contest(federation: Federation, config: RunConfig, name: str, work: Work = in_turn) -> Contest:
     X = start(federation, config)
 
     def ours() -> Tensor:
-        return federated_round(federation, config, X, ROUND)[0]
+        return federated_round(federation, config, X, ROUND, work=work)[0]
 
     def theirs() -> Tensor:
         return flowers_round(federation, config, X)
