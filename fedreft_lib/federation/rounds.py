@@ -92,7 +92,8 @@ def run(
     folder continues after its last complete round, and a finished run is returned at once. A run in the folder with
     other code, data or backbone starts again; one with another config raises ConfigError.
     workers: processes that compute clients side by side on a CPU, each with one thread; None: as many as torch has
-    threads here, where the run is long enough to gain by it. The bits do not depend on it.
+    threads here, where the run is long enough to gain by it. The bits do not depend on it. Where processes cannot be
+    forked (not on Linux), a script that asks for workers needs `if __name__ == "__main__":` around its calls.
     """
     processes.check(workers)
     threads, store = torch.get_num_threads(), Store(config, folder)

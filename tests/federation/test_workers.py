@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -149,6 +150,10 @@ def test_short_runs_stay_in_this_process_and_long_ones_get_a_worker_a_thread(mon
     assert [workers.by_rule(federation, CONFIG, threads) for threads in (1, 2, 8)] == [1, 2, 3]
     one_pass = CONFIG.but(engine="cohort")
     assert workers.by_rule(assemble(one_pass), one_pass, 8) == 1
+    monkeypatch.setattr(workers, "START", "spawn")
+    assert workers.by_rule(federation, CONFIG, 8) == 1  # the main script here is pytest's
+    monkeypatch.delattr(sys.modules["__main__"], "__file__")
+    assert workers.by_rule(federation, CONFIG, 8) == 3
     pooled = CONFIG.but(method="centralised")
     assert workers.by_rule(assemble(pooled), pooled, 8) == 1
 
