@@ -40,8 +40,8 @@ STEP = b""  # the message of a task that has made a step
 def by_rule(federation: Federation, config: RunConfig, threads: int) -> int:
     """How many processes compute a run's tasks, where torch may use `threads` threads. 1: this process.
 
-    A spawned process executes the main script again, up to where it is guarded, as nobody expects who asked for nothing.
-    So by rule processes are spawned only for notebooks, which are no such script.
+    A spawned process executes the main script again, up to where it is guarded, which nobody expects who asked for
+    nothing. So by rule processes are spawned only for notebooks, which are no such script.
     """
     scripted = getattr(sys.modules["__main__"], "__file__", None) is not None
     if START == "spawn" and scripted:
