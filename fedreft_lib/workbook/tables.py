@@ -56,17 +56,6 @@ def at_best_round(results: pd.DataFrame) -> pd.DataFrame:
     return picked.assign(rounds=picked["best"].astype(int))[list(results)].reset_index(drop=True)
 
 
-def as_reported(results: pd.DataFrame) -> pd.DataFrame:
-    """`results`, where GLUE's test scores of a run's last round are those of the round of `at_best_round`.
-
-    Code that shows last rounds then follows each benchmark's protocol. Runs without held-out scores do not change.
-    """
-    tests = _with_best_round(results[results["benchmark"] == "glue"]).dropna(subset="best")
-    last = tests.index[tests["round"] == tests["rounds"]]
-    picked = tests[tests["round"] == tests["best"]].assign(round=tests["rounds"])[list(results)]
-    return pd.concat([results.drop(last), picked], ignore_index=True)
-
-
 def _with_best_round(results: pd.DataFrame) -> pd.DataFrame:
     """The test rows, with the selected round of their run and task in the column `best` (missing if there is none)."""
     rows = results.assign(trained_on=results["task"].replace(MISMATCHED, "mnli"))

@@ -81,22 +81,6 @@ def test_runs_without_held_out_scores_are_refused():
         tables.at_best_round(results(one_run(HELD_OUT, TEST), rows("test", TEST, method="fedavg")))
 
 
-def test_glue_is_reported_by_its_protocol_and_everything_else_by_its_last_round():
-    glue, bytes_sent = one_run(HELD_OUT, TEST), rows("train", {3: (0, 0)}, metric="loss", uplink_bytes=7)
-    without = rows("test", TEST, experiment="no held-out scores")
-    other = one_run(HELD_OUT, TEST, benchmark="commonsense", task="boolq")
-    raw = results(glue, bytes_sent, without, other)
-    found = tables.as_reported(raw)
-    trained = tables.accuracies(found).set_index(["benchmark", "experiment", "client"])["trained"].to_dict()
-    assert trained == {
-        ("glue", "05_glue", "client1"): 21, ("glue", "05_glue", "client2"): 22,
-        ("glue", "no held-out scores", "client1"): 31, ("glue", "no held-out scores", "client2"): 32,
-        ("commonsense", "05_glue", "client1"): 31, ("commonsense", "05_glue", "client2"): 32,
-    }  # fmt: skip
-    assert len(found) == len(raw) and list(found) == list(RESULTS)
-    assert found["uplink_bytes"].sum() == 14 and set(found["rounds"]) == {3}
-
-
 def test_tables_of_the_best_round_show_that_round():
     best = tables.at_best_round(results(one_run(HELD_OUT, TEST)))
     row = tables.summary(best, by="task").loc[("rte", "local only")]
