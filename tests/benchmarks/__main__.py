@@ -22,12 +22,14 @@ from tests.benchmarks import (
     enrolled,
     federation,
     generation,
+    growth,
     machine,
     peft,
     picture,
     scoring,
     slopes,
     step,
+    users,
 )
 from tests.benchmarks.contest import Skipped, measured
 from tests.benchmarks.sizes import FULL, Size
@@ -46,6 +48,8 @@ TOPICS = {
         cohort,
         enrolled,
         slopes,
+        growth,
+        users,
     )
 }
 COLUMNS = [
