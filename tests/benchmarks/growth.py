@@ -1,7 +1,8 @@
 """How time and memory grow with enrolled clients, with parameters, and with the clients of a geometric median.
 
 A row is a slope on log axes, fitted over all sizes: 1 is twice as much for twice the size, 0 no growth. Where growth
-begins late that hides it, so the note has every value. Each size is a process of its own (grown.py) and runs once.
+begins late that hides it, so the note has every value. Each size is a process of its own (grown_federation.py,
+grown_medians.py) and runs once.
 """
 
 import json
@@ -12,14 +13,14 @@ import numpy as np
 
 from tests.benchmarks import peak, spent
 from tests.benchmarks.contest import Contest, Rival, Skipped
-from tests.benchmarks.grown import LAYERS
+from tests.benchmarks.grown_federation import parameters
 from tests.benchmarks.sizes import Size
 
 SAID = {
-    "opened": "seconds to open a federation",
-    "round": "seconds of a round and its file",
+    "opened": "processor seconds to open a federation",
+    "round": "processor seconds of a round and its file",
     "memory": "memory",
-    "seconds": "seconds",
+    "seconds": "processor seconds",
     "iterations": "iterations",
 }
 
@@ -29,24 +30,19 @@ def contests(size: Size) -> Iterator[Contest | Skipped]:
         yield Skipped("growth", "the system does not tell a process its peak memory as Linux does")
         return
     few, width, drawn = size.grown_clients[0], size.grown_width, size.drawn
-    enrolled = Sweep(size.grown_clients, lambda clients: grown("federation", clients, 64, 1, drawn))
+    enrolled = Sweep(size.grown_clients, lambda clients: said_by("grown_federation", clients, 64, 1, drawn))
     yield from enrolled.contests("enrolled clients", ("opened", "round", "memory"))
     states = Sweep(
         tuple(parameters(width, rank) for rank in size.grown_ranks),
-        lambda numbers: grown("federation", few, width, numbers // parameters(width, 1), drawn),
+        lambda numbers: said_by("grown_federation", few, width, numbers // parameters(width, 1), drawn),
     )
     yield from states.contests("parameters of a client", ("round", "memory"))
-    medians = Sweep(size.grown_medians, lambda clients: grown("medians", clients, size.grown_columns))
+    medians = Sweep(size.grown_medians, lambda clients: said_by("grown_medians", clients, size.grown_columns))
     yield from medians.contests("clients of a geometric median", ("seconds", "memory", "iterations"))
 
 
-def parameters(width: int, rank: int) -> int:
-    """Of a LoReFT state with sites for prefix and suffix in each layer: R, W and b."""
-    return 2 * LAYERS * rank * (2 * width + 1)
-
-
-def grown(*arguments: object) -> dict[str, float]:
-    return json.loads(spent.of_module("tests.benchmarks.grown", *arguments).said)
+def said_by(program: str, *numbers: int) -> dict[str, float]:
+    return json.loads(spent.of_module(f"tests.benchmarks.{program}", *numbers).said)
 
 
 class Sweep:
