@@ -42,8 +42,8 @@ def grown(clients: int, width: int, rank: int, drawn: int) -> dict[str, float]:
         assemble(config)
         opened, ends = time.process_time() - began, []
         for X in saved_rounds(config, range(1, ROUNDS + 1), f"{folder}/run"):
+            assert len(X.common) == parameters(width, rank)
             ends.append(time.process_time())
-    assert len(X.common) == parameters(width, rank)
     return {"opened": opened, "round": ends[-1] - ends[-2], "memory": peak.resident() / 1e6}
 
 
