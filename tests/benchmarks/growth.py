@@ -16,6 +16,7 @@ from tests.benchmarks.contest import Contest, Rival, Skipped
 from tests.benchmarks.grown_federation import parameters
 from tests.benchmarks.sizes import Size
 
+STATES = 4  # drawn where states grow: a round holds many copies of each
 SAID = {
     "opened": "processor seconds to open a federation",
     "round": "processor seconds of a round and its file",
@@ -34,7 +35,7 @@ def contests(size: Size) -> Iterator[Contest | Skipped]:
     yield from enrolled.contests("enrolled clients", ("opened", "round", "memory"))
     states = Sweep(
         tuple(parameters(width, rank) for rank in size.grown_ranks),
-        lambda numbers: said_by("grown_federation", few, width, numbers // parameters(width, 1), drawn),
+        lambda numbers: said_by("grown_federation", few, width, numbers // parameters(width, 1), min(drawn, STATES)),
     )
     yield from states.contests("parameters of a client", ("round", "memory"))
     medians = Sweep(size.grown_medians, lambda clients: said_by("grown_medians", clients, size.grown_columns))
