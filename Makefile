@@ -43,7 +43,7 @@ test-browser: $(LOCKED)  ## test the widgets, the report and JupyterLab in chrom
 torture: $(LOCKED)  ## kill, damage and poison everything some hundreds of times (an hour and a quarter)
 	@.venv/bin/python -m tests.torture
 
-bench: $(LOCKED)  ## measure our speed as ratios to that of others (three quarters of an hour, on a quiet machine)
+bench: $(LOCKED)  ## measure our speed as ratios to that of others (an hour, on a quiet machine)
 	@.venv/bin/python -m tests.benchmarks
 
 lab: $(LOCKED)  ## open working copies of the notebooks in JupyterLab

@@ -1,9 +1,14 @@
 """The short form of `make bench`: every benchmark runs, and its two sides compute the same. No time is asserted."""
 
+import json
+import sys
+
 import pytest
 
 from tests.benchmarks import __main__ as command
+from tests.benchmarks import spent, users
 from tests.benchmarks.contest import Contest, Rival, Skipped, measured
+from tests.benchmarks.growth import Sweep
 from tests.benchmarks.sizes import TINY
 from tests.helpers.pairs import few
 
@@ -62,3 +67,43 @@ def test_a_benchmark_that_does_not_exist_is_refused_in_a_sentence(monkeypatch, c
     with pytest.raises(SystemExit):
         command.main()
     assert "there is no benchmark 'stepp': choose out of step, peft" in capsys.readouterr().err
+
+
+# ---- programs that are watched ---------------------------------------------------------------------------------------
+
+HELD = 200_000_000  # bytes
+HOLDS = f"import time; held = bytearray(b'x') * {HELD}; time.sleep(1)"
+STARTS = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {HOLDS!r}]); print('done')"
+watched = pytest.mark.skipif(not spent.ROLLUP.exists(), reason="the system tells no shares of memory")
+
+
+@watched
+def test_what_a_program_takes_has_the_processes_that_it_starts_in_it():
+    found = spent.spent([sys.executable, "-c", STARTS])
+    assert HELD < found.memory < 2 * HELD
+    assert found.said == "done" and found.processor > 0
+
+
+@watched
+def test_a_program_that_fails_is_an_error_with_its_own_last_words():
+    with pytest.raises(RuntimeError, match="no such luck"):
+        spent.spent([sys.executable, "-c", "raise SystemExit('no such luck')"])
+
+
+@pytest.mark.parametrize(
+    ("losses", "steps", "reason"), [([2.0, 2.5], 8, "does not learn"), ([2.0, 1.5], 7, "took 7 steps of 8")]
+)
+def test_a_program_that_does_not_learn_or_takes_fewer_steps_is_not_compared(losses, steps, reason):
+    task = users.Task({}, "float32", 1, 2, 2, 2, 8, 0.1, 1.0, 1, 1.0, [], "f1+l1", 0)
+    line = json.dumps({"began": 0.0, "losses": losses, "steps": steps, "sent": 8})
+    with pytest.raises(AssertionError, match=reason):
+        users.Turns(task, []).checked("it", spent.Spent(1.0, 1.0, 1, 1.0, line))
+
+
+def test_the_slope_of_a_power_is_its_exponent_and_every_size_runs_once():
+    asked = []
+    sweep = Sweep((10, 100, 1000), lambda size: asked.append(size) or {"seconds": 3.0 * size**1.5})
+    (contest,) = sweep.contests("clients", ("seconds",))
+    (row,) = measured(contest, 3)
+    assert row["ratio"] == pytest.approx(1.5) and asked == [10, 100, 1000]
+    assert "processor seconds: 10: 94.9, 100: 3e+03" in row["note"]

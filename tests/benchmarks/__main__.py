@@ -22,12 +22,14 @@ from tests.benchmarks import (
     enrolled,
     federation,
     generation,
+    growth,
     machine,
     peft,
     picture,
     scoring,
     slopes,
     step,
+    users,
     workers,
 )
 from tests.benchmarks.contest import Skipped, measured
@@ -48,6 +50,8 @@ TOPICS = {
         enrolled,
         slopes,
         workers,
+        growth,
+        users,
     )
 }
 COLUMNS = [

@@ -20,6 +20,12 @@ class Size:
     sweeps: dict[str, tuple[int, ...]]  # what time is taken against
     enrolled: tuple[int, int]  # clients of whom some are drawn for a round: few, and many
     drawn: int  # of them
+    lr: float  # of whole federations, which have to learn something
+    grown_clients: tuple[int, ...]  # enrolled, of whom `drawn` are drawn
+    grown_width: int  # of the model whose states grow
+    grown_ranks: tuple[int, ...]  # of these states
+    grown_medians: tuple[int, ...]  # clients of a geometric median
+    grown_columns: int  # parameters of each of these
 
 
 FULL = Size(
@@ -45,6 +51,12 @@ FULL = Size(
     },  # fmt: skip
     enrolled=(100, 1000),
     drawn=10,
+    lr=2e-3,
+    grown_clients=(100, 1_000, 10_000),
+    grown_width=1344,
+    grown_ranks=(9, 64, 512),  # 0.2, 1.4 and 11 M parameters
+    grown_medians=(10, 30, 100, 300, 1_000),
+    grown_columns=100_000,
 )
 TINY = Size(
     backbone="tiny-llama",
@@ -68,4 +80,10 @@ TINY = Size(
     },  # fmt: skip
     enrolled=(4, 8),
     drawn=2,
+    lr=2e-2,
+    grown_clients=(4, 8),
+    grown_width=32,
+    grown_ranks=(1, 2),
+    grown_medians=(5, 10),
+    grown_columns=1000,
 )
