@@ -40,12 +40,10 @@ def test_angles_are_those_by_which_a_space_was_turned():
 def test_each_arm_is_turned_from_its_own_control_and_beside_the_start():
     config = small(method="fedavg", rounds=1)
     fewer = measures.first_clients(assemble(config), 2)
-    runs = {
-        "arm": [controls.run_on(assemble(each), each) for each in (config, config.but(seed=1))],
-        "few": [controls.run_on(fewer, config), controls.run_on(assemble(config), config)],
-    }
+    of_all = [controls.run_on(assemble(each), each) for each in (config, config.but(seed=1))]
+    runs = {"arm": of_all, "few": [controls.run_on(fewer, config), of_all[1]]}
     assert len(runs["few"][0].states) == 2
-    table = measures.turned(runs, runs["arm"]).set_index(["method", "part", "seed"])
+    table = measures.turned(runs, runs["arm"]).set_index(["method", "part", "seed"]).sort_index()
     assert (table.loc["arm", "value"] < 1e-3).all() and table.loc[("few", "W - R", 0), "largest"] > 1
     begun = start(assemble(config), config)[0]
     R, to = (done["R"] for done in map(runs["arm"][0].spec.named, (begun, runs["arm"][0].states[0])))
