@@ -7,6 +7,9 @@ A client needs only its own data. So the same code runs for all clients in one p
 
 from dataclasses import dataclass, field, replace
 
+import torch
+from torch import Tensor
+
 from ..config import RunConfig
 from ..core import mixing
 from ..core.rotation import align, orthonormality_error, retract
@@ -141,5 +144,11 @@ def apply_answer(
 def _retracted(layout: Layout, config: RunConfig, state: State, lam: float, losses: dict | None = None) -> ClientResult:
     rotated = layout.rotated
     after = {**state, **{name: retract(state[name], config.retraction) for name in rotated}}
-    errors = [max(orthonormality_error(each[name]) for name in rotated) for each in (state, after) if rotated]
+    errors = [max(_error(each[name]) for name in rotated) for each in (state, after) if rotated]
     return ClientResult(after, lam, losses or {}, tuple(errors))
+
+
+def _error(R: Tensor) -> float:
+    """`orthonormality_error` of a copy: products are rounded by where in memory a tensor begins, and a node's R is a
+    part of the row that it has read."""
+    return orthonormality_error(R.clone(memory_format=torch.contiguous_format))

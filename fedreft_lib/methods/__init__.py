@@ -27,6 +27,10 @@ fedgmm       learners, in turn       all but pi   mean of each, by its share    
 alore        S, P, Q | and c         all          mean by example counts        whole
 fedglomo     all, from two starts    all, twice   step with momentum            whole, with the one before
 flame        experts, router, s      all but s    mean by counts and use        whole; k, s stay
+
+Other files hold what methods are made of: kinds of states (lora, branches, mixture, routed, masked, kronecker, scale),
+what states add to the model as matrices (additions), and embeddings, gaussians, entropies, uncertainty and
+recursive_momentum.
 """
 
 from .alore import ALORE

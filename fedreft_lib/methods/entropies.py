@@ -18,8 +18,8 @@ from ..core.training import Trained
 from ..errors import ConfigError
 from ..model.encoding import ChoiceSet, Client, Encoded, LabelSet
 from ..model.steered import SteeredModel
-from .flood import scores
 from .method import TOLD, Sent
+from .uncertainty import scores
 
 ENTROPY = f"{TOLD}entropy"  # H
 LEAST = 1e-12  # of a weight, so that clients without entropy still count among themselves

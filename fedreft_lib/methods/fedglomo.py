@@ -22,49 +22,19 @@ Reconstructions: R is retracted after the server's step. A head is averaged, and
 import functools
 
 import torch
-from torch import Tensor
 
 from ..config import RunConfig
 from ..core.aggregation import Aggregate
 from ..core.state import Layout, State
-from ..core.training import Optimise, optimise
+from ..core.training import Optimise
 from .method import ALSO, KEPT, TOLD, Method, Sent, plain_mean
+from .recursive_momentum import with_momentum
 
 PREVIOUS, CHANGE = KEPT + "previous.", TOLD + "change."  # w_(t-1), and D_k - D^_k
 
 
 def corrected(config: RunConfig) -> Optimise | None:
     return functools.partial(with_momentum, config.glomo_momentum) if config.glomo_momentum else None
-
-
-def with_momentum(m: float, state: State, loss_at, recipe, *, steps: int, trains, **how) -> tuple[State, list[Tensor]]:
-    """`core.training.optimise`, whose gradient at step s is v_s."""
-    moving = tuple(state) if trains is None else tuple(name for name in state if name in trains)
-    last: dict[str, State] = {}  # v_(s-1), and the state at step s - 1
-
-    def gradient(step: int, phi: State) -> State:
-        at = {name: tensor.detach().requires_grad_(name in moving) for name, tensor in phi.items()}
-        loss, of = loss_at(step, at), [at[name] for name in moving]
-        return dict(zip(moving, torch.autograd.grad(loss, of, allow_unused=True, materialize_grads=True), strict=True))
-
-    def loss_with_v(step: int, phi: State) -> Tensor:
-        here = {name: tensor.detach().clone() for name, tensor in phi.items()}  # the optimiser steps in place
-        if not last:
-            each = [gradient(s, here) for s in range(steps)]
-            last.update(v={name: sum(g[name] for g in each) / steps for name in moving}, w=here)
-        stale, v = gradient(step, last["w"]), {}
-        last["w"] = here
-
-        def correct(name: str, g: Tensor) -> Tensor:
-            last["v"][name] = g + m * (last["v"][name] - stale[name])
-            return last["v"][name]
-
-        for name in moving:
-            v[name] = phi[name].view_as(phi[name])
-            v[name].register_hook(functools.partial(correct, name))
-        return loss_at(step, {**phi, **v})
-
-    return optimise(state, loss_with_v, recipe, steps=steps, trains=trains, **how)
 
 
 def from_previous(config: RunConfig, state: State, t: int) -> State:

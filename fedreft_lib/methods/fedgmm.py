@@ -30,13 +30,13 @@ from ..core.state import Layout, State
 from ..core.training import Trained
 from ..errors import ConfigError
 from ..model.encoding import ChoiceSet, Client, Encoded
-from ..model.scoring import OutputShares, item_losses
+from ..model.scoring import OutputShares
 from ..model.steered import SteeredModel
 from ..seeds import derive
 from .embeddings import embeddings
-from .gaussians import estimated, log_densities, merged, moments, principal_basis
+from .gaussians import estimated, fitted_pi, log_densities, merged, moments, principal_basis, responsibilities
 from .method import Method, Phase, Sent, of_branch, weighted_mean
-from .mixture import Mixture
+from .mixture import Mixture, alone, losses_of_members
 
 EM_STEPS = 100  # of pi, before a test
 
@@ -69,35 +69,19 @@ def seen(model: SteeredModel, config: RunConfig, state: State, data: Encoded) ->
     return z, log_densities(z, state["mu"], state["Sigma"], config.gmm_ridge)
 
 
-def alone(items: int, m: int, config: RunConfig) -> Tensor:
-    """Shares (items, M2) that are all learner m's (from 0)."""
-    return torch.eye(config.gmm_learners)[m].expand(items, -1)
-
-
-def losses_of_learners(model: SteeredModel, config: RunConfig, state: State, client: Client) -> Tensor:
-    """The loss (items, M2) of each training item under each learner: the sum over its answer tokens, or their mean."""
-    data = client.train
-    each = [
-        item_losses(model, state, data, config.batch_size, alone(len(data), m, config))
-        for m in range(config.gmm_learners)
-    ]
-    found = torch.stack(each, 1).double()
+def losses_of_learners(model: SteeredModel, config: RunConfig, state: State, data: Encoded) -> Tensor:
+    """The loss (items, M2) of each item under each learner: the sum over its answer tokens, or their mean."""
+    found = losses_of_members(model, state, data, config.batch_size)
     tokens = torch.tensor([data.losses_in(i) for i in range(len(data))])
     return found / tokens[:, None] if config.gmm_loss == "mean" else found
 
 
-def responsibilities(pi: Tensor, near: Tensor, losses: Tensor) -> Tensor:
-    """gamma (items, M1, M2), from pi (M1, M2), log densities (items, M1) and losses (items, M2)."""
-    logs = pi.double().log() + near[:, :, None] - losses[:, None, :]
-    return logs.flatten(1).softmax(-1).view_as(logs)
-
-
 def e_step(model: SteeredModel, config: RunConfig, state: State, client: Client, t: int) -> State:
     z, near = seen(model, config, state, client.train)
-    gamma = responsibilities(state["kept.pi"], near, losses_of_learners(model, config, state, client))
+    gamma = responsibilities(state["kept.pi"], near, losses_of_learners(model, config, state, client.train))
     found = {"z": z, "gamma": gamma}
     for m, name in enumerate(model.adapter.kind.branches):
-        found |= {f"only {name}": alone(len(z), m, config), f"weight {name}": gamma[..., m].sum(1)}
+        found |= {f"only {name}": alone(len(z), m, config.gmm_learners), f"weight {name}": gamma[..., m].sum(1)}
     return found
 
 
@@ -137,11 +121,8 @@ def by_part(sent: Sent, aggregate: Aggregate) -> list[State]:
 def own_pi(model: SteeredModel, config: RunConfig, state: State, client: Client, t: int) -> State:
     """The state with the pi of a client's training items, by EM from a uniform one; all else is as it is."""
     near = seen(model, config, state, client.train)[1]
-    losses = losses_of_learners(model, config, state, client)
-    pi = torch.full_like(state["kept.pi"], 1 / state["kept.pi"].numel())
-    for _ in range(EM_STEPS):
-        pi = responsibilities(pi, near, losses).mean(0)
-    return {**state, "kept.pi": pi.float()}
+    losses = losses_of_learners(model, config, state, client.train)
+    return {**state, "kept.pi": fitted_pi(near, losses, EM_STEPS).float()}
 
 
 def shares(

@@ -2,14 +2,14 @@
 
     W <- W + sum_i p_i (W_i - W^{r_i}),    p_i ~ 1 / (e_i^2 + eps),    e_i = |W - W^{r_i}|_F^2,    eps = 1e-6
 
-W is the whole addition to the frozen model: s B A of each module, or [M, c] of each site, M = R^T (W - R), c = R^T b.
-W^{r} is its truncation to rank r by SVD, from which a client of that rank trains. FlexLoRA would average the W_i and so
-loses what no client holds. e_i sums over modules or sites. hl_weights: "paper"; "uniform"; "blend", 1 / (e_i + mean e).
-e_i is a squared norm that is squared again, as printed: a client of full rank has e = 0 and takes nearly everything.
+W is all that is added to the frozen model, a matrix for each module or site (see `additions`); W^{r} is its truncation
+to rank r by SVD, from which a client of that rank trains. FlexLoRA would average the W_i and so loses what no client
+holds. e_i sums over modules or sites. hl_weights: "paper"; "uniform"; "blend", 1 / (e_i + mean e). As printed, e_i is
+squared once more: a client of full rank has e = 0 and takes nearly everything.
 
-Truncations are nested: the server answers all with the factors of the largest rank (A = V^T, B = U S / s; R = U^T,
-W = R + S V^T, b from its last column), and `live` selects the first r_i of them. So a client may be tested with its own
-rank or with the full one (hl_deploy). Bytes count `rank` rows for each client, though its first r_i would do.
+Truncations are nested: the server answers all with the factors of the largest rank, and `live` selects the first r_i of
+them. So a client may be tested with its own rank or with the full one (hl_deploy). Bytes count `rank` rows for each
+client, though its first r_i would do.
 
 No truncated client ever corrects what lies beyond its rank, so W may drift in later rounds. The form over interventions
 is a reconstruction; the rule is read from third parties. A start that is not the backbone (init="random") is truncated
@@ -18,11 +18,10 @@ by rows. A late update's e_i is the distance of W from what that update was trai
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from ..core.aggregation import Aggregate
 from ..core.state import State
-from .branches import Kind, branch
+from .additions import addition, factors, groups
 from .masked import LIVE, Masked, but_live
 from .method import Method, Phase, Sent, ending, weighted_mean
 
@@ -41,37 +40,13 @@ def live_rows(like: Tensor, config, k: int) -> Tensor:
 
 
 def added(kind: Masked, state: State, config, k: int | None = None) -> State:
-    """The additions (places, d_out, d_in) of a state, or [M, c] (places, d, d + 1), in float64.
-
-    k: the client whose rank it has; None: all rows.
-    """
+    """The additions of a state by group. k: the client whose rank it has; None: all rows."""
     found = {}
-    for group in dict.fromkeys(name.rpartition(".")[0] for name in state):
-        own = {name: tensor.double() for name, tensor in (branch(state, group) if group else state).items()}
-        like = own[kind.kind.subspace[0]]
+    for group, phi in groups(state).items():
+        like = phi[kind.kind.subspace[0]]
         live = torch.ones(like.shape[:2]) if k is None else live_rows(like, config, k)
-        m = kind.as_map({**own, LIVE: live})
-        whole = m["B"] @ m["A"]
-        found[f"{group}." if group else ""] = (
-            torch.cat([whole, m["c"].unsqueeze(-1)], -1) if kind.kind.residual else whole
-        )
+        found[group] = addition(kind, {**phi, LIVE: live})
     return found
-
-
-def factors(kind: Kind, W: Tensor, rank: int) -> State:
-    """The tensors of the best approximation of that rank to W, the largest singular value first."""
-    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
-    largest = U.gather(-2, U.abs().argmax(-2, keepdim=True))  # U and V are unique up to these signs
-    sign = torch.where(largest < 0, -1.0, 1.0)
-    U, S, V = (U * sign)[..., :rank], S[..., :rank], (Vh * sign.mT)[..., :rank, :]
-    if kind.residual:
-        R, SV = U.mT, S.unsqueeze(-1) * V
-        found = {"R": R, "W": SV[..., :-1] + (R if kind.subtracts else 0), "b": SV[..., -1]}
-    else:
-        missing = rank - S.shape[-1]  # of a module that is narrower than the rank
-        B = U * S.unsqueeze(-2) / kind.scale
-        found = {"A": pad(V, (0, 0, 0, missing)), "B": pad(B, (0, missing))}
-    return {name: tensor.float() for name, tensor in found.items()}
 
 
 def total(sent: Sent) -> State:

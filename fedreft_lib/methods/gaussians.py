@@ -1,6 +1,7 @@
-"""Gaussians over embedded items, for FedGMM: a basis to see them in, densities, weighted estimates, their merging.
+"""Gaussians over embedded items, for FedGMM: a basis to see them in, densities, EM, the merging of estimates.
 
-All in float64. M components in D dimensions: mu (M, D), Sigma (M, D, D).
+All in float64. M components in D dimensions: mu (M, D), Sigma (M, D, D). An item belongs to one of M1 components and to
+one of M2 learners, whose losses are given: pi (M1, M2).
 """
 
 import math
@@ -44,6 +45,21 @@ def log_densities(z: Tensor, mu: Tensor, Sigma: Tensor, least: float) -> Tensor:
     values = values.clamp_min(least)  # Sigma has come over the network
     along = torch.einsum("imd,mde->ime", z.double()[:, None] - mu.double(), vectors)
     return -0.5 * (along.square() / values + values.log() + math.log(2 * math.pi)).sum(-1)
+
+
+def responsibilities(pi: Tensor, near: Tensor, losses: Tensor) -> Tensor:
+    """gamma (items, M1, M2), from pi (M1, M2), log densities (items, M1) and losses (items, M2)."""
+    logs = pi.double().log() + near[:, :, None] - losses[:, None, :]
+    return logs.flatten(1).softmax(-1).view_as(logs)
+
+
+def fitted_pi(near: Tensor, losses: Tensor, steps: int) -> Tensor:
+    """pi (M1, M2) of items by so many steps of EM from a uniform one, with all else as it is."""
+    M1, M2 = near.shape[1], losses.shape[1]
+    pi = torch.full((M1, M2), 1 / (M1 * M2))
+    for _ in range(steps):
+        pi = responsibilities(pi, near, losses).mean(0)
+    return pi
 
 
 def estimated(z: Tensor, weights: Tensor, ridge: float) -> tuple[Tensor, Tensor]:

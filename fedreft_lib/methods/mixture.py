@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 from ..core.state import State
+from ..model.encoding import Encoded
+from ..model.scoring import item_losses
+from ..model.steered import SteeredModel
 from .branches import Branches, branch, named
 
 
@@ -35,3 +38,15 @@ class Mixture(Branches):
         if "share" not in phi:
             return sum(added) / self.members
         return sum(share * each for share, each in zip(phi["share"].split(1, -1), added, strict=True))
+
+
+def alone(items: int, member: int, members: int) -> Tensor:
+    """Shares (items, members) that are all one member's (from 0)."""
+    return torch.eye(members)[member].expand(items, -1)
+
+
+def losses_of_members(model: SteeredModel, state: State, data: Encoded, batch_size: int) -> Tensor:
+    """The loss (items, members) of each item under each member alone, in float64: the sum over its answer's tokens."""
+    n = len(model.adapter.kind.branches)
+    each = [item_losses(model, state, data, batch_size, alone(len(data), member, n)) for member in range(n)]
+    return torch.stack(each, 1).double()

@@ -15,6 +15,7 @@
     method_facts                         what each method trains, sends and keeps, derived from its code
     robustness, breakdown                hostile clients
     arms, controls, forest               notebook 11: runs that differ in one thing, their controls, a figure of them
+    measures                             notebook 11: what is measured beside accuracy
     linear_theory                        why an average is a good start, in linear models
     judge                                files for an external judge
 

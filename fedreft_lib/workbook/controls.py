@@ -28,7 +28,7 @@ from ..federation.assembly import Federation, assemble
 from ..federation.client import ClientUpdate, is_told
 from ..federation.local_clients import LocalClients, start
 from ..federation.rounds import rest_of
-from ..methods import METHODS, flood
+from ..methods import METHODS, uncertainty
 from ..model.local_training import train_client
 from ..runs.results import Run
 from ..runs.store import Store
@@ -110,7 +110,7 @@ def spotted(federation: Federation, done: Run, who: Sequence[int], what: str) ->
     for when, X in (("before training", start(federation, config)), ("after training", done.states)):
         for k in who:
             client, named = federation.clients[k], model.spec.named(X[k])
-            o = flood.scores(model, config, named, client.train, config.flood_score)
+            o = uncertainty.scores(model, config, named, client.train, config.flood_score)
             is_planted = np.arange(len(o)) >= len(o) - len(o) // PLANTED
             area = 100 * roc_auc_score(is_planted, o)
             rows.append({"seed": config.seed, "client": client.name, "method": f"{what}, {when}", "value": area})

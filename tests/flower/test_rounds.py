@@ -38,6 +38,10 @@ MORE = [
     {"intervention": "direft", "dropout": 0.1},
     {"scoring": "generation", "prompt_format": "llm_adapters", "max_new_tokens": 3},
     {"method": "fedsb"},
+    {"method": "fedhl", "ranks": [2, 1, 2, 1]},  # clients that begin differently, over interventions
+    {"method": "fedppa", "client_layers": ["2-2", "2-3", "3-3", "2-3"], "rank": 4},
+    {"method": "flame", "active": [4, 2, 1, 4]},
+    {"method": "alore"},
     {**GLUE, "layers": "all", "head": "averaged", "item_scores": True},
     {**GLUE, "layers": "all", "head": "private", "mixing": "adaptive"},
     {**GLUE, "layers": "all", "head": "shared", "method": "fedavg"},

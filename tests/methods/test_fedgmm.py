@@ -18,8 +18,8 @@ from fedreft_lib.federation.local_clients import start
 from fedreft_lib.federation.rounds import federated_round
 from fedreft_lib.methods import METHODS
 from fedreft_lib.methods.embeddings import embeddings
-from fedreft_lib.methods.fedgmm import by_part, responsibilities
-from fedreft_lib.methods.gaussians import estimated, log_densities, merged, moments, principal_basis
+from fedreft_lib.methods.fedgmm import by_part
+from fedreft_lib.methods.gaussians import estimated, log_densities, merged, moments, principal_basis, responsibilities
 from fedreft_lib.methods.method import Sent, of_branch
 from fedreft_lib.methods.mixture import Mixture
 from fedreft_lib.model import scoring

@@ -13,7 +13,8 @@ from fedreft_lib.errors import ConfigError
 from fedreft_lib.federation.assembly import assemble
 from fedreft_lib.federation.local_clients import start
 from fedreft_lib.federation.rounds import federated_round
-from fedreft_lib.methods.fedhl import FEDHL, added, by_error, deployed, factors
+from fedreft_lib.methods.additions import factors
+from fedreft_lib.methods.fedhl import FEDHL, added, by_error, deployed
 from fedreft_lib.methods.lora import LoRA
 from fedreft_lib.methods.masked import Masked
 from fedreft_lib.methods.method import Sent

@@ -17,7 +17,7 @@ from fedreft_lib.federation.local_clients import start
 from fedreft_lib.federation.rounds import federated_round
 from fedreft_lib.methods.entropies import by_entropy, entropy
 from fedreft_lib.methods.fedppa import towards_means
-from fedreft_lib.methods.flood import scores
+from fedreft_lib.methods.uncertainty import scores
 from fedreft_lib.model import scoring
 from fedreft_lib.model.encoding import AnswerSet, ChoiceSet, LabelSet
 from fedreft_lib.model.tokens import Tokens

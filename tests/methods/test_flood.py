@@ -16,7 +16,7 @@ from fedreft_lib.federation.rounds import federated_round
 from fedreft_lib.federation.training import train_clients
 from fedreft_lib.methods import METHODS
 from fedreft_lib.methods import flood as flood_file
-from fedreft_lib.methods.flood import scores, unusual
+from fedreft_lib.methods.uncertainty import scores, unusual
 from fedreft_lib.model import scoring
 from tests.helpers.federations import GLUE, agreeing, finish, fresh, named, same, small, stopped
 

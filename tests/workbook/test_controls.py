@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 from fedreft_lib import assemble
 from fedreft_lib.errors import DataError
 from fedreft_lib.federation.local_clients import start
-from fedreft_lib.methods import flood
+from fedreft_lib.methods import uncertainty
 from fedreft_lib.workbook import arms, controls, statistics
 from tests.helpers.federations import finish, same, small
 
@@ -96,7 +96,7 @@ def test_a_score_is_beside_chance_and_each_arm_beside_its_own_control():
     done = controls.run_on(federation, config)
     table = controls.spotted(federation, done, [0, 2], "foreign").set_index(["method", "client"])["value"]
     state = federation.model.spec.named(start(federation, config)[2])
-    o = flood.scores(federation.model, config, state, federation.clients[2].train, "entropy")
+    o = uncertainty.scores(federation.model, config, state, federation.clients[2].train, "entropy")
     assert table["foreign, before training", "client3"] == 100 * roc_auc_score([False] * 8 + [True] * 2, o)
     assert len(table) == 4
 
