@@ -121,7 +121,7 @@ def test_in_bfloat16_rounding_is_on_average_not_larger_than_in_the_plain_blocks(
             wanted, theirs = reading(exact_model, sequences, state), reading(model, sequences, state)
         each = zip(reading(model, sequences, state), theirs, wanted, strict=True)
         ratios.append([error(found, exact) / error(other, exact) for found, other, exact in each])
-    assert 0.8 < float(torch.tensor(ratios).log().mean().exp()) < 1.1
+    assert float(torch.tensor(ratios).log().mean().exp()) < 1.1  # 0.92
 
 
 # ---- where it does not apply ----------------------------------------------------------------------------------------
