@@ -115,7 +115,7 @@ def test_in_bfloat16_it_is_about_as_exact_as_torchs_fused_attention(heads, kind,
     wanted, scale = exact(QKV, dO, mask, 32**-0.5), 32**-0.5
     ours, theirs = textbook(QKV, dO, mask, scale), fused(QKV, dO, mask, scale)
     for found, other, value in zip(ours, theirs, wanted, strict=True):
-        assert error(found, value) < 2.2 * error(other, value)  # scores of order 1; they are rounded, see packed_attention.py
+        assert error(found, value) < 2.2 * error(other, value)  # it rounds scores, which are of order 1
 
 
 def test_one_token_attends_to_itself():
