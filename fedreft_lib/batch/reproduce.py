@@ -80,7 +80,10 @@ class _Batch:
         self._one = threading.Lock()  # what compares or moves files of the folder is done by one thread at a time
 
     def execute(self) -> None:
-        execute_all(self.jobs, self.at_once, self._bring_up_to_date, self._stop)
+        jobs = self.jobs
+        if self.at_once > 1:  # the longest should not begin last; how long one takes is not known, but how long it is
+            jobs = sorted(jobs, key=lambda job: len(nbformat.read(job.notebook, as_version=4).cells), reverse=True)
+        execute_all(jobs, self.at_once, self._bring_up_to_date, self._stop)
 
     def _stop(self) -> None:
         self.kernels.stopped.set()

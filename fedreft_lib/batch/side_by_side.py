@@ -37,7 +37,7 @@ def threads(at_once: int) -> dict[str, str]:
 
 
 def execute_all(jobs: Iterable[Job], at_once: int, execute: Callable[[Job], None], stop: Callable[[], None]) -> None:
-    """Calls `execute` for each job in a thread, in order; a job that reads others' runs waits until they are through.
+    """Calls `execute` for each job in a thread, in this order; a job that reads others' runs waits for them.
 
     After an error nothing more begins, and it is raised when those that run have ended. stop: ends those that run; it
     is called where this thread is interrupted.
