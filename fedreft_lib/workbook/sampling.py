@@ -83,5 +83,8 @@ def note(rows: pd.DataFrame, drawn: str) -> str:
     """What is averaged, and what is drawn around it; `drawn` is what shows the spread over seeds: bars or bands."""
     seeds = rows["seed"].nunique()
     if seeds > 1:
-        return f"mean over clients and {seeds} seeds; {drawn}: standard deviation over seeds"
+        parts = rows.assign(all="").groupby(["all", *rows.columns.intersection(["setup", "method"])], dropna=False)
+        each = parts["seed"].nunique()
+        number = str(seeds) if each.min() == seeds else f"{each.min()} to {each.max()}"
+        return f"mean over clients and {number} seeds; {drawn}: standard deviation over seeds"
     return f"mean over clients; 1 seed{f'; dotted: {NOTE}' if by_chance(rows) else f', so no {drawn}'}"

@@ -30,6 +30,8 @@ def test_one_seed_has_the_interval_of_its_questions_and_several_have_their_devia
     assert sampling.spread(one) == (50.0, *sampling.interval([40, 60], [20, 20]))
     assert sampling.by_chance(one) and not sampling.by_chance(rows)
     assert "not over seeds" in sampling.note(one, "bars") and "over seeds" in sampling.note(rows, "bars")
+    uneven = pd.concat([rows.assign(setup="distinct"), rows.assign(setup="mixed"), rows.assign(setup="mixed", seed=9)])
+    assert "and 2 seeds;" in sampling.note(rows, "bars") and "and 2 to 3 seeds;" in sampling.note(uneven, "bars")
     without = one.drop(columns="questions")
     assert np.isnan(sampling.spread(without)[1:]).all() and sampling.note(without, "bars").endswith("so no bars")
 
