@@ -30,6 +30,7 @@ from ..model.encoding import Encoded
 from ..model.steered import SteeredModel
 from ..runs.results import Run
 from .arms import Arms
+from .controls import redealt
 from .method_facts import start_of
 
 
@@ -91,22 +92,30 @@ def novelty(model: SteeredModel, config: RunConfig, state: State, data: Encoded)
     return -(near + state["kept.pi"].double().sum(1).log()).logsumexp(1)
 
 
-def novelties(done: Run, federation: Federation, foreign: Encoded, what: str) -> pd.DataFrame:
-    """How well a run tells each client's test texts from foreign ones: seed, client, method (`what`), value.
+def without(federation: Federation, task: str) -> Federation:
+    """The federation, whose clients train on no item of that task. Their tests stay."""
+    hands: list[list[int]] = []
+    first = 0
+    for client in federation.questions:
+        hands.append([first + i for i, item in enumerate(client.train) if item.task != task])
+        first += len(client.train)
+    return redealt(federation, hands)
 
-    value: 100 times the area under the ROC curve, 50 by chance. The score is a client's `novelty`; that of another
-    method than FedGMM is FLood's o, the entropy of what the model answers.
+
+def novelties(done: Run, federation: Federation, foreign: str, what: str) -> pd.DataFrame:
+    """How well a run tells each client's tests of the task `foreign` from its others: seed, client, method, value.
+
+    method: `what`. value: 100 times the area under the ROC curve, 50 by chance. The score is a client's `novelty`; that
+    of another method than FedGMM is FLood's o, the entropy of what the model answers.
     """
     config, model, rows = done.config, federation.model, []
-    for client, row in zip(federation.clients, done.states, strict=True):
-        state = model.spec.named(row)
-        own, strange = (
-            novelty(model, config, state, part)
-            if config.method == "fedgmm"
-            else uncertainty.scores(model, config, state, part, "entropy")
-            for part in (client.test[0], foreign)
-        )
-        area = roc_auc_score([0] * len(own) + [1] * len(strange), torch.cat([own, strange]))
+    for client, data, row in zip(federation.clients, federation.questions, done.states, strict=True):
+        state, (test,) = model.spec.named(row), client.test
+        if config.method == "fedgmm":
+            score = novelty(model, config, state, test)
+        else:
+            score = uncertainty.scores(model, config, state, test, "entropy")
+        area = roc_auc_score([item.task == foreign for item in data.test], score)
         rows.append({"seed": config.seed, "client": client.name, "method": what, "value": 100 * area})
     return pd.DataFrame(rows)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from scipy.stats import multivariate_normal
+from scipy.stats import entropy, multivariate_normal
 from sklearn.metrics import roc_auc_score
 
 from fedreft_lib import assemble
@@ -67,27 +67,25 @@ def test_what_is_beyond_a_rank_is_what_the_best_approximation_of_that_rank_lacks
 
 @pytest.mark.parametrize("method", ["fedgmm", "fedavg"])
 def test_foreign_texts_are_told_by_the_density_or_by_the_answers_entropy(method):
-    config = small(method=method, rounds=1, **({"gmm_dims": 3} if method == "fedgmm" else {}))
-    federation, done = assemble(config), finish(config)
-    foreign = federation.clients[3].test[0]
-    table = measures.novelties(done, federation, foreign, "what").set_index("client")["value"]
-    model, state = federation.model, done.spec.named(done.states[0])
-    scores = []
-    for part in (federation.clients[0].test[0], foreign):
-        if method == "fedgmm":
-            z = measures.fedgmm.seen(model, config, state, part)[0].numpy()
-            pi = state["kept.pi"].sum(1).tolist()
-            p = sum(
-                w * multivariate_normal(m, S).pdf(z) for w, m, S in zip(pi, state["mu"], state["Sigma"], strict=True)
-            )
-            scores += [-np.log(p)]
-        else:
-            p = np.stack([np.exp(of.numpy()) for of in scoring.option_scores(model, state, part, config)])
-            p /= p.sum(1, keepdims=True)
-            scores += [-(p * np.log(p)).sum(1)]
-    labels = [0] * len(scores[0]) + [1] * len(scores[1])
-    assert table.iloc[0] == pytest.approx(100 * roc_auc_score(labels, np.concatenate(scores)))
-    assert table.iloc[3] == 50  # it is told from itself
+    config = small(method=method, rounds=1, setup="iid", test_size=8, **({"gmm_dims": 3} if method == "fedgmm" else {}))
+    federation = measures.without(assemble(config), "piqa")
+    assert all(len(client.train) == 6 for client in federation.clients)  # of 8, two of each task
+    assert "piqa" not in {item.task for client in federation.questions for item in client.train}
+    done = controls.run_on(federation, config)
+    table = measures.novelties(done, federation, "piqa", "what").set_index("client")["value"]
+    model, state, part = federation.model, done.spec.named(done.states[1]), federation.clients[1].test[0]
+    if method == "fedgmm":
+        z = measures.fedgmm.seen(model, config, state, part)[0].numpy()
+        pi = state["kept.pi"].sum(1).tolist()
+        p = sum(w * multivariate_normal(m, S).pdf(z) for w, m, S in zip(pi, state["mu"], state["Sigma"], strict=True))
+        score = -np.log(p)
+    else:
+        each = [
+            np.exp(of.numpy()) for of in scoring.option_scores(model, state, part, config.but(scoring="likelihood"))
+        ]
+        score = [entropy(of) for of in each]
+    is_foreign = [item.task == "piqa" for item in federation.questions[1].test]
+    assert sum(is_foreign) == 2 and table.iloc[1] == pytest.approx(100 * roc_auc_score(is_foreign, score))
 
 
 def test_the_way_is_measured_in_what_states_add_and_in_the_loss_of_all():
