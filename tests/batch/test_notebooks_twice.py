@@ -11,8 +11,8 @@ from bs4 import BeautifulSoup
 from nbclient import NotebookClient
 
 from fedreft_lib import RunConfig, run
+from fedreft_lib.batch.execution import Kernels, ThisPython
 from fedreft_lib.batch.jobs import PROJECT, ordered_notebooks
-from fedreft_lib.batch.reproduce import ThisPython
 from fedreft_lib.config.notebook_parameters import assignments
 
 NOTEBOOKS = {path.stem: path for path in ordered_notebooks(PROJECT / "notebooks")}
@@ -50,7 +50,7 @@ class Kernel(NotebookClient):
     """A kernel that runs whole notebooks, one after another, as JupyterLab does."""
 
     def __init__(self, folder):
-        manager = type("Kernels", (ThisPython,), {"folder": folder})
+        manager = type("OfThisTest", (ThisPython,), {"kernels": Kernels(folder)})
         place = {"metadata": {"path": str(folder)}}
         super().__init__(
             nbformat.v4.new_notebook(),
