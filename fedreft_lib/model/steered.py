@@ -17,7 +17,6 @@ from . import agreement
 from .adapters import Adapter
 from .backbone import Backbone
 from .fast import last_block
-from .fast.frozen_block import in_few_passes
 from .fast.owners import Lines, filled
 from .fast.packed_attention import LLAMA_LIKE, Packing
 from .generation import Cached, Uncached
@@ -325,8 +324,7 @@ class SteeredModel:
     def blocks(self, batch: Batch) -> Iterator[tuple]:
         """(blocks by number, inputs): the whole model on ids, or the upper part on cached hidden states."""
         if batch.hidden is None:
-            with in_few_passes(self.backbone.layers):
-                yield self.backbone.layers, {"input_ids": batch.as_read(batch.ids)}
+            yield self.backbone.layers, {"input_ids": batch.as_read(batch.ids)}
             return
         blocks = self.stand_in(self.adapter.below)
         with self.replaced(blocks):
@@ -341,8 +339,7 @@ class SteeredModel:
         base, original = self.backbone.model.base_model, self.backbone.layers
         base.layers = nn.ModuleList(blocks)
         try:
-            with in_few_passes(blocks):
-                yield
+            yield
         finally:
             base.layers = original
 

@@ -85,9 +85,8 @@ class LastTokens:
         with ExitStack() as stack:
             stack.enter_context(model.replaced(blocks))
             if read := model.read_in_blocks(state or {}):
-                kind, sites = model.adapter.kind, model.adapter.sites
-                edit = edit_by_owner(kind, read, sites, positions, share=share, owners=owners)
-                stack.enter_context(edited(dict(enumerate(blocks, first)), *edit))
+                edit = edit_by_owner(model.adapter.kind, read, positions, share=share, owners=owners)
+                stack.enter_context(edited(dict(enumerate(blocks, first)), edit, model.adapter.sites, positions))
             hidden = base(
                 inputs_embeds=self.h[which][None],
                 attention_mask=self.h.new_zeros(1, 1, 1, 1),  # only so that transformers makes none
