@@ -108,6 +108,7 @@ OWN = {
     "attacks": Own(_many(_field("attack")), ["sign_flip"]),
     "hostile_counts": Own(_many(_field("hostile")), [0, 2]),
     "more_clients": Own(_many(_field("clients"), 0), [4, 8]),
+    "slow_rounds": Own(_field("rounds"), 2),
     "alphas": Own(_many(_field("alpha")), [0.1, 1.0]),
     "lora_lr": Own(_field("lr"), 8e-3),
     "tried_lrs": Own(_many(_field("lr"), 0), [1e-3, 2e-3]),

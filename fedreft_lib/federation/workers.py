@@ -34,7 +34,6 @@ from .work import Work, in_turn
 
 WORTH = 3e12  # multiplications and additions of a run from which processes of its own gain: they take half a second
 START = "fork" if sys.platform == "linux" else "spawn"
-STEP = b""  # the message of a task that has made a step
 
 
 def by_rule(federation: Federation, config: RunConfig, threads: int) -> int:
@@ -128,11 +127,11 @@ class Workers:
             if not busy:
                 return
             for connection in wait(list(busy)):
-                message = connection.recv_bytes()
-                if message == STEP:
+                message = connection.recv()  # what this class's own process sends
+                if message is None:
                     on_step()
                     continue
-                value, error, warned = pickle.loads(message)
+                value, error, warned = message
                 for category, text in warned:
                     warnings.warn(text, category, stacklevel=4)
                 if error is not None:
@@ -171,14 +170,14 @@ def _serve(connection: Connection, parent: int, federation: Federation, config: 
             if os.getppid() != parent:
                 return
         try:
-            function, task = pickle.loads(connection.recv_bytes())
+            function, task = connection.recv()
         except EOFError:
             return
         value = error = None
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                value = function(federation, config, *task, lambda *_: connection.send_bytes(STEP))
+                value = function(federation, config, *task, lambda *_: connection.send(None))
             except Exception as raised:
                 if not isinstance(raised, FedReFTError):  # a mistake in the library: where was it?
                     raised.add_note(f"in a worker process:\n{traceback.format_exc()}")

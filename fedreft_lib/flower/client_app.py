@@ -168,9 +168,9 @@ def answer(
     kind: str, content: RecordDict, k: int, home: Path, opened: Callable[[RunConfig, int], Federation]
 ) -> RecordDict:
     """The answer of client k (from 0) to a message. home, opened: see Node."""
-    values = records.values(content)
+    handler, values = HANDLERS[kind], records.values(content)
     with one_thread(values["config"].get("device", "auto")):
-        return HANDLERS[kind](Node(home, k, values, opened), content)
+        return handler(Node(home, k, values, opened), content)
 
 
 def in_this_process(home: Path) -> relay.Answers:

@@ -151,7 +151,8 @@ def test_short_runs_stay_in_this_process_and_long_ones_get_a_worker_a_thread(mon
     one_pass = CONFIG.but(engine="cohort")
     assert workers.by_rule(assemble(one_pass), one_pass, 8) == 1
     monkeypatch.setattr(workers, "START", "spawn")
-    assert workers.by_rule(federation, CONFIG, 8) == 1  # the main script here is pytest's
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "script.py", raising=False)
+    assert workers.by_rule(federation, CONFIG, 8) == 1
     monkeypatch.delattr(sys.modules["__main__"], "__file__")
     assert workers.by_rule(federation, CONFIG, 8) == 3
     pooled = CONFIG.but(method="centralised")
