@@ -92,7 +92,7 @@ class Projections(torch.autograd.Function):
         )
         ctx.save_for_backward(x, factor, cos, sin)
         ctx.block = block
-        return _turned(q, cos, sin), _turned(k, cos, sin), v
+        return _turned(q, cos, sin, into=q), _turned(k, cos, sin, into=k), v
 
     @staticmethod
     def backward(ctx, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple:
@@ -124,7 +124,8 @@ class Rest(torch.autograd.Function):
     def backward(ctx, dy: Tensor) -> tuple:
         (m, factor, g, s, u), mlp = ctx.saved_tensors, ctx.block.mlp
         da = dy @ mlp.down_proj.weight  # (N, D)
-        dg = torch.ops.aten.silu_backward(da * u, g)
+        dg = da * u
+        torch.ops.aten.silu_backward.grad_input(dg, g, grad_input=dg)
         dn = dg @ mlp.gate_proj.weight
         dn += da.mul_(s) @ mlp.up_proj.weight
         dm = _norm_backward(dn, m, factor, ctx.block.post_attention_layernorm).add_(dy).to(m.dtype)
@@ -138,7 +139,7 @@ def _factor(x: Tensor, norm: nn.Module) -> Tensor:
 
 
 def _normed(x: Tensor, factor: Tensor, norm: nn.Module) -> Tensor:
-    return (x.float() * factor).mul_(norm.weight).to(x.dtype)
+    return x.to(torch.float32, copy=True).mul_(factor).mul_(norm.weight).to(x.dtype)
 
 
 def _norm_backward(dn: Tensor, x: Tensor, factor: Tensor, norm: nn.Module) -> Tensor:
@@ -148,9 +149,10 @@ def _norm_backward(dn: Tensor, x: Tensor, factor: Tensor, norm: nn.Module) -> Te
     return dn.mul_(factor).addcmul_(x, along)
 
 
-def _turned(y: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _turned(y: Tensor, cos: Tensor, sin: Tensor, into: Tensor | None = None) -> Tensor:
     """Each y (N, h, n) turned by its position. sin: with the sign that it has in each half; swapped, it turns back."""
-    return (y * cos).addcmul_(_halves_swapped(y), sin)
+    swapped = _halves_swapped(y)
+    return torch.mul(y, cos, out=into).addcmul_(swapped, sin)
 
 
 def _halves_swapped(y: Tensor) -> Tensor:

@@ -103,7 +103,8 @@ class Packing:
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, more: dict
     ) -> Tensor:
         sizes = [len(grid.index) for grid in self.grids]
-        each = zip(*(x[0].transpose(0, 1).split(sizes) for x in (query, key, value)), strict=True)
+        rows = [x[0].transpose(0, 1) for x in (query, key, value)]  # (N, h, n), (N, g, n), (N, g, n)
+        each = zip(*(x.split(sizes) for x in rows), strict=True) if len(sizes) > 1 else [rows]
         heads, scale = (query.shape[1], key.shape[1]), query.shape[-1] ** -0.5 if scaling is None else scaling
         out = []
         for grid, (q, k, v) in zip(self.grids, each, strict=True):  # (tokens, h, n), (tokens, g, n)
