@@ -6,11 +6,12 @@ tokens of all sequences one after another, the longest first. transformers calls
 block. It puts queries, keys and values into grids (B, T) of sequences of similar length, and takes the results out
 again.
 
-On a CPU, the backward pass of torch's fused attention takes several times its forward pass in bfloat16, and in float32
-it gains nothing from keys that several heads share. Up to `EXPLICIT` tokens the textbook form (textbook_attention.py)
-is faster in both. In bfloat16 it rounds each product, also the scores, which the fused form keeps in float32; by itself
-it is about half as exact. In SmolLM2-135M other rounding hides that (log-probabilities and gradients are as far from
-the float32 model's with either).
+Up to `EXPLICIT` tokens on a CPU, the textbook form (textbook_attention.py) is faster than torch's fused attention,
+whose backward pass takes several times its forward pass in bfloat16. Measured for both passes of a layer of
+SmolLM2-135M, as shares of the fused form's time: a fifth in bfloat16, seven tenths in float32 (8 texts of 77 and of 173
+tokens). In bfloat16 it rounds each product, also the scores, which the fused form keeps in float32; by itself it is
+about half as exact. In SmolLM2-135M other rounding hides that (log-probabilities and gradients are as far from the
+float32 model's with either).
 """
 
 import itertools
