@@ -15,10 +15,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ..errors import FedReFTError, did_you_mean
+from .side_by_side import MEMORY, cores
 
 PROJECT = Path(__file__).parents[2]
 PACKAGES = ("torch", "transformers", "pyreft", "pyvene", "datasets", "papermill")
-MEMORY = 4  # GiB for the profile quick: it was seen to take 3, and the system has a share
 DISK = 2  # GiB for downloads, converted weights and outputs
 
 
@@ -164,8 +164,7 @@ def _examination(root: Path) -> Iterator[tuple[str, str | None]]:
         except PackageNotFoundError:
             missing = True
             yield f"{package} is not installed", "run make setup, or pip install -e . in this folder"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield f"{cores} cores", None
+    yield f"{cores()} cores", None
     memory = _memory()
     few = memory is not None and memory < MEMORY
     yield (

@@ -7,22 +7,24 @@ with one thread each do more than one kernel with two threads, since much of a n
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING
 
-import psutil
-
-from .jobs import Job
+if TYPE_CHECKING:
+    from .jobs import Job  # loads packages that `doctor`, which asks for `cores`, may find missing
 
 MOST = 4  # notebooks at once: of the ordered notebooks, more would wait for each other
-MEMORY = 4 * 2**30  # bytes: a notebook of the profile quick was seen to take 3 GiB
+MEMORY = 4  # GiB for a notebook of the profile quick: it was seen to take 3, and the system has a share
 
 
 def how_many() -> int:
     """Notebooks at once on this machine, by its cores and its free memory; one where there is a GPU."""
     import torch
 
+    from ..model.architectures import free_memory
+
     if torch.cuda.is_available() or torch.backends.mps.is_available():
         return 1
-    return max(1, min(MOST, cores(), psutil.virtual_memory().available // MEMORY))
+    return max(1, min(MOST, cores(), free_memory(torch.device("cpu")) // (MEMORY * 2**30)))
 
 
 def cores() -> int:
@@ -36,13 +38,15 @@ def threads(at_once: int) -> dict[str, str]:
     return {} if at_once == 1 or name in os.environ else {name: str(max(1, cores() // at_once))}
 
 
-def execute_all(jobs: Iterable[Job], at_once: int, execute: Callable[[Job], None], stop: Callable[[], None]) -> None:
+def execute_all(
+    jobs: Iterable["Job"], at_once: int, execute: Callable[["Job"], None], stop: Callable[[], None]
+) -> None:
     """Calls `execute` for each job in a thread, in this order; a job that reads others' runs waits for them.
 
     After an error nothing more begins, and it is raised when those that run have ended. stop: ends those that run; it
     is called where this thread is interrupted.
     """
-    waiting, running = list(jobs), dict[Future, Job]()
+    waiting, running = list(jobs), dict[Future, "Job"]()
     error = None
     pool = ThreadPoolExecutor(at_once)
     try:

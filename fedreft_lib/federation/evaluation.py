@@ -1,6 +1,6 @@
 """Tests of a federation: every client's scores on its own test, and on the union of all tests."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -47,11 +47,11 @@ def evaluate_all(
     report = Report(RoundMixing((), torch.eye(0)), len(federation.clients))
     who = list(range(len(federation.clients)) if who is None else who)
     on_union: dict[tuple, list[scoring.Score]] = {}
-    with tqdm(desc="testing", total=len(who), unit="client", disable=not progress, leave=False) as bar:
+    total = sum(len(parts) for k in who for parts in _asked_of(federation, k, X is None).values())
+    with tqdm(desc="testing", total=total, unit="test", disable=not progress, leave=False) as bar:
         for first in range(0, len(who), AT_ONCE):
             some = who[first : first + AT_ONCE]
-            _evaluate(federation, config, X, t, memory or {}, some, report, on_union, work)
-            bar.update(len(some))
+            _evaluate(federation, config, X, t, memory or {}, some, report, on_union, work, bar)
     return report.rows
 
 
@@ -65,6 +65,7 @@ def _evaluate(
     report: Report,
     on_union: dict[tuple, list[scoring.Score]],
     work: Work,
+    bar: tqdm,
 ) -> None:
     """Adds the rows of the clients `who` to the report. on_union: clients that share one state share its result."""
     newest, spec = held_for_all(memory), federation.model.spec
@@ -72,29 +73,27 @@ def _evaluate(
     head = {name: begin[name] for name in federation.model.layout.head_names}
     own_shares = METHODS[config.method].test_share is not DEFAULTS.test_share
     extras = federation.model.layout.extras
-    asked: list[
-        tuple[tuple, tuple]
-    ] = []  # of each test of each client: a key, the same for equal results, and the task
+    asked: list[tuple[tuple, tuple]] = []  # for each test a key, the same for equal results, and the task
     for k in who:
         row = None if X is None else X[k if len(X) > 1 else 0]
         state = head if row is None else spec.named(spec.row(tested_with(federation, config, row, k, t, newest)))
-        for split, parts in tests_of(federation, k).items():
-            if split == "union" and row is None:
-                continue
-            read = {name: tensor for name, tensor in state.items() if name not in extras}
-            shared = (hash_of(read), federation.clients[k].name if own_shares else "") if split == "union" else k
+        for split, parts in _asked_of(federation, k, row is None).items():
+            of: tuple = (k,)
+            if split == "union" and parts:
+                read = {name: tensor for name, tensor in state.items() if name not in extras}
+                of = hash_of(read), federation.clients[k].name if own_shares else ""
             for place, part in enumerate(parts):
-                key = (
-                    (split, place, shared) if row is not None else _untrained(federation, config, k, split, part, head)
-                )
-                asked.append((key, (k, split, place, state)))
+                untrained = row is None and _untrained(federation, config, k, split, part, head)
+                asked.append((untrained or (split, place, *of), (k, split, place, state)))
     tasks = {key: task for key, task in asked if key not in on_union}
+    every = list(tasks.values())
 
-    def compute(places: Iterable[int]) -> list[list[scoring.Score]]:
-        return work(scores_of, federation, config, [list(tasks.values())[i] for i in places], lambda: None)
+    def compute(places: Sequence[int]) -> list[list[scoring.Score]]:
+        bar.update(len(asked) - len(places))  # what is known already
+        return work(scores_of, federation, config, [every[i] for i in places], bar.update)
 
     # The untrained backbone is tested once for all runs.
-    found = federation.remembered(list(tasks), compute) if X is None else compute(range(len(tasks)))
+    found = federation.remembered(list(tasks), compute) if X is None else compute(range(len(every)))
     scored = dict(zip(tasks, found, strict=True)) | on_union
     on_union |= {key: scores for key, scores in scored.items() if key[0] == "union"}
     for key, (k, split, *_) in asked:
@@ -110,6 +109,11 @@ def _untrained(federation: Federation, config: RunConfig, k: int, split: str, pa
     last = getattr(part, "last", None) is None
     name, size = federation.clients[k].name, config.batch_size
     return "untrained", name, split, type(part), last, size, config.max_new_tokens, hash_of(head)
+
+
+def _asked_of(federation: Federation, k: int, untrained: bool) -> dict[str, Sequence[Encoded]]:
+    """`tests_of`; the untrained backbone is not tested on the union."""
+    return {split: parts for split, parts in tests_of(federation, k).items() if not (untrained and split == "union")}
 
 
 def tests_of(federation: Federation, k: int) -> dict[str, Sequence[Encoded]]:
@@ -129,10 +133,18 @@ def tested_with(federation: Federation, config: RunConfig, row: Tensor, k: int, 
 
 
 def scores_of(
-    federation: Federation, config: RunConfig, k: int, split: str, place: int, state: State, on_step: object = None
+    federation: Federation,
+    config: RunConfig,
+    k: int,
+    split: str,
+    place: int,
+    state: State,
+    on_step: Callable[[], object],
 ) -> list[scoring.Score]:
     """The scores of client k on a part of `tests_of`; of the untrained backbone where the state has at most a head."""
     client, part = federation.clients[k], tests_of(federation, k)[split][place]
     untrained = set(state) <= set(federation.model.layout.head_names)
     share = None if untrained else METHODS[config.method].test_share(federation.model, config, state, client, part)
-    return scoring.scores(part, federation.model, state or None, config, share)
+    found = scoring.scores(part, federation.model, state or None, config, share)
+    on_step()
+    return found

@@ -19,10 +19,13 @@ from .engine import Participant, cohorts, rows_in_a_pass
 from .work import Work, in_turn
 
 
-def participants(federation: Federation, config: RunConfig) -> list[Participant]:
-    """The clients; for a method that pools data, one learner with as many steps as all clients together."""
-    each = [Participant(c.name, c.train, steps_per_round(len(c.train), config)) for c in federation.clients]
-    if not METHODS[config.method].pools_data:
+def participants(federation: Federation, config: RunConfig, who: Sequence[int] | None = None) -> list[Participant]:
+    """The clients, or those with the numbers `who`; for a method that pools data, one learner with as many steps as all
+    clients together."""
+    pools = METHODS[config.method].pools_data
+    clients = federation.clients if who is None or pools else [federation.clients[k] for k in who]
+    each = [Participant(c.name, c.train, steps_per_round(len(c.train), config)) for c in clients]
+    if not pools:
         return each
     joined = type(each[0].train).join([p.train for p in each])
     return [Participant("all", joined, sum(p.steps for p in each))]
@@ -79,8 +82,7 @@ def train_group(
 ) -> list[Trained]:
     """The clients of a group after all phases of round t, with what the method makes of them before and after."""
     method, model, seeds = METHODS[config.method], federation.model, [config.seed] * len(group)
-    everybody = participants(federation, config)
-    clients = [everybody[k] for k in group]
+    clients = participants(federation, config, group)
     phases = method.phases(model.layout.adapter_names, model.layout.kind, config, t)
     if method.trains_as_usual:
         return _trained(model, config, states, clients, seeds, phases, t, on_step)

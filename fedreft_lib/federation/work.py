@@ -14,11 +14,7 @@ Work = Callable[[Callable, Federation, RunConfig, Sequence[tuple], Callable[[], 
 
 
 def in_turn(
-    function: Callable,
-    federation: Federation,
-    config: RunConfig,
-    tasks: Sequence[tuple],
-    on_step: Callable[[], object] = lambda: None,
+    function: Callable, federation: Federation, config: RunConfig, tasks: Sequence[tuple], on_step: Callable[[], object]
 ) -> list:
     """The tasks one after another, in this process."""
     return [function(federation, config, *task, on_step) for task in tasks]

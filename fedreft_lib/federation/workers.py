@@ -90,12 +90,7 @@ class Workers:
             self._alone(f"no more processes can be started ({error})")
 
     def __call__(
-        self,
-        function: Callable,
-        federation: Federation,
-        config: RunConfig,
-        tasks: Sequence[tuple],
-        on_step: Callable[[], object] = lambda: None,
+        self, function: Callable, federation: Federation, config: RunConfig, tasks: Sequence[tuple], on_step: Callable
     ) -> list:
         """See `Work`. Raises what a task raises."""
         known = federation is self.federation and config is self.config

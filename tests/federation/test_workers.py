@@ -91,7 +91,11 @@ def returns(federation, config, value, on_step):
 def pool():
     federation = assemble(CONFIG)
     with workers.working(federation, CONFIG, 2) as work:
-        yield lambda function, *values, **how: work(function, federation, CONFIG, [(each,) for each in values], **how)
+
+        def shared(function, *values, on_step=lambda: None):
+            return work(function, federation, CONFIG, [(each,) for each in values], on_step)
+
+        yield shared
 
 
 def test_tasks_are_shared_out_and_their_steps_are_counted(pool):
