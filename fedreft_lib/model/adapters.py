@@ -92,8 +92,8 @@ class AtSites:
         if batch.packed:  # the same positions, as indices into the one row of all tokens
             places = {group: batch.numbers[index] for group, index in positions.indices.items()}
             positions = Positions((1, len(batch.index)), places, positions.rows)
-        edit = edit_by_owner(self.kind, state, positions, share=batch.share, owners=batch.owners)
-        with edited(blocks, edit, self.sites, positions, dropout):
+        edit = edit_by_owner(self.kind, state, self.sites, positions, share=batch.share, owners=batch.owners)
+        with edited(blocks, *edit, dropout):
             yield
 
 

@@ -17,6 +17,7 @@ from . import agreement
 from .adapters import Adapter
 from .backbone import Backbone
 from .fast import last_block
+from .fast.frozen_block import in_few_passes
 from .fast.owners import Lines, filled
 from .fast.packed_attention import LLAMA_LIKE, Packing
 from .generation import Cached, Uncached
@@ -253,7 +254,8 @@ class SteeredModel:
         try:
             for indices in by_length(sequences, batch_size):
                 batch = self.batch([sequences[i] for i in indices])
-                with self.replaced(list(self.backbone.layers[: last + 1])):
+                blocks = list(self.backbone.layers[: last + 1])
+                with in_few_passes(blocks), self.replaced(blocks):
                     self.backbone.model.base_model(input_ids=batch.as_read(batch.ids), **self.reading(batch))
                 output = caught.pop()  # the last one: a trial of the batch's ways may have left others before it
                 hidden = batch.as_grid(output[0] if isinstance(output, tuple) else output)
@@ -322,13 +324,18 @@ class SteeredModel:
 
     @contextmanager
     def blocks(self, batch: Batch) -> Iterator[tuple]:
-        """(blocks by number, inputs): the whole model on ids, or the upper part on cached hidden states."""
-        if batch.hidden is None:
-            yield self.backbone.layers, {"input_ids": batch.as_read(batch.ids)}
-            return
-        blocks = self.stand_in(self.adapter.below)
-        with self.replaced(blocks):
-            yield dict(enumerate(blocks, start=self.adapter.below)), {"inputs_embeds": batch.hidden}
+        """(blocks by number, inputs): the whole model on ids, or the upper part on cached hidden states.
+
+        Blocks with additions inside are read as they are, so without them all other blocks are, too: a state that adds
+        nothing then changes no bit.
+        """
+        blocks = self.backbone.layers if batch.hidden is None else self.stand_in(self.adapter.below)
+        with nullcontext() if self.adapter.every_token else in_few_passes(blocks):
+            if batch.hidden is None:
+                yield blocks, {"input_ids": batch.as_read(batch.ids)}
+                return
+            with self.replaced(blocks):
+                yield dict(enumerate(blocks, start=self.adapter.below)), {"inputs_embeds": batch.hidden}
 
     def stand_in(self, last: int) -> list[nn.Module]:
         """The upper blocks, after a module that takes the place of block `last` and passes on what it gets."""

@@ -1,15 +1,21 @@
-"""One training step against its floor, against a forward pass and against pyreft's model.
+"""One training step against the matrix products in it, against the bare backbone and against pyreft's model.
 
 Ours is a step of `core.training.train` as it is, collation and AdamW included, timed from the end of one step to the
-end of the next. The rivals get a batch that is already there:
+end of the next. With one thread it is compared with its floor:
 
-    floor     forward and backward of the frozen backbone down to the embedding, loss at the answers' tokens only; no
-              state, no optimiser. (A step of ours ends above block 0, so it is spared that block's backward.)
-    packed    the same, read as we read it: without padding, with packed attention, and of the last block what is read
-    forward   the floor without gradients
+    products alone     the matrix products of every linear layer, and of the gradient of what goes into it, for as many
+                       tokens as the batch has, and for the head the tokens that predict an answer. (A step of ours ends
+                       above block 0, and computes of the last block only what is read: that spares it 4 % of them.)
+
+With as many threads as torch takes, its rivals get a batch that is already there:
+
+    padded backbone    forward and backward of the frozen backbone down to the embedding, loss at the answers' tokens
+                       only; no state, no optimiser
+    packed backbone    the same, read as we read it: without padding, by the fast ways, of the last block what is read
+    padded forward     the padded backbone without gradients
     packed forward
-    pyreft    `pyreft.get_reft_model` with the same sites and state, its own forward with unit_locations, the loss by
-              labels as its trainer takes it, clipping and the same AdamW
+    pyreft             `pyreft.get_reft_model` with the same sites and state, its own forward with unit_locations, the
+                       loss by labels as its trainer takes it, clipping and the same AdamW
 """
 
 from collections.abc import Callable, Iterator
@@ -40,7 +46,9 @@ def contests(size: Size) -> Iterator[Contest]:
     for dtype in size.dtypes:
         model = loreft(size, dtype)
         for length in size.lengths:
-            yield contest(model, examples(model, length), f"step, {dtype}, prompts of {length}")
+            name, sequences = f"step, {dtype}, prompts of {length}", examples(model, length)
+            yield against_products(model, sequences, f"{name}, one thread")
+            yield contest(model, sequences, name)
 
 
 def loreft(size: Size, dtype: str) -> SteeredModel:
@@ -74,6 +82,55 @@ def our_training(
     return side
 
 
+def against_products(model: SteeredModel, sequences: list[Tokens], name: str) -> Contest:
+    batch, state = model.batch(sequences), model.start("random", 0)
+    ours, floor = our_training(model, sequences, state), products_alone(model, batch)
+
+    def check() -> str:  # a step's loss is compared with pyreft's, in the other contest
+        ours()
+        floor()
+        return f"{sum(4 * m * weight.numel() for m, weight in products_of(model, batch)) / 1e9:.3g} GFLOP"
+
+    target = 1.2 if model.backbone.dtype == torch.float32 else 1.3
+    return Contest(name, one_thread(ours), (Rival("products alone", one_thread(timed(floor)), target, True),), check)
+
+
+def products_of(model: SteeredModel, batch: Batch) -> list[tuple[int, Tensor]]:
+    """The weight (n, d) of every linear layer, and for how many tokens a step multiplies by it."""
+    tokens, read = int(batch.mask.sum()), len(batch.targets[:, :2].unique(dim=0))
+    head = model.backbone.model.get_output_embeddings()
+    inside = [m.weight for m in model.backbone.layers.modules() if isinstance(m, nn.Linear)]
+    return [*((tokens, weight) for weight in inside), (read, head.weight)]
+
+
+def products_alone(model: SteeredModel, batch: Batch) -> Callable[[], None]:
+    """Each product with its weight, (m, d) (d, n), in order, then each of its gradients, (m, n) (n, d), in reverse."""
+    products = products_of(model, batch)
+    widths = {(m, width) for m, weight in products for width in weight.shape}
+    x = {shape: torch.randn(shape).to(model.backbone.dtype) for shape in widths}
+
+    @torch.no_grad()
+    def work() -> None:
+        for m, weight in products:
+            nn.functional.linear(x[m, weight.shape[1]], weight)
+        for m, weight in reversed(products):
+            x[m, weight.shape[0]] @ weight
+
+    return work
+
+
+def one_thread(side: Side) -> Side:
+    def alone() -> float:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return side()
+        finally:
+            torch.set_num_threads(before)
+
+    return alone
+
+
 def contest(model: SteeredModel, sequences: list[Tokens], name: str) -> Contest:
     state, batch, exact = model.start("random", 0), model.batch(sequences), model.backbone.dtype == torch.float32
     pyrefts = pyrefts_step(model, state, batch)
@@ -91,18 +148,18 @@ def contest(model: SteeredModel, sequences: list[Tokens], name: str) -> Contest:
         theirs, bare = float(pyrefts()), float(forward())
         if exact:
             assert abs(ours - theirs) < 1e-3, f"our loss is {ours}, pyreft's {theirs}"
-            for other in (floor(model, batch), packed_forward()):
+            for other in (padded_backbone(model, batch), packed_forward()):
                 assert abs(float(other) - bare) < 1e-3, f"losses of the bare backbone: {float(other)} and {bare}"
-            assert abs(float(packed_floor(model, batch)) - float(packed_forward())) < 1e-6
+            assert abs(float(packed_backbone(model, batch)) - float(packed_forward())) < 1e-6
         return f"loss {ours:.4f}, pyreft's {theirs:.4f}"
 
     return Contest(
         name,
         our_training(model, sequences, state),
         (
-            Rival("floor", timed(lambda: floor(model, batch)), target=1.05, floor=True),
-            Rival("packed floor", timed(lambda: packed_floor(model, batch)), target=1.05),
-            Rival("forward", timed(forward), target=None if exact else 2.2),
+            Rival("padded backbone", timed(lambda: padded_backbone(model, batch))),
+            Rival("packed backbone", timed(lambda: packed_backbone(model, batch))),
+            Rival("padded forward", timed(forward), target=None if exact else 2.2),
             Rival("packed forward", timed(packed_forward), target=None if exact else 2.2),
             Rival("pyreft", timed(pyrefts), target=1 / 1.6 if exact else 1 / 2),
         ),
@@ -110,8 +167,8 @@ def contest(model: SteeredModel, sequences: list[Tokens], name: str) -> Contest:
     )
 
 
-def floor(model: SteeredModel, batch: Batch) -> Tensor:
-    """The least that a step could do: its loss, after the backward pass."""
+def padded_backbone(model: SteeredModel, batch: Batch) -> Tensor:
+    """Forward and backward pass of the frozen model: its loss, after the backward pass."""
     embedded = model.backbone.model.get_input_embeddings()(batch.ids).detach().requires_grad_()
     loss = plain_loss(model, batch, embedded)
     loss.backward()
@@ -129,8 +186,8 @@ def plain_loss(model: SteeredModel, batch: Batch, embedded: Tensor) -> Tensor:
     return nn.functional.cross_entropy(logits.float(), batch.ids[row, column])
 
 
-def packed_floor(model: SteeredModel, batch: Batch) -> Tensor:
-    """`floor` of the batch as it is."""
+def packed_backbone(model: SteeredModel, batch: Batch) -> Tensor:
+    """`padded_backbone` of the batch as it is."""
     embeddings = model.backbone.model.get_input_embeddings()
     handle = embeddings.register_forward_hook(lambda module, args, output: output.detach().requires_grad_())
     try:

@@ -203,8 +203,9 @@ def test_a_batch_of_another_shape_than_the_positions_raises(shape):
     assert hooks(blocks.layers) == 0
 
 
-def test_a_state_with_too_few_sites_raises():
+@pytest.mark.parametrize("sites", [2, 8])
+def test_a_state_with_another_number_of_sites_raises(sites):
     model = steered(random_backbone(), LoReFT)
-    state = {name: tensor[:2] for name, tensor in random_state(model).items()}
-    with pytest.raises(IndexError):
+    state = {name: tensor.repeat(2, *[1] * (tensor.dim() - 1))[:sites] for name, tensor in random_state(model).items()}
+    with pytest.raises(ValueError, match=f"a state for {sites} sites cannot steer 4"):
         model.hidden_states(model.batch([Tokens((5, 6, 7, 8, 9), 5)]), state)

@@ -127,7 +127,8 @@ def test_shares_count_the_tokens_that_the_model_routes(monkeypatch, learned, int
 
     def watched(self, x, phi):
         p, chosen = honest(self, x, phi)
-        seen.append(chosen[x.any(-1)])  # lines of edits are filled up with zeros
+        lines = zip(x, chosen, strict=True) if intervention == "loreft" else [(x, chosen)]  # a line for each group
+        seen.extend(of[own.any(-1)] for own, of in lines)  # lines of edits are filled up with zeros
         return p, chosen
 
     data = federation.clients[3].train

@@ -35,7 +35,7 @@ from ..backbone import Backbone
 from ..steered import SteeredModel
 from ..tokens import Tokens
 from ..ways import Ways
-from . import packed_attention
+from . import frozen_block, packed_attention, textbook_attention
 from .hidden_files import folder, limit, make_room
 
 MEMORY_LIMIT = 2 * 2**30  # most bytes of a federation that stay in memory where the disk is full
@@ -179,9 +179,8 @@ def key_of(model: SteeredModel, sequences: Sequence[Tokens]) -> str:
 @functools.cache  # of the code that this process runs
 def _sources() -> str:
     """A hash of the code that computes hidden states, including its batch size."""
-    return hashlib.sha256(
-        b"".join(Path(m.__file__).read_bytes() for m in (packed_attention, tokens, steered))
-    ).hexdigest()
+    modules = (packed_attention, textbook_attention, frozen_block, tokens, steered)
+    return hashlib.sha256(b"".join(Path(module.__file__).read_bytes() for module in modules)).hexdigest()
 
 
 def _processor(device: torch.device) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ...core.sites import Positions, edited
 from ...core.state import State
 from ..tokens import Tokens, by_length
+from .frozen_block import in_few_passes
 from .owners import edit_by_owner
 from .packed_attention import Attends
 
@@ -83,10 +84,12 @@ class LastTokens:
         base, first = model.backbone.model.base_model, model.adapter.below
         blocks = model.stand_in(first)
         with ExitStack() as stack:
+            stack.enter_context(in_few_passes(blocks))
             stack.enter_context(model.replaced(blocks))
             if read := model.read_in_blocks(state or {}):
-                edit = edit_by_owner(model.adapter.kind, read, positions, share=share, owners=owners)
-                stack.enter_context(edited(dict(enumerate(blocks, first)), edit, model.adapter.sites, positions))
+                kind, sites = model.adapter.kind, model.adapter.sites
+                edit = edit_by_owner(kind, read, sites, positions, share=share, owners=owners)
+                stack.enter_context(edited(dict(enumerate(blocks, first)), *edit))
             hidden = base(
                 inputs_embeds=self.h[which][None],
                 attention_mask=self.h.new_zeros(1, 1, 1, 1),  # only so that transformers makes none

@@ -6,10 +6,12 @@ All lines have the length of the longest, rounded up to a multiple of `FULL`. Th
 row: its gradient is zero, and zero times another client's NaN would be NaN.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
-from ...core.sites import Edit, Intervention, Positions, unstacked
+from ...core.sites import Edit, Intervention, Positions, Sites, unstacked
 from ...core.state import State
 
 FULL = 8  # rows: with a multiple of eight rows, a row of a product has the same bits for any number of rows (in MKL)
@@ -37,28 +39,44 @@ class Lines:
 
 
 def edit_by_owner(
-    kind: Intervention, state: State, positions: Positions, *, share: Tensor | None = None, owners: Tensor | None = None
-) -> Edit:
-    """The edit of each row's own state, for `core.sites.edited`. `core.sites.intervene` is the plain counterpart.
+    kind: Intervention,
+    state: State,
+    sites: Sites,
+    positions: Positions,
+    *,
+    share: Tensor | None = None,
+    owners: Tensor | None = None,
+) -> tuple[Edit, Sites, Positions]:
+    """For `core.sites.edited`, the edit of each row's own state. `core.sites.intervene` is the plain counterpart.
+
+    Both groups of a layer are edited together, like one tied group, so a layer's rows are taken out once and put back
+    once. Each group of each state has its own line, and its own tensors.
 
     owners (B,): the number of each row's state, where the tensors of `state` are those of K states, (K, S, ...); None:
     one state. share (B,) or (B, n): for interventions with branches, each row's shares, as phi["share"].
+
+    Raises ValueError for a state of another number of sites.
     """
     if owners is None:  # one state: number 0 of one
         state = {name: tensor.unsqueeze(0) for name, tensor in state.items()}
-    per_site, states = unstacked(state, 1), len(next(iter(state.values())))
-    own = {group: torch.zeros_like(row) if owners is None else owners[row] for group, row in positions.rows.items()}
-    lines = {group: Lines(each, states) for group, each in own.items()}
-    shares = {}
-    if share is not None:
-        each = as_columns(share)
-        shares = {group: {"share": lines[group].lined_up(each[row])} for group, row in positions.rows.items()}
+    K, S = next(iter(state.values())).shape[:2]
+    if S != len(sites):
+        raise ValueError(f"a state for {S} sites cannot steer {len(sites)}")
+    groups, together = sites.groups, replace(sites, tied=True)
+    grid = len(groups), len(sites.layers)
+    per_layer = unstacked({name: tensor.unflatten(1, grid) for name, tensor in state.items()}, 2)  # of (K, groups, ...)
+    phis = [{name: tensor.flatten(0, 1) for name, tensor in phi.items()} for phi in per_layer]
+    row = torch.cat([positions.rows[group] for group in groups])
+    number = torch.cat([torch.full_like(positions.rows[group], i) for i, group in enumerate(groups)])
+    lines = Lines(number if owners is None else owners[row] * len(groups) + number, K * len(groups))
+    shared = {} if share is None else {"share": lines.lined_up(as_columns(share)[row])}
 
     def edit(h: Tensor, site: int, group: str) -> Tensor:
-        phi = {**per_site[site], **shares.get(group, {})}
-        return lines[group].taken_back(kind.edit(lines[group].lined_up(h), phi))  # (K, m, d) in between
+        return lines.taken_back(kind.edit(lines.lined_up(h), {**phis[site], **shared}))  # (K groups, m, d) in between
 
-    return edit
+    (name,) = together.groups
+    index = torch.cat([positions.indices[group] for group in groups])
+    return edit, together, Positions(positions.shape, {name: index}, {name: row})
 
 
 def as_columns(share: Tensor) -> Tensor:

@@ -6,19 +6,23 @@ tokens of all sequences one after another, the longest first. transformers calls
 block. It puts queries, keys and values into grids (B, T) of sequences of similar length, and takes the results out
 again.
 
-On a CPU in bfloat16, the backward pass of torch's fused attention takes several times its forward pass. Up to
-`EXPLICIT` tokens the textbook form is faster in both. It rounds each product to bfloat16, also the scores, which the
-fused form keeps in float32; by itself it is about half as exact. In SmolLM2-135M other rounding hides that
-(log-probabilities and gradients are as far from the float32 model's with either).
+Up to `EXPLICIT` tokens on a CPU, the textbook form (textbook_attention.py) is faster than torch's fused attention,
+whose backward pass takes several times its forward pass in bfloat16. Measured for both passes of a layer of
+SmolLM2-135M, as shares of the fused form's time: a fifth in bfloat16, seven tenths in float32 (8 texts of 77 and of 173
+tokens). In bfloat16 it rounds each product, also the scores, which the fused form keeps in float32; by itself it is
+about half as exact. In SmolLM2-135M other rounding hides that (log-probabilities and gradients are as far from the
+float32 model's with either).
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 import transformers
 from torch import Tensor, nn
+
+from .textbook_attention import Route, TextbookAttention
 
 GIVEN = int(transformers.__version__.split(".")[0]) >= 5  # earlier versions cannot replace BERT's attention
 if GIVEN:
@@ -38,20 +42,24 @@ GRID = 2**13  # the fixed cost of a grid, in cells B T^2 of scores
 
 @dataclass(frozen=True)
 class Grid:
-    """Some sequences of a packed batch that attend together: tokens first, ..., last - 1 of its row."""
+    """Some sequences of a packed batch that attend together; their tokens are neighbours in its row."""
 
-    first: int
-    last: int
-    index: Tensor  # (n,), flat indices of these tokens into (B, T)
+    index: Tensor  # (n,), flat indices of their tokens into (B, T)
     shape: tuple[int, int]  # B, T
     mask: Tensor  # (B or 1, 1, T or 1, T), added to the scores
+    routes: dict[tuple[int, int], Route] = field(default_factory=dict)
+
+    def route(self, h: int, g: int, causal: bool) -> Route:
+        """For h heads and g that have keys; made once for all blocks."""
+        if (h, g) not in self.routes:
+            self.routes[h, g] = Route.of(self.index, self.shape, None if causal else self.mask, h, g)
+        return self.routes[h, g]
 
     def laid_out(self, x: Tensor) -> Tensor:
-        """(1, h, N, n) -> (B, h, T, n), zeros where there is no token."""
+        """(tokens, h, n) -> (B, h, T, n), zeros where there is no token."""
         B, T = self.shape
-        h, n = x.shape[1], x.shape[3]
-        own = x[0].transpose(0, 1)[self.first : self.last]
-        return x.new_zeros(B * T, h, n).index_copy(0, self.index, own).view(B, T, h, n).transpose(1, 2)
+        h, n = x.shape[1:]
+        return x.new_zeros(B * T, h, n).index_copy(0, self.index, x).view(B, T, h, n).transpose(1, 2)
 
     def tokens(self, x: Tensor) -> Tensor:
         """(B, T, h, n) -> (tokens, h, n)."""
@@ -83,32 +91,34 @@ class Packing:
         owners: of the rows in that order; lengths then decrease for each owner. No grid has rows of two owners, so each
         owner's rows have the same grids, and the same bits, as in a batch of their own.
         """
-        grids, first = [], 0
+        grids = []
         for start, stop in _runs(lengths, owners):
             own, T = torch.tensor(lengths[start:stop], device=mask.device), lengths[start]
             index = (torch.arange(T, device=mask.device) < own[:, None]).flatten().nonzero()[:, 0]
             rows = mask[order[start:stop]] if len(mask) > 1 else mask
             rows = rows[:, :, : T if mask.shape[2] > 1 else 1, :T]
-            grids.append(Grid(first, first + len(index), index, (stop - start, T), rows))
-            first += len(index)
+            grids.append(Grid(index, (stop - start, T), rows))
         return cls(tuple(grids), causal)
 
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, more: dict
     ) -> Tensor:
+        sizes = [len(grid.index) for grid in self.grids]
+        rows = [x[0].transpose(0, 1) for x in (query, key, value)]  # (N, h, n), (N, g, n), (N, g, n)
+        each = zip(*(x.split(sizes) for x in rows), strict=True) if len(sizes) > 1 else [rows]
+        heads, scale = (query.shape[1], key.shape[1]), query.shape[-1] ** -0.5 if scaling is None else scaling
         out = []
-        for grid in self.grids:
-            Q, K, V = (grid.laid_out(x) for x in (query, key, value))
-            if Q.device.type == "cpu" and Q.dtype == torch.bfloat16 and grid.shape[1] <= EXPLICIT:
-                scale = Q.shape[-1] ** -0.5 if scaling is None else scaling
-                found = Explicit.apply(Q, K, V, grid.mask, scale).transpose(1, 2)
-            else:
-                mask = None if self.causal else grid.mask  # torch has faster kernels without a mask
-                found, _ = sdpa_attention_forward(
-                    module, Q, K, V, mask, scaling=scaling, **{**more, "is_causal": self.causal}
-                )
+        for grid, (q, k, v) in zip(self.grids, each, strict=True):  # (tokens, h, n), (tokens, g, n)
+            if q.device.type == "cpu" and grid.shape[1] <= EXPLICIT:
+                out.append(TextbookAttention.apply(q, k, v, grid.route(*heads, self.causal), scale))
+                continue
+            Q, K, V = (grid.laid_out(x) for x in (q, k, v))
+            mask = None if self.causal else grid.mask  # torch has faster kernels without a mask
+            found, _ = sdpa_attention_forward(
+                module, Q, K, V, mask, scaling=scaling, **{**more, "is_causal": self.causal}
+            )
             out.append(grid.tokens(found))
-        return torch.cat(out).unsqueeze(0)
+        return (out[0] if len(out) == 1 else torch.cat(out)).unsqueeze(0)
 
 
 def _runs(lengths: list[int], owners: list[int] | None) -> list[tuple[int, int]]:
@@ -163,34 +173,6 @@ def attention(
     if packing is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)
     return packing.attend(module, query, key, value, scaling, more), None
-
-
-class Explicit(torch.autograd.Function):
-    """softmax(scale Q K^T + mask) V as products, rounded to the dtype of Q, and one softmax in float32.
-
-    Q (B, h, T, n); K and V (B, g, T, n), each for h / g heads.
-    """
-
-    @staticmethod
-    def forward(ctx, Q: Tensor, K: Tensor, V: Tensor, mask: Tensor, scale: float) -> Tensor:
-        B, h, T, n = Q.shape
-        grouped = Q.reshape(B, K.shape[1], -1, n)  # (B, g, h/g T, n): the heads that share K are rows of one product
-        scores = (grouped @ K.mT).float().mul_(scale).view(B, h, T, T)
-        P = scores.add_(mask).softmax(-1).to(Q.dtype)
-        ctx.save_for_backward(grouped, K, V, P)
-        ctx.scale = scale
-        return (P.view(B, K.shape[1], -1, T) @ V).view(B, h, T, n)
-
-    @staticmethod
-    def backward(ctx, dO: Tensor) -> tuple:
-        Q, K, V, P = ctx.saved_tensors
-        B, h, T, n = dO.shape
-        g = K.shape[1]
-        dO = dO.reshape(B, g, -1, n)
-        dV = P.view(B, g, -1, T).mT @ dO
-        dS = (dO @ V.mT).float().view(B, h, T, T).mul_(P)  # P dP
-        dS = dS.sub_(P * dS.sum(-1, keepdim=True)).mul_(ctx.scale).to(Q.dtype).view(B, g, -1, T)
-        return (dS @ K).view(B, h, T, n), dS.mT @ Q, dV, None, None
 
 
 if GIVEN:  # here and not in `install`: a process that gets an installed model needs it, too

@@ -1,13 +1,16 @@
 """The textbook form of attention: its formulas, its gradients, and how exact it is in bfloat16."""
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fedreft_lib.model.fast import packed_attention
-from fedreft_lib.model.fast.packed_attention import EXPLICIT, GIVEN, Explicit, Packing
+from fedreft_lib.model.fast import packed_attention, textbook_attention
+from fedreft_lib.model.fast.packed_attention import EXPLICIT, GIVEN, Packing
+from fedreft_lib.model.fast.textbook_attention import Route, TextbookAttention
 from fedreft_lib.model.tokens import added_to_scores
 
 ULP = 2**-8  # of bfloat16, relative
@@ -62,8 +65,16 @@ def fused(QKV, dO, mask, scale):
     return with_gradients(form, QKV, dO)
 
 
-def explicit(QKV, dO, mask, scale):
-    return with_gradients(lambda Q, K, V: Explicit.apply(Q, K, V, mask, scale), QKV, dO)
+def textbook(QKV, dO, mask, scale):
+    """mask None: the lower triangle, in parts."""
+    (B, h, T, _), g = QKV[0].shape, QKV[1].shape[1]
+    route = Route.of(torch.arange(B * T), (B, T), mask, h, g)
+
+    def form(*QKV):
+        rows = (x.transpose(1, 2).flatten(0, 1) for x in QKV)  # (B T, heads, n)
+        return TextbookAttention.apply(*rows, route, scale).view(B, T, h, -1).transpose(1, 2)
+
+    return with_gradients(form, QKV, dO)
 
 
 MASKS = ["causal", "branches", "padding"]
@@ -80,12 +91,48 @@ HEADS = [(4, 4), (9, 3), (4, 1), (1, 1)]
 def test_the_textbook_attention_and_its_gradients_are_the_formulas(dtype, bound, B, heads, T, n, kind, seed, scale):
     scale = n**-0.5 if scale is None else scale
     QKV, dO, mask = inputs(B, *heads, T, n, kind, dtype, seed)
-    for found, wanted in zip(explicit(QKV, dO, mask, scale), exact(QKV, dO, mask, scale), strict=True):
+    for found, wanted in zip(textbook(QKV, dO, mask, scale), exact(QKV, dO, mask, scale), strict=True):
         assert found.dtype == dtype and found.shape == wanted.shape
         if float(wanted.norm()) > 0.1 * wanted.numel() ** 0.5 * scale:  # few tokens: it may be a small difference
             assert error(found, wanted) < bound
         else:
             assert float((found.double() - wanted).norm()) <= bound * wanted.numel() ** 0.5 * scale
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=5), heads=st.sampled_from(HEADS),
+    causal=st.booleans(), part=st.sampled_from([4, 64]), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_texts_of_several_lengths_read_and_learn_as_each_alone(lengths, heads, causal, part, seed):
+    """causal: in parts; else every token of a text sees all of them, by a mask."""
+    (h, g), B, T, generator = heads, len(lengths), max(lengths), torch.Generator().manual_seed(seed)
+    there = torch.arange(T) < torch.tensor(lengths)[:, None]
+    q, k, v, dO = (torch.randn(sum(lengths), heads, 8, generator=generator) for heads in (h, g, g, h))
+    mask = None if causal else added_to_scores(there[:, None, None], torch.float32)
+    with mock.patch.object(textbook_attention, "PART", part):
+        route = Route.of(there.flatten().nonzero()[:, 0], (B, T), mask, h, g)
+    rows = [x.requires_grad_() for x in (q, k, v)]
+    found = with_gradients(lambda *each: TextbookAttention.apply(*each, route, 0.3), rows, dO)
+    each = zip(*(x.detach().split(lengths) for x in (q, k, v, dO)), strict=True)
+    alone = []
+    for *own, d in each:
+        allowed = torch.ones(len(d), len(d), dtype=torch.bool)
+        QKV, dQ = [x.transpose(0, 1)[None] for x in own], d.transpose(0, 1)[None]
+        shown = added_to_scores(allowed.tril() if causal else allowed, torch.float32)
+        alone.append([x[0].transpose(0, 1) for x in exact(QKV, dQ, shown, 0.3)])
+    for ours, theirs in zip(found, zip(*alone, strict=True), strict=True):
+        torch.testing.assert_close(ours.double(), torch.cat(theirs), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("part", [1, 7, 64])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-6), (torch.bfloat16, 4 * ULP)], ids=str)
+@pytest.mark.parametrize("T", [1, 13, 70])
+def test_the_lower_triangle_in_parts_is_the_whole_one(T, dtype, bound, part, monkeypatch):
+    monkeypatch.setattr(textbook_attention, "PART", part)
+    QKV, dO, mask = inputs(2, 6, 2, T, 8, "causal", dtype)
+    for found, wanted in zip(textbook(QKV, dO, None, 0.3), exact(QKV, dO, mask, 0.3), strict=True):
+        assert float((found.double() - wanted).norm()) <= bound * float(dO.double().norm())
 
 
 @pytest.mark.parametrize("heads", HEADS, ids=str)
@@ -94,14 +141,14 @@ def test_the_textbook_attention_and_its_gradients_are_the_formulas(dtype, bound,
 def test_in_bfloat16_it_is_about_as_exact_as_torchs_fused_attention(heads, kind, T):
     QKV, dO, mask = inputs(2, *heads, T, 32, kind, torch.bfloat16)
     wanted, scale = exact(QKV, dO, mask, 32**-0.5), 32**-0.5
-    ours, theirs = explicit(QKV, dO, mask, scale), fused(QKV, dO, mask, scale)
+    ours, theirs = textbook(QKV, dO, mask, scale), fused(QKV, dO, mask, scale)
     for found, other, value in zip(ours, theirs, wanted, strict=True):
-        assert error(found, value) < 2.2 * error(other, value)  # scores of order 1; they are rounded, see attention.py
+        assert error(found, value) < 2.2 * error(other, value)  # it rounds scores, which are of order 1
 
 
 def test_one_token_attends_to_itself():
     QKV, dO, mask = inputs(2, 6, 2, 1, 8, "causal", torch.bfloat16)
-    out, dQ, dK, dV = explicit(QKV, dO, mask, 0.3)
+    out, dQ, dK, dV = textbook(QKV, dO, mask, 0.3)
     assert torch.equal(out, QKV[2].repeat_interleave(3, dim=1))
     assert error(dV, dO.double().view(2, 2, 3, 1, 8).sum(2)) < ULP
     assert not dQ.any() and not dK.any()
@@ -111,10 +158,10 @@ def test_one_token_attends_to_itself():
 def test_scores_beyond_the_range_of_exp_stay_finite(kind):
     QKV, dO, mask = inputs(2, 4, 2, 12, 8, kind, torch.bfloat16)
     QKV = [(100 * x.detach()).requires_grad_() for x in QKV]
-    assert all(bool(found.isfinite().all()) for found in explicit(QKV, dO, mask, 1.0))
+    assert all(bool(found.isfinite().all()) for found in textbook(QKV, dO, mask, 1.0))
 
 
-@pytest.mark.parametrize("form", [explicit, fused])
+@pytest.mark.parametrize("form", [textbook, fused])
 def test_what_is_not_a_number_stays_in_its_row_of_the_grid(form):
     QKV, dO, mask = inputs(3, 4, 2, 9, 8, "branches", torch.bfloat16)
     before = form(QKV, dO, mask, 0.3)
