@@ -60,7 +60,7 @@ def edit_by_owner(
     if owners is None:  # one state: number 0 of one
         state = {name: tensor.unsqueeze(0) for name, tensor in state.items()}
     K, S = next(iter(state.values())).shape[:2]
-    if S != len(sites):
+    if len(sites) != S:
         raise ValueError(f"a state for {S} sites cannot steer {len(sites)}")
     groups, together = sites.groups, replace(sites, tied=True)
     grid = len(groups), len(sites.layers)

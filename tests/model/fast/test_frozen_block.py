@@ -40,7 +40,10 @@ def backbone_of(family, dtype=torch.float32, **more):
 @contextmanager
 def plain():
     """Every block in its own way, and torch's own attention."""
-    with mock.patch.object(frozen_block, "known", lambda block: False), mock.patch.object(packed_attention, "EXPLICIT", 0):
+    with (
+        mock.patch.object(frozen_block, "known", lambda block: False),
+        mock.patch.object(packed_attention, "EXPLICIT", 0),
+    ):
         yield
 
 
