@@ -30,6 +30,7 @@ from . import certificates, free_port, program
 
 APP = Path(__file__).parent / "app"
 EVERY = 10.0  # seconds between checks of a run's status; each check starts a python
+ANSWERS_WITHIN = 600  # seconds; a flwr command packs an app and starts a python, which takes minutes on a busy machine
 SITE = "loopback"  # the name of the superlink in flwr's own configuration
 
 
@@ -140,7 +141,12 @@ class Loopback:
     def flwr(self, *arguments: object) -> dict:
         """The answer of a flwr command. Raises FedReFTError where there is none."""
         command = [program("flwr"), *map(str, arguments), "--format", "json"]
-        done = subprocess.run(command, env=self._environment("cli"), capture_output=True, text=True, timeout=120)
+        try:
+            done = subprocess.run(
+                command, env=self._environment("cli"), capture_output=True, text=True, timeout=ANSWERS_WITHIN
+            )
+        except subprocess.TimeoutExpired:
+            raise FedReFTError(f"{' '.join(command)} did not answer within {ANSWERS_WITHIN} seconds") from None
         try:
             return json.loads(done.stdout[done.stdout.index("{") :])
         except ValueError:

@@ -14,6 +14,7 @@ pytest.importorskip("flwr", reason="the flower extra is not installed")
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
 from fedreft_lib import load_run, run
+from fedreft_lib.errors import FedReFTError
 from fedreft_lib.flower import certificates, local_deployment
 from tests.flower.own_files import own, written
 from tests.helpers.federations import same
@@ -78,6 +79,16 @@ def test_every_process_has_ended_when_a_deployment_is_stopped(tmp_path):
     started = list(here.processes.values())
     here.stop()
     assert all(process.poll() is not None for process in started) and not here.processes
+
+
+def test_a_command_of_flowers_that_does_not_answer_is_one_sentence(tmp_path, monkeypatch):
+    silent = tmp_path / "silent"
+    silent.write_text("#!/bin/sh\nexec sleep 60\n", encoding="utf-8")
+    silent.chmod(0o700)
+    monkeypatch.setattr(local_deployment, "program", lambda name: str(silent))
+    monkeypatch.setattr(local_deployment, "ANSWERS_WITHIN", 0.2)
+    with pytest.raises(FedReFTError, match=r"silent ls .* did not answer within 0\.2 seconds"):
+        local_deployment.Loopback(tmp_path).flwr("ls", "loopback")
 
 
 # ---- all of it ------------------------------------------------------------------------------------------------------
