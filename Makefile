@@ -76,6 +76,7 @@ clean:  ## remove the environments and the caches (outputs stay: runs are dear)
 # --- set-up -----------------------------------------------------------------------------------------------------------
 # torch goes first, by version alone, so that each platform gets its own build. The lock is complete, so pip need not
 # resolve it (--no-deps); pyreft's own pins would not resolve. The pinned stack is resolved by pip, which is its point.
+# pip would compile with one core; compileall takes all. It also says that some files are templates, which is no error.
 
 comma := ,
 
@@ -98,9 +99,10 @@ define install
 	  echo "Set-up of $$env stopped ($${reason##*$$'\n'}): check the network and the free disk space, then run the" \
 	    "same command again and it goes on from there; the full log is $$env/install.log."; exit 1; }; \
 	mkdir -p $$env && : > $$env/install.log && $(2) > $$env/requirements.txt && \
-	step 1/4 "virtual environment $$env" $(PYTHON) -m venv $$env && \
-	step 2/4 "torch, the build for this machine" $$env/bin/pip install $$(grep ^torch== $$env/requirements.txt) && \
-	step 3/4 "$$(grep -c == $$env/requirements.txt) packages" $$env/bin/pip install $(3) -r $$env/requirements.txt && \
-	step 4/4 "fedreft_lib from this folder" $$env/bin/pip install --no-deps --no-build-isolation --editable . && \
+	step 1/5 "virtual environment $$env" $(PYTHON) -m venv $$env && \
+	step 2/5 "torch, the build for this machine" $$env/bin/pip install --no-compile $$(grep ^torch== $$env/requirements.txt) && \
+	step 3/5 "$$(grep -c == $$env/requirements.txt) packages" $$env/bin/pip install --no-compile $(3) -r $$env/requirements.txt && \
+	step 4/5 "compiling them on all cores" sh -c "$$env/bin/python -m compileall -q -j 0 $$env/lib || true" && \
+	step 5/5 "fedreft_lib from this folder" $$env/bin/pip install --no-deps --no-build-isolation --editable . && \
 	rm -f $$env/installed-* && touch $@ && echo "done: $$env is ready"
 endef
