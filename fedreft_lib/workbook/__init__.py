@@ -16,6 +16,7 @@
     robustness, breakdown                hostile clients
     arms, controls, forest               notebook 11: runs that differ in one thing, their controls, a figure of them
     measures                             notebook 11: what is measured beside accuracy
+    head_alone                           FedVRA where its limit is known: heads alone, on frozen features
     linear_theory                        why an average is a good start, in linear models
     judge                                files for an external judge
 

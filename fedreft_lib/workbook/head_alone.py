@@ -7,6 +7,8 @@ x (13,) are the twelve components of a text that give it its labels in the task 
 data finds. FedVRA with a > 0 ends there, and FedProx, its a = 0, does not.
 """
 
+from collections.abc import Callable
+
 import pandas as pd
 import torch
 from torch import Tensor
@@ -42,7 +44,7 @@ def loss(theta: Tensor, data: Features) -> Tensor:
     return softplus(-y * (x @ theta)).mean() + RIDGE / 2 * theta.square().sum()
 
 
-def minimum(objective, start: Tensor) -> Tensor:
+def minimum(objective: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
     """Of a convex function of theta (13,)."""
     theta = start.clone().requires_grad_()
     optimiser = torch.optim.LBFGS(
@@ -74,7 +76,7 @@ def distances(config: RunConfig, rounds: int) -> pd.Series:
     duals, best, penalty = [torch.zeros_like(theta)] * len(clients), solution(clients), FEDVRA.penalty(config)
     found = {0: 100.0}
 
-    def held(before: State, k: int):
+    def held(before: State, k: int) -> Callable[[Tensor], Tensor]:
         return lambda own: loss(own, clients[k]) + (penalty({"theta": own}, before, names, 1, 1) if penalty else 0)
 
     for t in range(1, rounds + 1):
