@@ -31,8 +31,6 @@ class OutputShares:
     of: Tensor
 
 
-AT_ONCE = 64  # prompts that a CPU continues together: most of a token's time is that of reading the weights
-
 # Of the branches, for states that have some, see `encoding.rows_share`.
 Share = float | Tensor | OutputShares | None
 # Task, metric, value; accuracies, correlations and ROUGE in percent. A list has the value of each item by itself.
@@ -245,9 +243,9 @@ def generated(
     model: SteeredModel, state: State | None, data: ChoiceSet | TextSet, config: RunConfig, share: Share = None
 ) -> list[str]:
     """The model's greedy continuation of each item's prompt, at most `max_new_tokens` tokens."""
-    prompts, on_cpu = data.prompts, model.backbone.device.type == "cpu"
+    prompts = data.prompts
     texts: dict[int, str] = {}
-    for indices in by_length(prompts, max(2 * config.batch_size, AT_ONCE if on_cpu else 0)):
+    for indices in by_length(prompts, 2 * config.batch_size):
         own = rows_share(share, indices, model.backbone.device)
         written = model.generate([prompts[i] for i in indices], state, config.max_new_tokens, share=own)
         texts |= dict(zip(indices, written, strict=True))
