@@ -2,9 +2,9 @@
 
     f_k(theta) = mean log(1 + exp(-y x . theta)) + RIDGE / 2 |theta|^2
 
-x (13,) are the twelve components of a text that give it its labels in the task with a known optimum, and a 1; y is 1 or
--1. The f_k are strictly convex, so there is one theta* that minimises their mean, which is what one learner with all
-data finds. FedVRA with a > 0 ends there, and FedProx, its a = 0, does not.
+x (13,) are a text's twelve `data.agreement.components`, here over all clients' training texts, and a 1; y is 1 or -1,
+its label in the task with a known optimum. The f_k are strictly convex, so there is one theta* that minimises their
+mean, which is what one learner with all data finds. FedVRA with a > 0 ends there, and FedProx, its a = 0, does not.
 """
 
 from collections.abc import Callable
