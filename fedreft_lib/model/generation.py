@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
 from ..core.state import State
+from .fast.prepacked import PackedWeights
 from .tokens import Tokens
 from .ways import Readable, known_to
 
@@ -55,6 +56,7 @@ class Cached(Continuation):
         self.batch = self.model.batch(prompts, side="left", owners=self.owners, share=self.share)
         self.mask, self.tokens, self.began = self.batch.mask, self.batch.ids, False
         self.cache = empty_cache(self.model.backbone.model.config)
+        self.packed = PackedWeights(self.model.backbone.model)
 
     def logits(self) -> Tensor:
         """(B, V) after the last token of each text."""
@@ -64,7 +66,8 @@ class Cached(Continuation):
         steers = not self.began or model.adapter.every_token
         self.began = True
         last = torch.arange(1, len(self.tokens) + 1, device=self.tokens.device) * self.tokens.shape[1] - 1
-        with model.steered(model.backbone.layers, self.batch, self.state) if steers else nullcontext():
+        steered = model.steered(model.backbone.layers, self.batch, self.state) if steers else nullcontext()
+        with self.packed.in_use(), steered:
             return model.logits_of(inputs, last, tuple(self.tokens.shape), self.batch.ways.bare)
 
     def go_on(self, chosen: Tensor, rows: Tensor | None = None) -> None:

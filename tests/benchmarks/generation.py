@@ -6,11 +6,13 @@ strided slice, for which torch 2.13 on a CPU takes a slow path (about 100 times 
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from unittest import mock
 
 import torch
 from transformers import GenerationConfig
 
 from fedreft_lib.core.state import State
+from fedreft_lib.model.fast import prepacked
 from fedreft_lib.model.steered import SteeredModel
 from tests.benchmarks.contest import Contest, Rival, timed
 from tests.benchmarks.scoring import questions
@@ -32,12 +34,19 @@ def contest(model: SteeredModel, prompts: list, state: State | None, new_tokens:
         return transformers_generate(model, prompts, state, new_tokens)
 
     def check() -> str:
-        alike = sum(a == b for a, b in zip(ours(), theirs(), strict=True))
+        found = ours()
+        alike = sum(a == b for a, b in zip(found, theirs(), strict=True))
+        assert sum(a != b for a, b in zip(found, unpacked(), strict=True)) <= len(prompts) / 8  # by rounding alone
         if model.backbone.dtype == torch.float32:
             assert alike == len(prompts), f"{alike} of {len(prompts)} texts are the same"
         return f"{alike} of {len(prompts)} texts of {new_tokens} tokens are the same"
 
-    return Contest(name, timed(ours), (Rival("transformers", timed(theirs)),), check)
+    def unpacked() -> list[str]:
+        with mock.patch.object(prepacked, "LIMIT", 0):
+            return ours()
+
+    rivals = Rival("transformers", timed(theirs)), Rival("weights not packed ahead", timed(unpacked))
+    return Contest(name, timed(ours), rivals, check)
 
 
 @torch.no_grad()
