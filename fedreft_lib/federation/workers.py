@@ -147,10 +147,10 @@ class Workers:
         self._processes, self._connections = [], []
 
 
-def check(number: int | None) -> None:
-    """Raises ConfigError for what is no number of workers."""
+def check(number: int | None, name: str = "workers") -> None:
+    """Raises ConfigError for what is no number of processes."""
     if number is not None and not (type(number) is int and number >= 1):
-        raise ConfigError(f"workers must be a number of processes from 1, or None for a choice by rule, got {number!r}")
+        raise ConfigError(f"{name} must be a number of processes from 1, or None for a choice by rule, got {number!r}")
 
 
 # --- in a worker ------------------------------------------------------------------------------------------------------

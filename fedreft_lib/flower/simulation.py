@@ -8,12 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from ..config import RunConfig
+from ..data.downloads import packaged_models
 from ..errors import FedReFTError
+from ..federation.workers import check as check_number
+from ..model.architectures import free_memory
+from ..model.device import choose_device
+from ..model.identity import TINY
 from ..runs.results import Run
 from .client_app import in_this_process
 from .relay import app_of
@@ -22,14 +28,21 @@ from .server_app import check, serve
 
 Outcome = TypeVar("Outcome")
 GRACE = 30.0  # seconds for a server to end after its clients
+PROCESS = 2 * 2**30  # bytes that a process with a packaged backbone may take while it trains
 
 
 def simulate(
-    config: RunConfig, folder: str | Path | None = None, resume: bool = True, *, at_once: int = 1, progress: bool = True
+    config: RunConfig,
+    folder: str | Path | None = None,
+    resume: bool = True,
+    *,
+    at_once: int | None = None,
+    progress: bool = True,
 ) -> Run:
     """`federation.rounds.run` over Flower: the same rounds, history and states, to the bit on a CPU in float32.
 
-    at_once: the number of processes that serve the clients. Each has one thread and its own copy of the backbone.
+    at_once: the number of processes that serve the clients, each with one thread and its own copy of the backbone.
+    None: see `by_rule`. The numbers do not depend on it.
     """
     check(config)
 
@@ -40,7 +53,7 @@ def simulate(
         return _simulated(served, config, temporary if folder is None else str(Path(folder) / "nodes"), at_once)
 
 
-def simulate_sums(config: RunConfig, folder: str | Path, *, at_once: int = 1) -> Sums:
+def simulate_sums(config: RunConfig, folder: str | Path, *, at_once: int | None = None) -> Sums:
     """`secure_sums.serve_sums` on this machine. The clients' states are in folder/nodes; only clients know them."""
     check_sums(config)
 
@@ -50,6 +63,17 @@ def simulate_sums(config: RunConfig, folder: str | Path, *, at_once: int = 1) ->
     return _simulated(served, config, str(Path(folder) / "nodes"), at_once)
 
 
+def by_rule(config: RunConfig) -> int:
+    """Processes for a simulation: as many as torch has threads here, but no more than there are clients or memory for.
+
+    One on a GPU, and one for a backbone of the user's own: a copy of it for each core may be more than anybody expects.
+    """
+    device = choose_device(config.device)
+    if device.type != "cpu" or config.backbone not in (*TINY, *packaged_models()):
+        return 1
+    return max(1, min(torch.get_num_threads(), config.clients, free_memory(device) // PROCESS))
+
+
 class _SimulationFailed(Exception):
     """Flower's simulation failed, not the run."""
 
@@ -57,6 +81,8 @@ class _SimulationFailed(Exception):
 def _simulated(served: Callable[..., Outcome], config: RunConfig, home: str, at_once: int) -> Outcome:
     """The server's result of a simulation. On a busy machine Ray may not start within half a minute and then fails, so
     a failed simulation is tried once more."""
+    check_number(at_once, "at_once")
+    at_once = at_once or by_rule(config)
     try:
         return _attempt(served, config, home, at_once)
     except _SimulationFailed:

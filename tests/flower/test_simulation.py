@@ -14,7 +14,7 @@ from flwr.app import Context, RecordDict
 
 from fedreft_lib import load_run, run
 from fedreft_lib.batch.jobs import PROJECT
-from fedreft_lib.errors import FedReFTError
+from fedreft_lib.errors import ConfigError, FedReFTError
 from fedreft_lib.federation.assembly import assemble
 from fedreft_lib.flower import local_deployment, program, simulation
 from tests.flower.grid import DirectGrid
@@ -108,3 +108,28 @@ def test_a_simulation_that_breaks_down_is_tried_once_more(tmp_path, monkeypatch)
     monkeypatch.setattr(simulation, "run_simulation", breaking_down(2))
     with pytest.warns(UserWarning, match="broke down"), pytest.raises(FedReFTError, match="broke down twice"):
         simulation.simulate(config.but(seed=1), tmp_path / "two", progress=False)
+
+
+def test_the_number_of_processes_follows_threads_clients_memory_and_backbone(monkeypatch):
+    config, room = small(device="cpu"), {"free": 100 * 2**30}
+    monkeypatch.setattr(simulation, "free_memory", lambda device: room["free"])
+
+    def by_rule(threads: int, **changes) -> int:
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        return simulation.by_rule(config.but(**changes))
+
+    assert by_rule(1) == 1 and by_rule(3) == 3 and by_rule(5) == config.clients == 4
+    assert by_rule(3, backbone="smollm2-135m-instruct") == 3
+    assert by_rule(3, backbone="an/other") == 1
+    room["free"] = 5 * 2**30
+    assert by_rule(4) == 2
+    room["free"] = 0
+    assert by_rule(4) == 1
+
+
+@pytest.mark.parametrize("number", [0, -1, True, 1.5, "2"])
+def test_a_number_of_processes_that_is_none_is_refused(number, tmp_path):
+    with pytest.raises(ConfigError, match="at_once must be a number of processes from 1"):
+        simulation.simulate(small(rounds=1), tmp_path, at_once=number)
+    with pytest.raises(ConfigError, match="at_once must be"):
+        simulation.simulate_sums(small(rounds=1, aggregation="mean"), tmp_path, at_once=number)
