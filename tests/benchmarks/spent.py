@@ -2,7 +2,7 @@
 
 Memory is the sum of their proportional set sizes (PSS: of a page that n processes share, each counts 1/n), looked at
 many times a second; the largest sum counts. Processor seconds are those that each process had when it was last seen, so
-of each the last tenth of a second may be missing.
+of each the last third of a second may be missing.
 """
 
 import os
@@ -19,7 +19,7 @@ import psutil
 
 ROOT = Path(__file__).parents[2]
 ROLLUP = Path("/proc/self/smaps_rollup")  # without it PSS cannot be had, or only slowly
-INTERVAL = 0.1  # seconds between two looks
+INTERVAL = 0.3  # seconds between two looks: a look takes the processor for some hundredths of one
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,12 @@ from tests.benchmarks.sizes import Size
 
 PINNED = spent.ROOT / ".venv-pyreft" / "bin" / "python"  # make setup-pyreft
 FLOWER, PYREFT = "peft and Trainer over Flower", "a loop around pyreft's trainer"
-ONE, SIMULATED = "one process", "Flower simulation"
+ONE, ALONE, SIMULATED = "one process and its workers", "one process alone", "Flower simulation"
 OURS = {
     ("LoRA", ONE): ("fedit", "lora", "one"),
     ("LoRA", SIMULATED): ("fedit", "lora", "simulated"),
     ("LoReFT", ONE): ("fedavg", "loreft", "one"),
+    ("LoReFT", ALONE): ("fedavg", "loreft", "alone"),
     ("LoReFT", SIMULATED): ("fedavg", "loreft", "simulated"),
 }
 

@@ -12,9 +12,10 @@ from fedreft_lib.federation.assembly import _build, assemble
 from fedreft_lib.federation.evaluation import evaluate_all
 from fedreft_lib.federation.local_clients import start
 from fedreft_lib.federation.rounds import federated_round
+from fedreft_lib.model import agreement
 from fedreft_lib.model.agreement import size_of, windows
 from fedreft_lib.model.backbone import load_backbone
-from fedreft_lib.model.fast.packed_attention import GIVEN
+from fedreft_lib.model.fast.packed_attention import GIVEN, NAME
 from fedreft_lib.model.generation import left_out
 from fedreft_lib.model.heads import Head
 from fedreft_lib.model.steered import SteeredModel
@@ -343,6 +344,21 @@ def test_another_attention_is_tried_anew():
     before = model.ways(20)
     model.backbone.model.set_attn_implementation("eager")
     assert before.layout in ("packed", "together") and model.ways(20).layout == "together"
+
+
+@pytest.mark.skipif(not GIVEN, reason="this transformers reads no packed batches")
+def test_longer_texts_trial_serves_shorter_ones_where_nothing_is_faster(monkeypatch):
+    model, tried = steered(backbone_of("llama", "causal")), []
+    found = agreement.found
+    monkeypatch.setattr(
+        agreement, "found", lambda model, size, writes: tried.append(size) or found(model, size, writes)
+    )
+    assert model.ways(100) == Ways("packed") == model.ways(20) and len(tried) == 1
+    model.ways(20, writes=True)  # a cache is tried by itself
+    assert len(tried) == 2
+    slower = steered(backbone_of("llama", "causal"))
+    slower.backbone.tried[size_of(100, slower.backbone.model.config), False, NAME] = Ways("together")
+    assert slower.ways(20) == Ways("packed") and len(tried) == 3
 
 
 # ---- whole runs in the slow ways -------------------------------------------------------------------------------------

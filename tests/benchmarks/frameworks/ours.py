@@ -1,4 +1,4 @@
-"""Ours: python -m tests.benchmarks.frameworks.ours FOLDER METHOD INTERVENTION one|simulated."""
+"""Ours: python -m tests.benchmarks.frameworks.ours FOLDER METHOD INTERVENTION one|alone|simulated."""
 
 import sys
 import time
@@ -17,7 +17,10 @@ def main() -> None:
     folder, method, intervention, way = sys.argv[1:]
     task = tasks.read(folder)
     config = RunConfig(**task.config).but(method=method, intervention=intervention)
-    done = run(config, progress=False) if way == "one" else simulate(config, progress=False)
+    if way == "simulated":
+        done = simulate(config, progress=False)
+    else:
+        done = run(config, progress=False, workers=1 if way == "alone" else None)
     history = done.history[done.history["round"] > 0]
     loss = history[(history["split"] == "train") & (history["metric"] == "loss")]
     sent = history[["uplink_bytes", "downlink_bytes"]].to_numpy().sum() // (task.clients * task.rounds)
