@@ -14,12 +14,11 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from ..config import RunConfig
-from ..data.downloads import packaged_models
 from ..errors import FedReFTError
 from ..federation.workers import check as check_number
 from ..model.architectures import free_memory
 from ..model.device import choose_device
-from ..model.identity import TINY
+from ..model.identity import bytes_of
 from ..runs.results import Run
 from .client_app import in_this_process
 from .relay import app_of
@@ -28,7 +27,8 @@ from .server_app import check, serve
 
 Outcome = TypeVar("Outcome")
 GRACE = 30.0  # seconds for a server to end after its clients
-PROCESS = 2 * 2**30  # bytes that a process with a packaged backbone may take while it trains
+PROCESS = 3 * 2**29  # bytes that a process may take beside its backbone
+IN_MEMORY = 4  # times the size of its files is the most that a backbone takes: 8 bits there, float32 here
 
 
 def simulate(
@@ -66,12 +66,12 @@ def simulate_sums(config: RunConfig, folder: str | Path, *, at_once: int | None 
 def by_rule(config: RunConfig) -> int:
     """Processes for a simulation: as many as torch has threads here, but no more than there are clients or memory for.
 
-    One on a GPU, and one for a backbone of the user's own: a copy of it for each core may be more than anybody expects.
+    One on a GPU, and one for a backbone on the hub, whose size is known when it has been read.
     """
-    device = choose_device(config.device)
-    if device.type != "cpu" or config.backbone not in (*TINY, *packaged_models()):
+    device, files = choose_device(config.device), bytes_of(config.backbone)
+    if device.type != "cpu" or files is None:
         return 1
-    return max(1, min(torch.get_num_threads(), config.clients, free_memory(device) // PROCESS))
+    return max(1, min(torch.get_num_threads(), config.clients, free_memory(device) // (PROCESS + IN_MEMORY * files)))
 
 
 class _SimulationFailed(Exception):

@@ -41,14 +41,14 @@ class UnreadableError(FedReFTError):
 
 
 def size_of(longest: int, config: PretrainedConfig, most: int | None = None) -> int:
-    """The length of a trial for texts of up to `longest` tokens: 64, 256, 1024, ..., or a window's, or the positions'.
+    """The length of a trial for texts of up to `longest` tokens: 64, 128, 256, ..., or a window's, or the positions'.
 
     All texts up to this length are read in the same ways, so a few trials serve all. most: the length of the model's
     table of positions, where it has one.
     """
     size = 64
     while size < longest:
-        size *= 4
+        size *= 2
     # Rotary positions may change beyond the length that a model was trained for.
     ends = (most, setting(config, "max_position_embeddings"), *windows(config))
     return min([size, *(end for end in ends if end and max(longest, 8) <= end < size)])

@@ -42,6 +42,16 @@ def backbone_identity(name: str, base: Path = Path()) -> str:
     return _on_the_hub(name)
 
 
+def bytes_of(name: str) -> int | None:
+    """Bytes of the files of `name`; None for a name on the hub."""
+    if name in TINY:
+        return 0
+    if name in ASSETS:
+        return ASSETS[name].size
+    folder = folder_of(name)
+    return None if folder is None else sum(path.stat().st_size for path in _files(folder))
+
+
 def folder_of(name: str, base: Path = Path()) -> Path | None:
     """The folder that a backbone's name means; None where it means none.
 

@@ -110,8 +110,10 @@ def test_a_simulation_that_breaks_down_is_tried_once_more(tmp_path, monkeypatch)
         simulation.simulate(config.but(seed=1), tmp_path / "two", progress=False)
 
 
-def test_the_number_of_processes_follows_threads_clients_memory_and_backbone(monkeypatch):
+def test_the_number_of_processes_follows_threads_clients_memory_and_backbone(monkeypatch, tmp_path):
     config, room = small(device="cpu"), {"free": 100 * 2**30}
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(bytes(2**20))
     monkeypatch.setattr(simulation, "free_memory", lambda device: room["free"])
 
     def by_rule(threads: int, **changes) -> int:
@@ -120,9 +122,12 @@ def test_the_number_of_processes_follows_threads_clients_memory_and_backbone(mon
 
     assert by_rule(1) == 1 and by_rule(3) == 3 and by_rule(5) == config.clients == 4
     assert by_rule(3, backbone="smollm2-135m-instruct") == 3
-    assert by_rule(3, backbone="an/other") == 1
-    room["free"] = 5 * 2**30
-    assert by_rule(4) == 2
+    assert by_rule(3, backbone=str(tmp_path)) == 3
+    assert by_rule(3, backbone="on/the-hub") == 1
+    room["free"] = 4 * 2**30
+    assert by_rule(4) == by_rule(4, backbone=str(tmp_path)) == 2
+    (tmp_path / "model.safetensors").write_bytes(bytes(2**28))
+    assert by_rule(4, backbone=str(tmp_path)) == 1
     room["free"] = 0
     assert by_rule(4) == 1
 

@@ -253,15 +253,15 @@ def test_the_fast_ways_are_taken_where_they_are_right(reading, dtype, scale):
 def test_a_trial_is_as_long_as_the_texts_or_a_window_or_the_positions():
     llama, mistral = (tiny_config(family, max_position_embeddings=2048) for family in ("llama", "mistral"))
     mistral.sliding_window = 100
-    sizes = {1: 64, 64: 64, 65: 256, 256: 256, 257: 1024, 1025: 2048, 2048: 2048, 2049: 4096}
+    sizes = {1: 64, 64: 64, 65: 128, 129: 256, 256: 256, 257: 512, 1025: 2048, 2048: 2048, 2049: 4096}
     assert {n: size_of(n, llama) for n in sizes} == sizes
-    assert [size_of(n, mistral) for n in (1, 64, 65, 100, 101, 300)] == [64, 64, 100, 100, 256, 1024]
-    assert [size_of(n, llama, most=512) for n in (65, 300, 512)] == [256, 512, 512]
+    assert [size_of(n, mistral) for n in (1, 64, 65, 100, 101, 300)] == [64, 64, 100, 100, 128, 512]
+    assert [size_of(n, llama, most=512) for n in (65, 300, 512)] == [128, 512, 512]
     assert windows(mistral) == [100] and windows(llama) == []
 
 
 def test_a_limit_on_length_by_any_name_is_no_refusal_of_what_is_shorter():
-    model = steered(backbone_of("mpt", "causal"))  # max_seq_len is 128, so no trial of 256 tokens
+    model = steered(backbone_of("mpt", "causal", max_seq_len=120))  # so no trial of 128 tokens
     assert model.ways(100) == model.ways(60)
     with pytest.raises(FedReFTError, match="mpt cannot read a text of 200 tokens .* smaller max_length"):
         model.ways(200)
