@@ -1,7 +1,7 @@
 """What a program takes together with all processes that it starts: seconds, processor seconds, memory.
 
-Memory is the sum of their proportional set sizes (PSS: of a page that n processes share, each counts 1/n), looked at
-a few times a second; the largest sum counts. Processor seconds are those that each process had when it was last seen, so
+Memory is the sum of their proportional set sizes (PSS: of a page that n processes share, each counts 1/n), looked at a
+few times a second; the largest sum counts. Processor seconds are those that each process had when it was last seen, so
 of each the last third of a second may be missing.
 """
 
