@@ -26,12 +26,16 @@ PROJECT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Job:
-    """A notebook, the parameters to inject, all its parameters with values, and the notebooks whose runs it reads."""
+    """A notebook, the parameters to inject, all its parameters with values, the notebooks whose runs it reads.
+
+    seconds: what it takes about, in the profile quick on one core. Only the order of notebooks depends on it.
+    """
 
     notebook: Path
     parameters: dict[str, Any]
     values: dict[str, Any]
     reads: tuple[str, ...] = ()
+    seconds: float = 60.0
 
     @property
     def name(self) -> str:
@@ -106,7 +110,7 @@ def _job(notebook: Path, file: Path) -> Job:
     except ConfigError as error:
         raise ConfigError(f"{short(file)}: {error}") from None
     own = {"output_dir": f"../outputs/{file.parent.name}"}
-    return Job(notebook, {**given, **own}, {**merged, **own}, _reads(notebook))
+    return Job(notebook, {**given, **own}, {**merged, **own}, *_reads_and_seconds(notebook))
 
 
 def parameters_of(notebook: Path) -> dict[str, Any]:
@@ -126,21 +130,24 @@ def parameters_of(notebook: Path) -> dict[str, Any]:
         ) from None
 
 
-def _reads(notebook: Path) -> tuple[str, ...]:
-    """The notebooks whose runs it shows, by its metadata: "fedreft": {"reads": ["02", "05"]}; with "runs", all before.
+def _reads_and_seconds(notebook: Path) -> tuple[tuple[str, ...], float]:
+    """Of a `Job`, by the notebook's metadata: "fedreft": {"reads": ["02", "05"], "seconds": 90}; "runs": all before.
 
-    Raises ConfigError where one of them is not there, or is not before it.
+    Raises ConfigError where one of them is not there, or is not before it, and for seconds that are no number above 0.
     """
     entry = _read(notebook).metadata.get("fedreft", {})
     before = {path.stem[:2]: path.stem for path in ordered_notebooks(notebook.parent) if path.stem < notebook.stem}
-    named = entry.get("reads", []) if isinstance(entry, dict) and set(entry) <= {"reads"} else None
+    known = isinstance(entry, dict) and set(entry) <= {"reads", "seconds"}
+    named, seconds = (entry.get("reads", []), entry.get("seconds", Job.seconds)) if known else (None, None)
     numbers = list(before) if named == "runs" else named
     if not isinstance(numbers, list) or not all(number in list(before) for number in numbers):
         raise ConfigError(
             f'{notebook.name}: its metadata may say "fedreft": {{"reads": "runs"}}, or name notebooks before it as '
             f'["02"] does, got {entry!r}'
         )
-    return tuple(before[number] for number in numbers)
+    if type(seconds) not in (int, float) or not 0 < seconds < float("inf"):
+        raise ConfigError(f'{notebook.name}: its metadata\'s "seconds" must be a number above 0, got {seconds!r}')
+    return tuple(before[number] for number in numbers), seconds
 
 
 def _read(notebook: Path) -> "NotebookNode":

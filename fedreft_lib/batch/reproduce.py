@@ -29,7 +29,7 @@ from .play import build_play
 from .progress import Board
 from .record import clean
 from .report import build_report
-from .side_by_side import execute_all, how_many, threads
+from .side_by_side import execute_all, how_many, longest_chain_first, threads
 
 
 def reproduce(
@@ -80,9 +80,7 @@ class _Batch:
         self._one = threading.Lock()  # what compares or moves files of the folder is done by one thread at a time
 
     def execute(self) -> None:
-        jobs = self.jobs
-        if self.at_once > 1:  # the longest should not begin last; how long one takes is not known, but how long it is
-            jobs = sorted(jobs, key=lambda job: len(nbformat.read(job.notebook, as_version=4).cells), reverse=True)
+        jobs = longest_chain_first(self.jobs) if self.at_once > 1 else self.jobs
         execute_all(jobs, self.at_once, self._bring_up_to_date, self._stop)
 
     def _stop(self) -> None:

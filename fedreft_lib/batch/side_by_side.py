@@ -38,6 +38,16 @@ def threads(at_once: int) -> dict[str, str]:
     return {} if at_once == 1 or name in os.environ else {name: str(max(1, cores() // at_once))}
 
 
+def longest_chain_first(jobs: Iterable["Job"]) -> list["Job"]:
+    """By the seconds of a job and of the longest chain of jobs that wait for it: so none of these begins last."""
+    jobs = list(jobs)
+
+    def ahead(job: "Job") -> float:
+        return job.seconds + max((ahead(other) for other in jobs if job.name in other.reads), default=0.0)
+
+    return sorted(jobs, key=ahead, reverse=True)
+
+
 def execute_all(
     jobs: Iterable["Job"], at_once: int, execute: Callable[["Job"], None], stop: Callable[[], None]
 ) -> None:

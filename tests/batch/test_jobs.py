@@ -108,6 +108,18 @@ def test_a_notebook_says_in_its_metadata_that_it_reads_runs(project):
     assert [job.reads for job in plan("quick", root=project)] == [(), ("01_aside",)]
 
 
+def test_a_notebook_says_about_how_long_it_takes(project):
+    write_notebook(project, "02_commonsense", metadata={"fedreft": {"seconds": 90}})
+    assert [job.seconds for job in plan("quick", root=project)] == [60, 90]
+
+
+@pytest.mark.parametrize("wrong", [0, -1, True, "90", None, float("inf"), float("nan")])
+def test_seconds_that_are_none_are_refused(project, wrong):
+    write_notebook(project, "02_commonsense", metadata={"fedreft": {"seconds": wrong}})
+    with pytest.raises(ConfigError, match='02_commonsense.ipynb: its metadata\'s "seconds" must be a number above 0'):
+        plan("quick", root=project)
+
+
 @pytest.mark.parametrize("wrong", [{"reads": "all"}, {"reads": ["02"]}, {"reads": [1]}, {"reads": [["00"]]}, ["00"]])
 def test_what_it_reads_must_be_before_it(project, wrong):
     write_notebook(project, "02_commonsense", metadata={"fedreft": wrong})

@@ -43,15 +43,14 @@ class PackedWeights:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """In this context, these modules multiply by packed weights; unless gradients are asked for."""
-        forwards = {} if torch.is_grad_enabled() else self.forwards
-        for module, forward in forwards.items():
+        """In this context, these modules multiply by packed weights; but not where gradients are asked for."""
+        for module, forward in self.forwards.items():
             vars(module)["forward"] = forward
         try:
             yield
         finally:
-            for module in forwards:
-                del vars(module)["forward"]
+            for module in self.forwards:
+                vars(module).pop("forward", None)  # another thread may have been faster
 
 
 @cache
@@ -90,6 +89,6 @@ def _packed(module: nn.Linear) -> Tensor:
 
 def _forward(module: nn.Linear, plain: Callable[[Tensor], Tensor], weight: Tensor, x: Tensor) -> Tensor:
     """Takes the place of the module's own forward pass, `plain`."""
-    if x.dtype != torch.bfloat16 or not x.numel():
+    if torch.is_grad_enabled() or x.dtype != torch.bfloat16 or not x.numel():
         return plain(x)
     return torch.ops.mkldnn._linear_pointwise(x, weight, module.bias, "none", [], "")

@@ -1,0 +1,34 @@
+"""The order in which notebooks begin where several run at once."""
+
+from pathlib import Path
+
+from fedreft_lib.batch.jobs import Job, plan
+from fedreft_lib.batch.side_by_side import longest_chain_first
+
+
+def job(name: str, seconds: float, *reads: str) -> Job:
+    return Job(Path(f"{name}.ipynb"), {}, {}, reads, seconds)
+
+
+def test_the_longest_chain_of_jobs_that_wait_for_each_other_begins_first():
+    jobs = [job("a", 10), job("b", 30), job("c", 25, "a"), job("d", 5, "c"), job("e", 30)]
+    # chains: a + c + d = 40, b = 30, c + d = 30, d = 5, e = 30; equal ones stay in order
+    assert [each.name for each in longest_chain_first(jobs)] == ["a", "b", "c", "e", "d"]
+    assert longest_chain_first([]) == []
+    assert longest_chain_first([job("c", 25, "gone")]) == [job("c", 25, "gone")]
+
+
+def test_two_notebooks_at_once_leave_no_core_idle_for_long():
+    """Of the ordered notebooks, if each took as long as its metadata says."""
+    waiting, ends, done = longest_chain_first(plan("quick")), [0.0, 0.0], {}
+    everything = sum(each.seconds for each in waiting)
+    while waiting:
+        lane = ends.index(min(ends))
+        now, ahead = ends[lane], {each.name for each in waiting} | {n for n, end in done.items() if end > ends[lane]}
+        ready = next((each for each in waiting if ahead.isdisjoint(each.reads)), None)
+        if ready is None:  # until the next one ends
+            ends[lane] = min(end for end in done.values() if end > now)
+            continue
+        waiting.remove(ready)
+        ends[lane] = done[ready.name] = now + ready.seconds
+    assert max(ends) < 1.06 * everything / 2
