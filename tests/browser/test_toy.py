@@ -105,7 +105,7 @@ def test_every_control_obeys_a_finger_and_a_client_moves_without_the_page(phone)
     assert "Client 4 is at (2.90, 3.20)" in toy.locator("caption").inner_text()
 
     drag_by_finger(phone, (200, 700), (200, 300))
-    phone.wait_for_function("scrollY > 100")  # elsewhere the same drag scrolls
+    phone.wait_for_function("() => scrollY > 100")  # elsewhere the same drag scrolls
 
 
 @pytest.mark.parametrize("looks", ["phone", "dark"])
@@ -134,4 +134,4 @@ def test_keys_stay_in_the_toy_in_jupyterlab_and_its_commands_still_run(page, sta
     count = "() => jupyterapp.shell.currentWidget.content.widgets[1].model.executionCount"
     before = page.evaluate(count)
     control(toy, "slider").press("Shift+Enter")
-    page.wait_for_function(f"({count})() > {before}", timeout=20_000)
+    page.wait_for_function(f"() => ({count})() > {before}", timeout=20_000)
