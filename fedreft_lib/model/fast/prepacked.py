@@ -9,7 +9,7 @@ The copies are made once per process, and belong to the modules: they go when th
 is packed anew.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -39,7 +39,7 @@ class PackedWeights:
 
     def __init__(self, model: nn.Module):
         found = _packable(model) if _supported() else []
-        self.forwards = {module: partial(_forward, module, module.forward, _packed(module)) for module in found}
+        self.forwards = {module: partial(_forward, module, _packed(module)) for module in found}
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -87,8 +87,8 @@ def _packed(module: nn.Linear) -> Tensor:
     return known.weight
 
 
-def _forward(module: nn.Linear, plain: Callable[[Tensor], Tensor], weight: Tensor, x: Tensor) -> Tensor:
-    """Takes the place of the module's own forward pass, `plain`."""
+def _forward(module: nn.Linear, weight: Tensor, x: Tensor) -> Tensor:
+    """Takes the place of the module's own forward pass. weight: the module's, packed."""
     if torch.is_grad_enabled() or x.dtype != torch.bfloat16 or not x.numel():
-        return plain(x)
+        return nn.Linear.forward(module, x)
     return torch.ops.mkldnn._linear_pointwise(x, weight, module.bias, "none", [], "")
