@@ -24,6 +24,7 @@ PINNED = (
     "tests/methods/test_lora.py",  # against peft
     "tests/federation/test_assembly.py",
     "tests/federation/test_rounds.py::test_every_method",
+    "tests/federation/test_slow_ways.py",
     "tests/federation/test_training.py",
     "tests/data/test_downloads.py",  # the converted model
     "tests/runs/test_store.py",  # tables that come back to the bit
