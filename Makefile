@@ -102,7 +102,7 @@ define install
 	step 1/5 "virtual environment $$env" $(PYTHON) -m venv $$env && \
 	step 2/5 "torch, the build for this machine" $$env/bin/pip install --no-compile $$(grep ^torch== $$env/requirements.txt) && \
 	step 3/5 "$$(grep -c == $$env/requirements.txt) packages" $$env/bin/pip install --no-compile $(3) -r $$env/requirements.txt && \
-	step 4/5 "compiling them on all cores" sh -c "$$env/bin/python -m compileall -q -j 0 $$env/lib || true" && \
+	step 4/5 "compiling them on all cores" sh -c "$$env/bin/python -m compileall -q -j 0 $$env/lib fedreft_lib || true" && \
 	step 5/5 "fedreft_lib from this folder" $$env/bin/pip install --no-deps --no-build-isolation --editable . && \
 	rm -f $$env/installed-* && touch $@ && echo "done: $$env is ready"
 endef

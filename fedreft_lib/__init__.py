@@ -18,7 +18,10 @@ tensor([2.])
     batch       notebooks executed in a batch, and the report
 """
 
+import gc
+import sys
 from importlib import import_module
+from types import ModuleType
 
 __version__ = "0.1.0"
 # name: its module, which is imported at first use, so that `--help` does not wait for torch
@@ -70,4 +73,19 @@ __all__ = list(_HOMES)
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    module = f"{__name__}.{_HOMES[name]}"
+    return getattr(sys.modules.get(module) or imported(module), name)
+
+
+def imported(module: str) -> ModuleType:
+    """A module, imported without collecting garbage: torch, transformers and scipy make a million objects that stay.
+    To look through them again and again takes a second of the import, and another one when the process ends.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return import_module(module)
+    finally:
+        gc.freeze()
+        if collecting:
+            gc.enable()

@@ -1,6 +1,7 @@
 """What notebooks import is public: names of fedreft_lib and fedreft_lib.data, the workbook, and a few named modules."""
 
 import ast
+import gc
 
 import nbformat
 import pytest
@@ -33,6 +34,25 @@ def test_every_public_name_is_there(module):
     assert all(getattr(module, name) is not None for name in module.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'no_such_name'"):
         module.no_such_name  # noqa: B018
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_an_import_leaves_the_collection_of_garbage_as_it_was(collecting):
+    before = gc.isenabled()
+    (gc.enable if collecting else gc.disable)()
+    try:
+        fedreft_lib.imported("fedreft_lib.core.mixing")
+        with pytest.raises(ModuleNotFoundError):
+            fedreft_lib.imported("fedreft_lib.no_such_module")
+        assert gc.isenabled() == collecting
+    finally:
+        (gc.enable if before else gc.disable)()
+
+
+def test_a_name_that_is_asked_for_again_keeps_no_garbage():
+    assert fedreft_lib.mix is not None
+    before = gc.get_freeze_count()
+    assert [fedreft_lib.mix for _ in range(3)] and gc.get_freeze_count() == before
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from flwr.app import Context, RecordDict
+from flwr.app import RecordDict
 
 from ..config import RunConfig
 from ..core.state import State
@@ -33,7 +33,7 @@ from ..federation.local_clients import LocalClients
 from ..files import hash_of
 from ..methods import METHODS
 from ..model.device import one_thread
-from . import HIDDEN, records, relay
+from . import HIDDEN, records
 from .client_files import NodeFiles
 from .levels import Levels
 
@@ -173,14 +173,6 @@ def answer(
         return handler(Node(home, k, values, opened), content)
 
 
-def in_this_process(home: Path) -> relay.Answers:
-    """Answers for a simulation, in any process that Flower chooses: `home` has the states of all clients, and the
-    process has a backbone and the data of all clients."""
-
-    def opened(config: RunConfig, outputs: int) -> Federation:
-        return assemble(config)
-
-    def answers(kind: str, content: RecordDict, context: Context) -> RecordDict:
-        return answer(kind, content, int(context.node_config["partition-id"]), home, opened)
-
-    return answers
+def of_all(config: RunConfig, outputs: int) -> Federation:
+    """For a process that answers for any client: with the data of all, no outputs are missing."""
+    return assemble(config)

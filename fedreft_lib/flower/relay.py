@@ -16,6 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.client.mod import secaggplus_mod
 from flwr.clientapp import ClientApp
 
+from .. import imported
 from . import ARRAYS, HIDDEN, MESSAGES, VALUES
 
 Answers = Callable[[str, RecordDict, Context], RecordDict]  # (kind, content, context) of a message -> the answer
@@ -51,17 +52,28 @@ def app_of(answers: Answers) -> ClientApp:
     return app
 
 
-def client_app(otherwise: Callable[[Path], Answers]) -> ClientApp:
+def in_this_process(home: Path) -> Answers:
+    """Answers for a simulation, in any process that Flower chooses: `home` has the states of all clients, and the
+    process has a backbone and the data of all clients. It loads them, and torch, when the first message comes."""
+
+    def answers(kind: str, content: RecordDict, context: Context) -> RecordDict:
+        here = imported("fedreft_lib.flower.client_app")
+        return here.answer(kind, content, int(context.node_config["partition-id"]), home, here.of_all)
+
+    return answers
+
+
+def client_app() -> ClientApp:
     """The ClientApp that is sent to the hosts.
 
-    "link" in a node's config is the address of its host. A simulation by `flwr run` has no hosts: there `otherwise`,
-    which takes the folder for states, gives the answers.
+    "link" in a node's config is the address of its host. A simulation by `flwr run` has no hosts: there the process
+    that gets a message answers it.
     """
 
     def answers(kind: str, content: RecordDict, context: Context) -> RecordDict:
         if address := context.node_config.get("link"):
             return ask(str(address), kind, content)
-        return otherwise(Path(str(context.run_config["folder"])) / "nodes")(kind, content, context)
+        return in_this_process(Path(str(context.run_config["folder"])) / "nodes")(kind, content, context)
 
     return app_of(answers)
 

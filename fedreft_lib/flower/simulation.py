@@ -20,8 +20,7 @@ from ..model.architectures import free_memory
 from ..model.device import choose_device
 from ..model.identity import bytes_of
 from ..runs.results import Run
-from .client_app import in_this_process
-from .relay import app_of
+from .relay import app_of, in_this_process
 from .secure_sums import Sums, check_sums, serve_sums
 from .server_app import check, serve
 

@@ -14,8 +14,7 @@ from tests.helpers.pairs import few
 def over_flower(config: RunConfig, home: Path, nodes: str, folder: Path | None, at_first_lesson=lambda: None):
     """A run over Flower's messages, and its grid; something happens before the first client is to learn."""
     pytest.importorskip("flwr", reason="the flower extra is not installed")
-    from fedreft_lib.flower.client_app import in_this_process
-    from fedreft_lib.flower.relay import app_of
+    from fedreft_lib.flower.relay import app_of, in_this_process
     from fedreft_lib.flower.server_app import serve
     from tests.flower.grid import DirectGrid
 

@@ -14,7 +14,7 @@ pytest.importorskip("flwr", reason="the flower extra is not installed")
 from fedreft_lib import RunConfig, run
 from fedreft_lib.errors import ConfigError, DataError, FedReFTError
 from fedreft_lib.federation.assembly import assemble
-from fedreft_lib.flower import HIDDEN, MESSAGES, client_app, records, relay
+from fedreft_lib.flower import HIDDEN, MESSAGES, records, relay
 from fedreft_lib.flower.client_app import HANDLERS
 from fedreft_lib.flower.host import Host
 from fedreft_lib.flower.server_app import serve
@@ -79,9 +79,7 @@ def test_hosts_with_their_own_files_alone_give_the_numbers_of_one_process_that_h
     expected = run(config, progress=False)
     with hosts(folder) as configs:
         elsewhere = config.but(data_dir="on each host")
-        found = serve(
-            DirectGrid(relay.client_app(client_app.in_this_process), 3, configs=configs), elsewhere, None, patience=60.0
-        )
+        found = serve(DirectGrid(relay.client_app(), 3, configs=configs), elsewhere, None, patience=60.0)
     assert [*expected.history["client"].unique()][:3] == ["client1-birds", "client2", "client3-towns"]
     same(found, expected)
     assert found.manifest["data"] == expected.manifest["data"]
@@ -93,16 +91,14 @@ def test_hosts_whose_labels_differ_are_told_before_they_train(folder):
     for path in (folder / "data" / "client2").glob("birds_*.json"):
         path.write_text(path.read_text(encoding="utf-8").replace('"label": 1', '"label": 7'), encoding="utf-8")
     with hosts(folder) as configs, pytest.raises(DataError, match="labels of birds are 0, 1 with .* and 0, 7 with"):
-        serve(DirectGrid(relay.client_app(client_app.in_this_process), 3, configs=configs), config, None, patience=60.0)
+        serve(DirectGrid(relay.client_app(), 3, configs=configs), config, None, patience=60.0)
 
 
 def test_hosts_that_bring_more_and_less_give_the_numbers_of_one_process(tmp_path):
     config = own(written(tmp_path, (100, 10, 3)), train_size=100, mixing="adaptive", rounds=1)
     expected = run(config, progress=False)
     with hosts(tmp_path) as configs:
-        found = serve(
-            DirectGrid(relay.client_app(client_app.in_this_process), 3, configs=configs), config, None, patience=60.0
-        )
+        found = serve(DirectGrid(relay.client_app(), 3, configs=configs), config, None, patience=60.0)
     same(found, expected)
     assert [len(client.train) for client in assemble(config).clients] == [97, 19, 2]
 
@@ -155,7 +151,7 @@ def test_where_files_are_is_for_the_host_to_say(folder):
             pytest.raises(FedReFTError, match=r"these clients have not come: \[2\]"),
         ):
             serve(
-                DirectGrid(relay.client_app(client_app.in_this_process), 3, configs=configs),
+                DirectGrid(relay.client_app(), 3, configs=configs),
                 own(folder),
                 None,
                 patience=3.0,

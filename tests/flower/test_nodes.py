@@ -7,9 +7,8 @@ pytest.importorskip("flwr", reason="the flower extra is not installed")
 
 from fedreft_lib.errors import DamageWarning, FedReFTError
 from fedreft_lib.flower import records
-from fedreft_lib.flower.client_app import in_this_process
 from fedreft_lib.flower.client_files import NodeFiles
-from fedreft_lib.flower.relay import app_of
+from fedreft_lib.flower.relay import app_of, in_this_process
 from fedreft_lib.flower.server_app import serve
 from tests.flower.grid import DirectGrid
 from tests.flower.test_rounds import alone

@@ -10,8 +10,7 @@ from fedreft_lib.errors import ConfigError, FedReFTError
 from fedreft_lib.federation.assembly import assemble
 from fedreft_lib.federation.client import sent_names
 from fedreft_lib.flower import records
-from fedreft_lib.flower.client_app import in_this_process
-from fedreft_lib.flower.relay import app_of
+from fedreft_lib.flower.relay import app_of, in_this_process
 from fedreft_lib.flower.server_app import serve
 from tests.flower.grid import DirectGrid
 from tests.helpers.federations import GLUE, ONCE, agreeing, same, small, together

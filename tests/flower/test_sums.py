@@ -15,10 +15,9 @@ from fedreft_lib import run
 from fedreft_lib.errors import ConfigError, FedReFTError
 from fedreft_lib.files import load_tensors
 from fedreft_lib.flower import records
-from fedreft_lib.flower.client_app import in_this_process
 from fedreft_lib.flower.client_files import NodeFiles
 from fedreft_lib.flower.levels import MODULUS, Levels
-from fedreft_lib.flower.relay import app_of
+from fedreft_lib.flower.relay import app_of, in_this_process
 from fedreft_lib.flower.secure_sums import check_sums, serve_sums
 from tests.flower.grid import DirectGrid
 from tests.helpers.federations import small
