@@ -49,8 +49,9 @@ from .weights import backbone_folder
 # transformers 4.56 renamed the argument: the old name warns there, and earlier versions do not know the new one.
 DTYPE_ARGUMENT = "dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
 # oneDNN keeps a compiled product for each number of rows that it has seen, a third of a megabyte each, up to 1,024 in
-# each of two caches. Packed batches rarely have the same number twice and would fill both; a step needs 30 to 45.
-PRODUCTS = "64"
+# each of two caches. Packed batches rarely have the same number twice and would fill both. The second cache saves no
+# time here. A step needs 30 to 45 products, and one with ten or more grids (see packed_attention) loses a tenth.
+PRODUCTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "2"}
 HUB_TIMEOUT = 10  # seconds for the hub's first answer; transformers itself tries for 23 s and more
 
 REFUSALS = (  # the hub client's error, the status if that matters, its meaning; the first that fits is used
@@ -140,8 +141,8 @@ def load_backbone(name: str, dtype: str | torch.dtype = "auto", device: str | to
     fetched, FedReFTError for a folder or a hub name that cannot be loaded, or whose weights do not fit into memory.
     """
     device = choose_device(device)
-    for kept in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(kept, PRODUCTS)
+    for variable, capacity in PRODUCTS.items():
+        os.environ.setdefault(variable, capacity)
     if device.type == "cuda":  # a repetition then gives the same bits as far as torch can; torch warns of the rest
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
