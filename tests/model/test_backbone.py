@@ -1,6 +1,7 @@
 """A backbone is frozen, the same at every call and on every stack, and what cannot be loaded is one sentence."""
 
 import json
+import os
 import shutil
 import socket
 import time
@@ -390,6 +391,14 @@ def test_the_packaged_encoder_brings_like_meanings_together(packaged):
 def test_the_packaged_weights_keep_their_fingerprint(packaged):
     packaged("minilm-l6-v2")
     assert load_backbone("minilm-l6-v2").fingerprint == "8b985e3fb0b425b0"
+
+
+def test_compiled_products_are_few_unless_the_user_says_how_many(monkeypatch):
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
+    monkeypatch.delenv("LRU_CACHE_CAPACITY", raising=False)
+    load_backbone("tiny-llama")
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "7"
+    assert os.environ["LRU_CACHE_CAPACITY"] == module.PRODUCTS["LRU_CACHE_CAPACITY"]
 
 
 def test_names_that_can_be_no_folder_are_one_sentence():
