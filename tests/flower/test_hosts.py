@@ -3,8 +3,11 @@
 import contextlib
 import json
 import shutil
+import subprocess
+import sys
 import threading
 from multiprocessing.connection import Client, Listener
+from pathlib import Path
 
 import pytest
 import torch
@@ -183,6 +186,12 @@ def test_what_goes_over_the_link_arrives_to_the_bit(dtype):
     assert found == sent and records.values(found) == {"round": 3, "text": "é\n"}
     for name, tensor in records.tensors(found).items():
         assert tensor.dtype == dtype and torch.equal(tensor, tensors[name])
+
+
+def test_the_app_that_passes_messages_on_loads_neither_torch_nor_transformers():
+    app = Path(relay.__file__).parent / "app" / "fedreft_client.py"
+    code = f"import runpy, sys; runpy.run_path({str(app)!r}); assert not {{'torch', 'transformers'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_what_is_passed_on_is_what_hosts_know():
