@@ -49,9 +49,9 @@ from .weights import backbone_folder
 # transformers 4.56 renamed the argument: the old name warns there, and earlier versions do not know the new one.
 DTYPE_ARGUMENT = "dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
 # oneDNN keeps a compiled product for each number of rows that it has seen, a third of a megabyte each, up to 1,024 in
-# each of two caches. Packed batches rarely have the same number twice and would fill both. The second cache saves no
-# time here. A step needs 30 to 45 products, and one with ten or more grids (see packed_attention) loses a tenth.
-PRODUCTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "2"}
+# each of two caches. Packed batches rarely have the same number twice and would fill both.
+# A step needs 30 to 45 products, and one with ten or more grids (see packed_attention) loses a tenth.
+PRODUCTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
 HUB_TIMEOUT = 10  # seconds for the hub's first answer; transformers itself tries for 23 s and more
 
 REFUSALS = (  # the hub client's error, the status if that matters, its meaning; the first that fits is used
