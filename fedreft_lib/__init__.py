@@ -73,14 +73,15 @@ __all__ = list(_HOMES)
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = f"{__name__}.{_HOMES[name]}"
-    return getattr(sys.modules.get(module) or imported(module), name)
+    return getattr(imported(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def imported(module: str) -> ModuleType:
     """A module, imported without collecting garbage: torch, transformers and scipy make a million objects that stay.
     To look through them again and again takes a second of the import, and another one when the process ends.
     """
+    if module in sys.modules:  # freezing would keep what has become garbage since
+        return import_module(module)  # which waits for another thread that is still importing it
     collecting = gc.isenabled()
     gc.disable()
     try:

@@ -49,10 +49,11 @@ def test_an_import_leaves_the_collection_of_garbage_as_it_was(collecting):
         (gc.enable if before else gc.disable)()
 
 
-def test_a_name_that_is_asked_for_again_keeps_no_garbage():
+def test_what_is_asked_for_again_keeps_no_garbage():
     assert fedreft_lib.mix is not None
     before = gc.get_freeze_count()
     assert [fedreft_lib.mix for _ in range(3)] and gc.get_freeze_count() == before
+    assert fedreft_lib.imported("fedreft_lib.core.mixing").mix is fedreft_lib.mix and gc.get_freeze_count() == before
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

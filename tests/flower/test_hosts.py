@@ -153,12 +153,7 @@ def test_where_files_are_is_for_the_host_to_say(folder):
             pytest.warns(UserWarning, match="a node cannot take part.*There is no test file of rivers in"),
             pytest.raises(FedReFTError, match=r"these clients have not come: \[2\]"),
         ):
-            serve(
-                DirectGrid(relay.client_app(), 3, configs=configs),
-                own(folder),
-                None,
-                patience=3.0,
-            )
+            serve(DirectGrid(relay.client_app(), 3, configs=configs), own(folder), None, patience=3.0)
     with pytest.raises(ConfigError, match="started without --data"):
         Host(0, folder / "nodes", None).opened(own(folder), 0)
 
