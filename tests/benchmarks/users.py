@@ -2,8 +2,8 @@
 
 Four clients, two rounds: the same model file, examples, optimiser steps, rank, layers, learning rate, dtype and threads
 for all (frameworks/task.py). Everybody averages (FedAvg). Nobody logs, saves or tests, but ours tests one question of
-each client twice. Each program runs in a process of its own (frameworks), with all processes that it starts watched
-(spent.py), and all take turns.
+each client twice. Each program runs in a process of its own (frameworks), once for the time and once watched, with all
+processes that it starts, for the rest (spent.py), and all take turns.
 
 "seconds" are those from the start of the process to its end, imports counted for everyone; "without imports" they begin
 when the program has imported what it needs (what Ray's workers import counts there too).
@@ -139,20 +139,20 @@ class Turns:
     def run(self, program: object) -> Figures:
         package = "tests.benchmarks.frameworks"
         if program == FLOWER:
-            found = spent.of_module(f"{package}.flower_peft", self.task.folder)
+            command = spent.of_module(f"{package}.flower_peft", self.task.folder)
         elif program == PYREFT:
-            found = spent.of_module(f"{package}.pyreft_loop", self.task.folder, python=PINNED)
+            command = spent.of_module(f"{package}.pyreft_loop", self.task.folder, python=PINNED)
         else:
-            found = spent.of_module(f"{package}.ours", self.task.folder, *OURS[program])
-        return self.checked(program, found)
+            command = spent.of_module(f"{package}.ours", self.task.folder, *OURS[program])
+        return self.checked(program, spent.ran(command), spent.watched(command))
 
-    def checked(self, program: object, found: spent.Spent) -> Figures:
+    def checked(self, program: object, ran: spent.Ran, watched: spent.Watched) -> Figures:
         """Whoever trains less than the others, or does not learn, is not compared."""
-        said, task = json.loads(found.said), self.task
+        said, task = json.loads(ran.said), self.task
         steps, (first, *_, last) = task.rounds * task.clients * task.steps, said["losses"]
         assert said["steps"] == steps, f"{program} took {said['steps']} steps of {steps}"
         assert last < first, f"{program} does not learn: its losses are {said['losses']}"
         return Figures(
-            found.seconds, found.ended - said["began"], found.processor, found.memory / 1e9, said["sent"] / 1e6,
+            ran.seconds, ran.ended - said["began"], watched.processor, watched.memory / 1e9, said["sent"] / 1e6,
             tuple(said["losses"]),
         )  # fmt: skip

@@ -4,8 +4,8 @@
     Rest            m = x + o Wo^T,  y = m + (silu(n Wg^T) * n Wu^T) Wd^T           n = norm(m)
 
 Between them the batch's own attention computes o, what each token reads. No weight has a gradient, so the backward
-passes need neither n nor the other inputs of products. Kept are x and m, the factor of each norm, and of the gate g and
-of u, above on both sides of the *, the values g, silu(g) and u.
+passes need neither n nor the other inputs of products. Kept are x and m, the factor of each norm, and the two products
+with n, above on both sides of the *: g, of which silu is computed again, and u.
 
 The plain counterpart is the block's own forward pass. The two differ by rounding: a norm's output is rounded once here,
 twice in transformers.
@@ -119,19 +119,18 @@ class Rest(torch.autograd.Function):
         normed = _normed(m, factor, norm)
         g = linear(normed, mlp.gate_proj.weight, mlp.gate_proj.bias)
         u = linear(normed, mlp.up_proj.weight, mlp.up_proj.bias)
-        s = silu(g)
-        ctx.save_for_backward(m, factor, g, s, u)
+        ctx.save_for_backward(m, factor, g, u)
         ctx.block = block
-        return linear(s * u, mlp.down_proj.weight, mlp.down_proj.bias).add_(m)
+        return linear(silu(g).mul_(u), mlp.down_proj.weight, mlp.down_proj.bias).add_(m)
 
     @staticmethod
     def backward(ctx, dy: Tensor) -> tuple:
-        (m, factor, g, s, u), mlp = ctx.saved_tensors, ctx.block.mlp
+        (m, factor, g, u), mlp = ctx.saved_tensors, ctx.block.mlp
         da = dy @ mlp.down_proj.weight  # (N, D)
         dg = da * u
         torch.ops.aten.silu_backward.grad_input(dg, g, grad_input=dg)
         dn = dg @ mlp.gate_proj.weight
-        dn += da.mul_(s) @ mlp.up_proj.weight
+        dn += da.mul_(torch.ops.aten.silu.out(g, out=dg)) @ mlp.up_proj.weight
         dm = _norm_backward(dn, m, factor, ctx.block.post_attention_layernorm).add_(dy).to(m.dtype)
         return dm, dm @ ctx.block.self_attn.o_proj.weight, None
 
