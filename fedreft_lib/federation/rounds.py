@@ -153,7 +153,7 @@ class Rest:
         start = clients.begin()
         saved = store.resume(start) if resume else store.fresh(start)
         self.X, self.memory, self.done = saved.states, saved.memory, saved.manifest["round"]
-        self.rows, self.items = saved.history.to_dict("records"), saved.items
+        self.rows, self.items = list(saved.rows), saved.items
         self.round_mixing = list(saved.round_mixing)
 
     def begin(self, saves: bool = True) -> None:

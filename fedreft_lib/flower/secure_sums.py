@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 from flwr.common import FitIns, Parameters, parameters_to_ndarrays
@@ -38,6 +38,9 @@ from . import records
 from .levels import Levels
 from .server_app import FlowerClients
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 LEAST = 3  # updates in a sum: with two, each client could compute the other's
 
 
@@ -45,7 +48,7 @@ LEAST = 3  # updates in a sum: with two, each client could compute the other's
 class Sums:
     """The server's result of a run: rows as in a run's history, and the sum S of each round, (rounds, Q) float64."""
 
-    history: pd.DataFrame
+    history: "pd.DataFrame"
     sums: Tensor
 
     def save(self, folder: Path) -> None:
@@ -89,6 +92,8 @@ def _served(grid: Grid, context: Context, config: RunConfig, seconds: float, **h
             rows.append(_row(t, nodes.names[k], "server", "answered", 0.0, note=why))
         if t == config.rounds or (config.eval_every and t % config.eval_every == 0):
             rows += _scores(nodes, t)
+    import pandas as pd
+
     return Sums(pd.DataFrame(rows), torch.stack(sums))
 
 

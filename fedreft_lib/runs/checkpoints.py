@@ -11,7 +11,6 @@ complete only if they are undamaged, too. The states are then read when they are
 """
 
 import contextlib
-import io
 import json
 import warnings
 from collections.abc import Sequence
@@ -19,7 +18,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 
@@ -28,9 +26,9 @@ from ..core.state import Spec, State, is_finite
 from ..errors import DamageWarning, FedReFTError
 from ..files import load_tensors, save_tensors
 from .client_states import TENSOR, ClientStates, OnDisk
+from .history import csv_of, rows_of
 from .round_mixing import PACKED, RoundMixing, packed, unpacked
 
-HISTORY = ("round", "client", "task", "split", "metric", "value", "uplink_bytes", "downlink_bytes", "seconds", "note")
 # The entries of every manifest.
 NEEDED = {
     "round", "rounds", "checkpoint", "code", "backbone", "data", "dtype", "spec", "trainable_params", "head_params",
@@ -48,7 +46,7 @@ class Saved:
 
     config: RunConfig
     manifest: dict
-    history: pd.DataFrame
+    rows: list[dict]  # of the history, complete
     states: ClientStates
     round_mixing: Sequence[RoundMixing] = ()
     memory: State = field(default_factory=dict)
@@ -60,8 +58,8 @@ class Saved:
 
     @cached_property  # used twice: in the checkpoint and, for the reader, in history.csv
     def csv(self) -> str:
-        """The history as text; `_history_from` restores it to the bit."""
-        return self.history.to_csv(index=False, na_rep="nan")
+        """The history as text."""
+        return csv_of(self.rows)
 
 
 def name_of(t: int) -> str:
@@ -154,7 +152,7 @@ def read(path: Path) -> Saved:
         items = {name.removeprefix(ITEMS): tensors.pop(name) for name in list(tensors) if name.startswith(ITEMS)}
         memory = {name.removeprefix(SERVER): tensor for name, tensor in tensors.items()}
         states = ClientStates(start, len(where), rows)
-        saved = Saved(config, manifest, _history_from(text), states, round_mixing, memory, items)
+        saved = Saved(config, manifest, rows_of(text.decode()), states, round_mixing, memory, items)
         own = (where == manifest["round"]).nonzero()[:, 0].tolist()
         fits = not (NEEDED - set(manifest)) and sorted(rows) == own
         fits = fits and all(row.shape == (saved.spec.size,) for row in (start, *rows.values()))
@@ -188,20 +186,6 @@ def _rows_of(path: Path, t: int, wanted: list[int], config: RunConfig, size: int
     if not fits:
         raise FedReFTError(f"{path} is not the checkpoint that a later one needs")
     return {k: OnDisk(path, t, places[k]) for k in wanted}
-
-
-def history_of(rows: list[dict]) -> pd.DataFrame:
-    """Rows as a table with every column of HISTORY. Missing entries get default values."""
-    table = pd.DataFrame(rows, columns=list(HISTORY))
-    filled = {"task": "", "note": "", "uplink_bytes": 0, "downlink_bytes": 0, "seconds": 0.0}
-    for name, value in filled.items():
-        table[name] = table[name].where(table[name].notna(), value)
-    return table.astype({"round": int, "value": float, "uplink_bytes": int, "downlink_bytes": int, "seconds": float})
-
-
-def _history_from(csv: bytes) -> pd.DataFrame:
-    exactly = {"value": float, "seconds": float}  # Python's own `float` restores the bits that were written
-    return history_of(pd.read_csv(io.BytesIO(csv), keep_default_na=False, converters=exactly).to_dict("records"))
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -7,11 +7,14 @@ Items of a class also have an accuracy where the history has another metric (CoL
 """
 
 import json
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 
 from ..core.state import State
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 KEYS = ("round", "client", "task", "split", "metric")
 
@@ -26,8 +29,10 @@ def taken_out(rows: list[dict]) -> tuple[list[dict], State]:
     return [row for row in rows if not isinstance(row["value"], list)], tensors
 
 
-def table_of(tensors: State) -> pd.DataFrame:
+def table_of(tensors: State) -> "pd.DataFrame":
     """One row for each item and metric, with the columns round, client, task, split, metric, item, value."""
+    import pandas as pd
+
     rows = [
         (*json.loads(name), item, value)
         for name in sorted(tensors, key=json.loads)

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -21,8 +20,12 @@ from ..errors import ConfigError, ElsewhereWarning, FedReFTError
 from . import checkpoints
 from .checkpoints import NEEDED, Saved
 from .client_states import ClientStates
+from .history import history_of
 from .item_scores import table_of
 from .round_mixing import RoundMixing
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # The columns of results.csv: one row per (run, round, client, metric).
 RESULTS = (
@@ -37,7 +40,7 @@ class Run:
     """A run, finished or not: its config, history, last states with their spec, and mixing matrices."""
 
     config: RunConfig
-    history: pd.DataFrame
+    history: "pd.DataFrame"
     clients: ClientStates
     spec: Spec
     round_mixing: Sequence[RoundMixing]
@@ -64,7 +67,7 @@ class Run:
         return self.manifest.get("cut", {})
 
     @property
-    def results(self) -> pd.DataFrame:
+    def results(self) -> "pd.DataFrame":
         """The history with the columns of results.csv."""
         config = self.config
         table = self.history.assign(
@@ -78,11 +81,11 @@ class Run:
         return table[list(RESULTS)]
 
     @cached_property
-    def item_scores(self) -> pd.DataFrame:
+    def item_scores(self) -> "pd.DataFrame":
         """The score of every item of a client's own tests, see runs.item_scores; empty without config.item_scores."""
         return table_of(self.items)
 
-    def accuracy(self, round: int | None = None, split: str = "test") -> pd.Series:
+    def accuracy(self, round: int | None = None, split: str = "test") -> "pd.Series":
         """Each client's accuracy (or its task's primary metric) in percent after a round (default: the last)."""
         chosen = self.history[self.history["metric"].isin(PRIMARY) & (self.history["split"] == split)]
         last = chosen["round"].max() if round is None else round
@@ -118,8 +121,9 @@ def load_runs(folder: str | Path) -> list[Run]:
 
 
 def run_of(saved: Saved, folder: Path) -> Run:
+    history = history_of(saved.rows)
     return Run(
-        saved.config, saved.history, saved.states, saved.spec, saved.round_mixing, saved.manifest, folder, saved.memory,
+        saved.config, history, saved.states, saved.spec, saved.round_mixing, saved.manifest, folder, saved.memory,
         saved.items,
     )  # fmt: skip
 
@@ -156,7 +160,9 @@ def _json(path: Path) -> Any:
         return None
 
 
-def results_of(runs: list[Run]) -> pd.DataFrame:
+def results_of(runs: list[Run]) -> "pd.DataFrame":
     """All histories as one table with the columns of results.csv."""
+    import pandas as pd
+
     tables = [run.results for run in runs]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(RESULTS))

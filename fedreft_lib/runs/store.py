@@ -23,8 +23,9 @@ from ..environment import BITS, differences, environment
 from ..errors import ConfigError, DamageWarning, ElsewhereWarning, FedReFTError
 from ..files import write_text
 from . import checkpoints
-from .checkpoints import Saved, history_of
+from .checkpoints import Saved
 from .client_states import ClientStates
+from .history import complete, history_of
 from .results import Run, run_of, saved_in, warn_of_elsewhere
 from .round_mixing import RoundMixing
 
@@ -109,7 +110,7 @@ class Store:
 
     def fresh(self, start: ClientStates) -> Saved:
         """Round 0, before anything is computed, at `start`."""
-        return Saved(self.config, {**self.manifest, "round": 0}, history_of([]), start)
+        return Saved(self.config, {**self.manifest, "round": 0}, [], start)
 
     def resume(self, start: ClientStates) -> Saved:
         """The last complete round, or round 0 at `start` where none is usable. Warns where rounds are lost."""
@@ -151,7 +152,7 @@ class Store:
         ]  # fmt: skip
         if self.folder is None:
             return states
-        saved = Saved(self.config, self.manifest, history_of(rows), states, round_mixing, memory, items)
+        saved = Saved(self.config, self.manifest, complete(rows), states, round_mixing, memory, items)
         try:
             states = checkpoints.write(self.folder, saved)
             self._write_copies(saved)

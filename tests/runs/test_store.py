@@ -11,7 +11,7 @@ import torch
 from fedreft_lib import environment, load_run, load_runs, results_of
 from fedreft_lib.errors import ConfigError, ElsewhereWarning, FedReFTError
 from fedreft_lib.runs import checkpoints, store
-from fedreft_lib.runs.checkpoints import HISTORY, history_of
+from fedreft_lib.runs.history import HISTORY, history_of
 from tests.helpers.federations import StoppedError, computes, finish, same, small, stopped
 
 # DESIGN.md, section 6.
