@@ -21,6 +21,7 @@ from ..core.state import State
 from ..errors import FedReFTError
 from .backbone import Backbone
 from .fast.owners import Lines, as_columns, edit_by_owner
+from .fast.recast import cast_again
 from .linears import Place, places
 from .tokens import Batch
 
@@ -121,6 +122,11 @@ class InLinears:
         return cls(kind, layers, rank, places(blocks, targets, backbone.model.config.model_type), backbone.hidden_size)
 
     @property
+    def in_attention(self) -> bool:
+        """Whether all its modules are parts of the attention, where that is called as in LLaMA."""
+        return all(place.path.startswith("self_attn.") for place in self.linears.values())
+
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {
             f"{linear}.{name}": shape
@@ -215,8 +221,9 @@ class InLinears:
                         'can have a share of its own: use engine="one_by_one", and other targets where rows have shares'
                     )
                 x = x.reshape(*rows, -1)  # from (B T, d_in), or with an extra dimension of size 1
-            x = nn.functional.dropout(x, dropout, training=dropout > 0)
-            return output + of_each(x, phi).to(output.dtype).reshape(output.shape)
+            with cast_again(args[0], x):
+                x = nn.functional.dropout(x, dropout, training=dropout > 0)
+                return output + of_each(x, phi).to(output.dtype).reshape(output.shape)
 
         return hook
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..core.state import Layout, Spec, State
 from ..errors import DataError
 from . import agreement
-from .adapters import Adapter
+from .adapters import Adapter, InLinears
 from .backbone import Backbone
 from .fast import last_block
 from .fast.frozen_block import in_few_passes
@@ -335,11 +335,13 @@ class SteeredModel:
     def blocks(self, batch: Batch) -> Iterator[tuple]:
         """(blocks by number, inputs): the whole model on ids, or the upper part on cached hidden states.
 
-        Blocks with additions inside are read as they are, so without them all other blocks are, too: a state that adds
-        nothing then changes no bit.
+        What has additions inside, a whole block or its first half, is read as it is, so without them it is in all other
+        blocks, too: a state that adds nothing then changes no bit.
         """
         blocks = self.backbone.layers if batch.hidden is None else self.stand_in(self.adapter.below)
-        with nullcontext() if self.adapter.every_token else in_few_passes(blocks):
+        within = isinstance(self.adapter, InLinears)
+        plain = within and not self.adapter.in_attention
+        with nullcontext() if plain else in_few_passes(blocks, feed_forward_only=within):
             if batch.hidden is None:
                 yield blocks, {"input_ids": batch.as_read(batch.ids)}
                 return

@@ -2,8 +2,8 @@
 
 Four clients, two rounds: the same model file, examples, optimiser steps, rank, layers, learning rate, dtype and threads
 for all (frameworks/task.py). Everybody averages (FedAvg). Nobody logs, saves or tests, but ours tests one question of
-each client twice. Each program runs in a process of its own (frameworks), once for the time and once watched, with all
-processes that it starts, for the rest (spent.py), and all take turns.
+each client twice. Each program runs in a process of its own (frameworks), and all take turns. In the first turn each
+runs once more, watched with all processes that it starts (spent.py): memory and processor seconds are of that run.
 
 "seconds" are those from the start of the process to its end, imports counted for everyone; "without imports" they begin
 when the program has imported what it needs (what Ray's workers import counts there too).
@@ -113,6 +113,7 @@ class Turns:
 
     def __init__(self, task: Task, programs: list):
         self.task, self.programs, self.done = task, programs, []
+        self.watched: dict[object, spent.Watched] = {}
 
     def turn(self, i: int) -> dict[object, Figures]:
         if i == len(self.done):
@@ -144,7 +145,10 @@ class Turns:
             command = spent.of_module(f"{package}.pyreft_loop", self.task.folder, python=PINNED)
         else:
             command = spent.of_module(f"{package}.ours", self.task.folder, *OURS[program])
-        return self.checked(program, spent.ran(command), spent.watched(command))
+        ran = spent.ran(command)
+        if program not in self.watched:
+            self.watched[program] = spent.watched(command)
+        return self.checked(program, ran, self.watched[program])
 
     def checked(self, program: object, ran: spent.Ran, watched: spent.Watched) -> Figures:
         """Whoever trains less than the others, or does not learn, is not compared."""

@@ -1,11 +1,11 @@
 """A decoder's block with frozen weights, in few passes over memory: two functions with their own backward passes.
 
     Projections     q, k, v = turned(n Wq^T), turned(n Wk^T), n Wv^T                n = norm(x)
-    Rest            m = x + o Wo^T,  y = m + (silu(n Wg^T) * n Wu^T) Wd^T           n = norm(m)
+    FeedForward     y = m + (silu(n Wg^T) * n Wu^T) Wd^T                            n = norm(m)
 
-Between them the batch's own attention computes o, what each token reads. No weight has a gradient, so the backward
-passes need neither n nor the other inputs of products. Kept are x and m, the factor of each norm, and the two products
-with n, above on both sides of the *: g, of which silu is computed again, and u.
+Between them the batch's own attention computes o, what each token reads, and m = x + o Wo^T. No weight has a gradient,
+so the backward passes need neither n nor the other inputs of products. Kept are x and m, the factor of each norm, and
+the two products with n, above on both sides of the *: g, of which silu is computed again, and u.
 
 The plain counterpart is the block's own forward pass. The two differ by rounding: a norm's output is rounded once here,
 twice in transformers.
@@ -29,11 +29,14 @@ SILU = (nn.SiLU, type(ACT2FN["silu"]))
 
 
 @contextmanager
-def in_few_passes(blocks: Sequence[nn.Module]) -> Iterator[None]:
-    """In this context, the `blocks` that are `known` read packed batches as above, unless something hooks into them."""
-    changed = [block for block in blocks if known(block)]
+def in_few_passes(blocks: Sequence[nn.Module], feed_forward_only: bool = False) -> Iterator[None]:
+    """In this context, the `blocks` that are `known` read packed batches as above, unless something hooks into them.
+
+    feed_forward_only: only the second function, so that something may hook into their attention.
+    """
+    changed, forward = [block for block in blocks if known(block)], _second_half if feed_forward_only else _whole
     for block in changed:
-        block.forward = partial(_forward, block, block.forward)
+        block.forward = partial(forward, block, block.forward)
     try:
         yield
     finally:
@@ -62,22 +65,37 @@ def known(block: nn.Module) -> bool:
     )
 
 
-def _forward(
+def _hooked(*parts: nn.Module) -> bool:
+    return any(module._forward_hooks or module._forward_pre_hooks for part in parts for module in part.modules())
+
+
+def _second_half(
+    block: nn.Module, plain: Callable[..., Tensor], hidden_states: Tensor, packing: Attends | None = None, **more
+) -> Tensor:
+    """Takes the place of the block's own forward pass, `plain`; its first half stays as it is."""
+    if packing is None:
+        return plain(hidden_states, **more)
+    if _hooked(block.post_attention_layernorm, block.mlp):
+        return plain(hidden_states, packing=packing, **more)
+    added, _ = block.self_attn(hidden_states=block.input_layernorm(hidden_states), packing=packing, **more)
+    return FeedForward.apply((hidden_states + added)[0], block).unsqueeze(0)
+
+
+def _whole(
     block: nn.Module, plain: Callable[..., Tensor], hidden_states: Tensor, packing: Attends | None = None, **more
 ) -> Tensor:
     """Takes the place of the block's own forward pass, `plain`."""
     if packing is None:
         return plain(hidden_states, **more)
-    if any(
-        module._forward_hooks or module._forward_pre_hooks for part in block.children() for module in part.modules()
-    ):
+    if _hooked(*block.children()):
         return plain(hidden_states, packing=packing, **more)
     attention, x = block.self_attn, hidden_states[0]  # (N, d)
     cos, sin = (each[0].unsqueeze(1) for each in more["position_embeddings"])  # (N, 1, n)
     each = Projections.apply(x, cos, sin, block)  # (N, h, n), (N, g, n), (N, g, n)
     q, k, v = (y.transpose(0, 1).unsqueeze(0) for y in each)
     o = packing.attend(attention, q, k, v, attention.scaling, {"dropout": 0.0})  # (1, N, h, n)
-    return Rest.apply(x, o[0].flatten(1), block).unsqueeze(0)
+    out = attention.o_proj
+    return FeedForward.apply(linear(o[0].flatten(1), out.weight, out.bias).add_(x), block).unsqueeze(0)
 
 
 class Projections(torch.autograd.Function):
@@ -108,13 +126,12 @@ class Projections(torch.autograd.Function):
         return _norm_backward(dn, x, factor, ctx.block.input_layernorm).to(x.dtype), None, None, None
 
 
-class Rest(torch.autograd.Function):
-    """The block's output (N, d), from its input x (N, d) and what each token reads, o (N, h n)."""
+class FeedForward(torch.autograd.Function):
+    """The block's output (N, d), from its input with what attention adds, m (N, d)."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, o: Tensor, block: nn.Module) -> Tensor:
-        out, mlp, norm = block.self_attn.o_proj, block.mlp, block.post_attention_layernorm
-        m = linear(o, out.weight, out.bias).add_(x)
+    def forward(ctx, m: Tensor, block: nn.Module) -> Tensor:
+        mlp, norm = block.mlp, block.post_attention_layernorm
         factor = _factor(m, norm)
         normed = _normed(m, factor, norm)
         g = linear(normed, mlp.gate_proj.weight, mlp.gate_proj.bias)
@@ -131,8 +148,7 @@ class Rest(torch.autograd.Function):
         torch.ops.aten.silu_backward.grad_input(dg, g, grad_input=dg)
         dn = dg @ mlp.gate_proj.weight
         dn += da.mul_(torch.ops.aten.silu.out(g, out=dg)) @ mlp.up_proj.weight
-        dm = _norm_backward(dn, m, factor, ctx.block.post_attention_layernorm).add_(dy).to(m.dtype)
-        return dm, dm @ ctx.block.self_attn.o_proj.weight, None
+        return _norm_backward(dn, m, factor, ctx.block.post_attention_layernorm).add_(dy).to(m.dtype), None
 
 
 def _factor(x: Tensor, norm: nn.Module) -> Tensor:

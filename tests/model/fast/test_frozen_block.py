@@ -13,7 +13,7 @@ from fedreft_lib.core.interventions import DiReFT, LoReFT
 from fedreft_lib.methods.lora import LoRA
 from fedreft_lib.model.adapters import InLinears
 from fedreft_lib.model.fast import frozen_block, packed_attention
-from fedreft_lib.model.fast.frozen_block import FAMILIES, Rest
+from fedreft_lib.model.fast.frozen_block import FAMILIES, FeedForward
 from fedreft_lib.model.fast.packed_attention import GIVEN, install
 from fedreft_lib.model.steered import SteeredModel
 from tests.helpers.models import random_backbone, steered
@@ -49,7 +49,7 @@ def plain():
 
 def counted():
     """Counts the blocks that are computed in few passes."""
-    return mock.patch.object(Rest, "apply", wraps=Rest.apply)
+    return mock.patch.object(FeedForward, "apply", wraps=FeedForward.apply)
 
 
 def reading(model, sequences, state, owners=None, cached=False):
@@ -162,6 +162,28 @@ def test_with_additions_in_some_blocks_all_stay_plain_so_that_an_addition_of_not
         found = model.hidden_states(batch, model.start("identity", 0))
         assert torch.equal(model.hidden_states(batch, None), found)
     assert not calls.called
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_with_additions_in_attention_the_second_halves_are_in_few_passes(family):
+    def adapted(dtype):
+        backbone = backbone_of(family, dtype)
+        return SteeredModel(backbone, InLinears.of(backbone, LoRA(2.0), (1, 2), 2, ("q_proj", "v_proj", "o_proj")))
+
+    exact, model = map(adapted, DTYPES)
+    sequences, state = some_sequences(), model.start("random", 0)
+    with plain(), counted() as calls:
+        wanted, theirs = reading(exact, sequences, state), reading(model, sequences, state)
+    assert not calls.called
+    with counted() as calls:
+        ours = reading(model, sequences, state)
+    assert calls.call_count == 2 * LAYERS  # two passes
+    for found, other, right in zip(ours, theirs, wanted, strict=True):
+        assert size(found - right) <= 2.5 * size(other - right) + 8 * ULP * size(right)
+    for found, right in zip(reading(exact, sequences, state), wanted, strict=True):
+        assert size(found - right) <= 2e-5 * size(right) + 1e-5
+    batch = model.batch(sequences)
+    assert torch.equal(model.hidden_states(batch, None), model.hidden_states(batch, model.start("identity", 0)))
 
 
 @pytest.mark.parametrize("where", ["", "self_attn", "mlp.up_proj", "post_attention_layernorm"])
