@@ -5,7 +5,8 @@
 
 Between them the batch's own attention computes o, what each token reads, and m = x + o Wo^T. No weight has a gradient,
 so the backward passes need neither n nor the other inputs of products. Kept are x and m, the factor of each norm, and
-the two products with n, above on both sides of the *: g, of which silu is computed again, and u.
+of the gate g and of u, above on both sides of the *, the values g, silu(g) and u. (To compute silu(g) again would spare
+a tenth of that, and cost a step 2.5 per cent.)
 
 The plain counterpart is the block's own forward pass. The two differ by rounding: a norm's output is rounded once here,
 twice in transformers.
@@ -136,18 +137,19 @@ class FeedForward(torch.autograd.Function):
         normed = _normed(m, factor, norm)
         g = linear(normed, mlp.gate_proj.weight, mlp.gate_proj.bias)
         u = linear(normed, mlp.up_proj.weight, mlp.up_proj.bias)
-        ctx.save_for_backward(m, factor, g, u)
+        s = silu(g)
+        ctx.save_for_backward(m, factor, g, s, u)
         ctx.block = block
-        return linear(silu(g).mul_(u), mlp.down_proj.weight, mlp.down_proj.bias).add_(m)
+        return linear(s * u, mlp.down_proj.weight, mlp.down_proj.bias).add_(m)
 
     @staticmethod
     def backward(ctx, dy: Tensor) -> tuple:
-        (m, factor, g, u), mlp = ctx.saved_tensors, ctx.block.mlp
+        (m, factor, g, s, u), mlp = ctx.saved_tensors, ctx.block.mlp
         da = dy @ mlp.down_proj.weight  # (N, D)
         dg = da * u
         torch.ops.aten.silu_backward.grad_input(dg, g, grad_input=dg)
         dn = dg @ mlp.gate_proj.weight
-        dn += da.mul_(torch.ops.aten.silu.out(g, out=dg)) @ mlp.up_proj.weight
+        dn += da.mul_(s) @ mlp.up_proj.weight
         return _norm_backward(dn, m, factor, ctx.block.post_attention_layernorm).add_(dy).to(m.dtype), None
 
 
