@@ -36,8 +36,8 @@ from .work import Work, in_turn
 WORTH = 3e12  # multiplications and additions of a run from which processes of its own gain: they take half a second
 START = "fork" if sys.platform == "linux" else "spawn"
 LARGE = 2**23  # bytes of a tensor whose memory a worker gives back at once: of the vocabulary's width, not of a block's
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 KEPT = 2**28  # bytes that a worker keeps at the end of its heap for the next tensors
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def by_rule(federation: Federation, config: RunConfig, threads: int) -> int:
@@ -202,7 +202,8 @@ def _give_back_large() -> None:
     """
     with suppress(AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_MMAP_THRESHOLD, LARGE), mallopt(_TRIM_THRESHOLD, KEPT)
+        mallopt(_MMAP_THRESHOLD, LARGE)
+        mallopt(_TRIM_THRESHOLD, KEPT)
 
 
 class _Plain(pickle.Pickler):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -12,7 +13,7 @@ def cast_again(x: Tensor, cast: Tensor) -> AbstractContextManager:
 
     The backward pass has the same bits. It raises RuntimeError where x was changed in place since.
     """
-    return nullcontext() if cast is x else _casting(x, cast)
+    return _casting(x, cast) if cast is not x and torch.is_grad_enabled() else nullcontext()
 
 
 @contextmanager
