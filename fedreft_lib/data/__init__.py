@@ -17,7 +17,7 @@ This room does not know models or training.
 
 from importlib import import_module
 
-# name -> its module, which is imported when the name is first used: some load pandas
+# name -> its module, which is imported when the name is first used
 _HOMES = {
     "Example": "items", "Exchange": "items", "Item": "items", "Labelled": "items", "Question": "items",
     "FAMILIES": "families", "Family": "families", "TASKS": "commonsense", "render": "commonsense",

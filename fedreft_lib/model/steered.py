@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..core.state import Layout, Spec, State
 from ..errors import DataError
 from . import agreement
-from .adapters import Adapter, InLinears
+from .adapters import Adapter
 from .backbone import Backbone
 from .fast import last_block
 from .fast.frozen_block import in_few_passes
@@ -339,7 +339,7 @@ class SteeredModel:
         blocks, too: a state that adds nothing then changes no bit.
         """
         blocks = self.backbone.layers if batch.hidden is None else self.stand_in(self.adapter.below)
-        within = isinstance(self.adapter, InLinears)
+        within = self.adapter.every_token
         plain = within and not self.adapter.in_attention
         with nullcontext() if plain else in_few_passes(blocks, feed_forward_only=within):
             if batch.hidden is None:

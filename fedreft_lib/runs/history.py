@@ -42,6 +42,8 @@ def csv_of(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def rows_of(text: str) -> list[dict[str, Any]]:
     """The inverse of `csv_of`. Raises ValueError or KeyError for another text."""
+    if len(text) > csv.field_size_limit():  # 131,072 characters at first, and a note may quote an error of any length
+        csv.field_size_limit(len(text))
     try:
         names, *lines = csv.reader(io.StringIO(text, newline=""))
     except csv.Error as error:

@@ -1,5 +1,6 @@
 """A history's rows: their CSV is pandas' own, comes back to the bit, and any other text is refused."""
 
+import csv
 import math
 import subprocess
 import sys
@@ -29,6 +30,11 @@ FEW = {"round": 1, "client": "a", "split": "test", "metric": "accuracy", "value"
 def test_rows_come_back_from_the_text_to_the_bit(rows):
     back = rows_of(csv_of(rows))
     assert repr(back) == repr([{name: row[name] for name in HISTORY} for row in rows])
+
+
+def test_a_note_of_any_length_comes_back():
+    rows = complete([{**FEW, "note": "it did not answer: " + "e\n" * max(200_000, csv.field_size_limit())}])
+    assert rows_of(csv_of(rows)) == rows
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)

@@ -35,9 +35,9 @@ def in_few_passes(blocks: Sequence[nn.Module], feed_forward_only: bool = False) 
 
     feed_forward_only: only the second function, so that something may hook into their attention.
     """
-    changed, forward = [block for block in blocks if known(block)], _second_half if feed_forward_only else _whole
+    changed = [block for block in blocks if known(block)]
     for block in changed:
-        block.forward = partial(forward, block, block.forward)
+        block.forward = partial(_forward, block, block.forward, feed_forward_only)
     try:
         yield
     finally:
@@ -66,37 +66,32 @@ def known(block: nn.Module) -> bool:
     )
 
 
-def _hooked(*parts: nn.Module) -> bool:
-    return any(module._forward_hooks or module._forward_pre_hooks for part in parts for module in part.modules())
-
-
-def _second_half(
-    block: nn.Module, plain: Callable[..., Tensor], hidden_states: Tensor, packing: Attends | None = None, **more
-) -> Tensor:
-    """Takes the place of the block's own forward pass, `plain`; its first half stays as it is."""
-    if packing is None:
-        return plain(hidden_states, **more)
-    if _hooked(block.post_attention_layernorm, block.mlp):
-        return plain(hidden_states, packing=packing, **more)
-    added, _ = block.self_attn(hidden_states=block.input_layernorm(hidden_states), packing=packing, **more)
-    return FeedForward.apply((hidden_states + added)[0], block).unsqueeze(0)
-
-
-def _whole(
-    block: nn.Module, plain: Callable[..., Tensor], hidden_states: Tensor, packing: Attends | None = None, **more
-) -> Tensor:
+def _forward(
+    block: nn.Module, plain: Callable[..., Tensor], feed_forward_only: bool, hidden_states: Tensor,
+    packing: Attends | None = None, **more,
+) -> Tensor:  # fmt: skip
     """Takes the place of the block's own forward pass, `plain`."""
     if packing is None:
         return plain(hidden_states, **more)
-    if _hooked(*block.children()):
+    parts = (block.post_attention_layernorm, block.mlp) if feed_forward_only else block.children()
+    if any(module._forward_hooks or module._forward_pre_hooks for part in parts for module in part.modules()):
         return plain(hidden_states, packing=packing, **more)
-    attention, x = block.self_attn, hidden_states[0]  # (N, d)
-    cos, sin = (each[0].unsqueeze(1) for each in more["position_embeddings"])  # (N, 1, n)
+    if feed_forward_only:
+        added, _ = block.self_attn(hidden_states=block.input_layernorm(hidden_states), packing=packing, **more)
+        m = (hidden_states + added)[0]
+    else:
+        m = _first_half(block, hidden_states[0], packing, more["position_embeddings"])
+    return FeedForward.apply(m, block).unsqueeze(0)
+
+
+def _first_half(block: nn.Module, x: Tensor, packing: Attends, position_embeddings: tuple[Tensor, Tensor]) -> Tensor:
+    """m (N, d) of x (N, d)."""
+    attention, out = block.self_attn, block.self_attn.o_proj
+    cos, sin = (each[0].unsqueeze(1) for each in position_embeddings)  # (N, 1, n)
     each = Projections.apply(x, cos, sin, block)  # (N, h, n), (N, g, n), (N, g, n)
     q, k, v = (y.transpose(0, 1).unsqueeze(0) for y in each)
     o = packing.attend(attention, q, k, v, attention.scaling, {"dropout": 0.0})  # (1, N, h, n)
-    out = attention.o_proj
-    return FeedForward.apply(linear(o[0].flatten(1), out.weight, out.bias).add_(x), block).unsqueeze(0)
+    return linear(o[0].flatten(1), out.weight, out.bias).add_(x)
 
 
 class Projections(torch.autograd.Function):
