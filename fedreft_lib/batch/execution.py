@@ -15,6 +15,7 @@ from jupyter_client.kernelspec import KernelSpec
 from papermill.exceptions import PapermillExecutionError
 
 from ..errors import FedReFTError
+from ..memory import no_thread_cache
 from .exclusive import mark
 from .jobs import PROJECT, Job, first_line
 from .progress import Progress
@@ -49,6 +50,7 @@ class ThisPython(AsyncKernelManager):
             "PYTHONPATH": path,
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # with a user's own there would be no pictures
             "PYTHONWARNINGS": ",".join(f"ignore::{name}" for name in TO_DEVELOPERS),
+            **no_thread_cache(),
             **self.kernels.environment,
             **mark(self.kernels.folder),
         }

@@ -13,6 +13,7 @@ import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..memory import no_thread_cache
 from . import found_runs
 from .jobs import plan
 from .working_copies import INDEX, WORK, lay
@@ -39,7 +40,7 @@ def start(root: Path) -> None:
     """Becomes JupyterLab; it does not return."""
     print("JupyterLab starts; press Ctrl-C here to stop it", flush=True)
     paths = filter(None, [str(DEFAULTS), os.environ.get("JUPYTER_CONFIG_PATH")])
-    env = {**os.environ, "JUPYTER_CONFIG_PATH": os.pathsep.join(paths)}
+    env = {**os.environ, **no_thread_cache(), "JUPYTER_CONFIG_PATH": os.pathsep.join(paths)}
     os.chdir(root)
     os.execve(sys.executable, [sys.executable, "-m", "jupyterlab", *options(root)], env)
 

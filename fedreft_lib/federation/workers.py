@@ -7,7 +7,6 @@ On Linux the processes are forked: weights and kept hidden states are pages that
 they are spawned, and get these as torch's shared memory. Only states and scores are sent.
 """
 
-import ctypes
 import io
 import multiprocessing
 import os
@@ -17,7 +16,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -28,6 +27,7 @@ from torch import Tensor
 
 from ..config import RunConfig
 from ..errors import ConfigError, ElsewhereWarning, FedReFTError
+from ..memory import give_back_large, trim
 from .assembly import Federation
 from .engine import cohorts
 from .training import participants
@@ -35,9 +35,6 @@ from .work import Work, in_turn
 
 WORTH = 3e12  # multiplications and additions of a run from which processes of its own gain: they take half a second
 START = "fork" if sys.platform == "linux" else "spawn"
-LARGE = 2**23  # bytes of a tensor whose memory a worker gives back at once: of the vocabulary's width, not of a block's
-KEPT = 2**28  # bytes that a worker keeps at the end of its heap for the next tensors
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def by_rule(federation: Federation, config: RunConfig, threads: int) -> int:
@@ -79,7 +76,7 @@ class Workers:
         self.federation, self.config = federation, config
         self._processes: list[multiprocessing.Process] = []
         self._connections: list[Connection] = []
-        _trim()
+        trim()
         context = multiprocessing.get_context(START)
         if START == "spawn":
             federation = replace(federation, memo={})
@@ -102,6 +99,7 @@ class Workers:
         if len(tasks) < 2 or not self._processes or not known:
             return in_turn(function, federation, config, tasks, on_step)
         found: dict[int, Any] = {}
+        trim()  # what the end of the last round has left, while the workers need most
         try:
             for i, value in self._side_by_side(function, tasks, on_step):
                 found[i] = value
@@ -165,7 +163,7 @@ def _serve(connection: Connection, parent: int, federation: Federation, config: 
     """Computes one task after another, until the process that sends them has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent ends this one
     torch.set_num_threads(1)
-    _give_back_large()
+    give_back_large()
     while True:
         while not connection.poll(1):
             if os.getppid() != parent:
@@ -186,24 +184,7 @@ def _serve(connection: Connection, parent: int, federation: Federation, config: 
         warned = [(each.category, str(each.message)) for each in caught]
         connection.send_bytes(_packed((value, error, warned)))
         value = None
-        _trim()
-
-
-def _trim() -> None:
-    """Gives the system back what no tensor uses; glibc keeps it, in pieces that other tensors do not fit into."""
-    with suppress(AttributeError, TypeError):  # not glibc
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def _give_back_large() -> None:
-    """Has glibc ask the system for each large tensor by itself, so that it leaves no hole between small ones.
-
-    Its own limit grows with each tensor, up to four times this one.
-    """
-    with suppress(AttributeError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_MMAP_THRESHOLD, LARGE)
-        mallopt(_TRIM_THRESHOLD, KEPT)
+        trim()
 
 
 class _Plain(pickle.Pickler):

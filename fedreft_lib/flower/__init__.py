@@ -19,6 +19,8 @@ import socket
 import sys
 from pathlib import Path
 
+from ..memory import NO_THREAD_CACHE
+
 # Flower and Ray look for newer releases and send usage data; a federation needs no network except its own.
 ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -26,6 +28,7 @@ ENVIRONMENT = {
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",  # seconds between checks for a message
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # otherwise Ray warns of a change in a later version
+    **NO_THREAD_CACHE,
 }
 ARRAYS, VALUES = "arrays", "values"  # the parts of a message: its tensors, and all other values
 # The kinds of messages to a node; see `client_app`.

@@ -341,7 +341,7 @@ class SteeredModel:
         blocks = self.backbone.layers if batch.hidden is None else self.stand_in(self.adapter.below)
         within = self.adapter.every_token
         plain = within and not self.adapter.in_attention
-        with nullcontext() if plain else in_few_passes(blocks, feed_forward_only=within):
+        with nullcontext() if plain else in_few_passes(blocks, but_attention=within):
             if batch.hidden is None:
                 yield blocks, {"input_ids": batch.as_read(batch.ids)}
                 return

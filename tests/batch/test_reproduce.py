@@ -46,7 +46,9 @@ def test_notebooks_run_in_this_interpreter_with_their_parameters(project, monkey
     (kernels / "kernels/python3/kernel.json").write_text(json.dumps(other))
     monkeypatch.setenv("JUPYTER_PATH", str(kernels))
     find = "import os, sys, importlib.util\nlibrary = importlib.util.find_spec('fedreft_lib').origin"
-    tell = "print(sys.executable, library, os.getcwd(), mixing, seeds, output_dir, sep=chr(10))"
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    tell = "about = sys.executable, library, os.getcwd(), os.environ['GLIBC_TUNABLES']\n"
+    tell += "print(*about, mixing, seeds, output_dir, sep=chr(10))"
     write_notebook(project, "02_commonsense", find, tell)
     runs = project / "outputs/quick/runs"
     run(TINY, runs / TINY.run_id, progress=False)
@@ -56,7 +58,8 @@ def test_notebooks_run_in_this_interpreter_with_their_parameters(project, monkey
 
     folder = project / "outputs/quick"
     assert told(folder / "02_commonsense.ipynb", 3).splitlines() == [
-        sys.executable, fedreft_lib.__file__, str(project / "notebooks"), "0.5", "[1, 2]", "../outputs/quick",
+        sys.executable, fedreft_lib.__file__, str(project / "notebooks"), "glibc.malloc.tcache_count=0",
+        "0.5", "[1, 2]", "../outputs/quick",
     ]  # fmt: skip
     table = pd.read_csv(folder / "results.csv", keep_default_na=False)
     assert tuple(table.columns) == RESULTS

@@ -1,12 +1,12 @@
-"""A decoder's block with frozen weights, in few passes over memory: two functions with their own backward passes.
+"""A decoder's block with frozen weights, in few passes over memory: three functions with their own backward passes.
 
-    Projections     q, k, v = turned(n Wq^T), turned(n Wk^T), n Wv^T                n = norm(x)
-    FeedForward     y = m + (silu(n Wg^T) * n Wu^T) Wd^T                            n = norm(m)
+    Norm            n = norm(x)
+    Projections     q, k, v = turned(n Wq^T), turned(n Wk^T), n Wv^T
+    FeedForward     y = m + (silu(g) * u) Wd^T                          g, u = n Wg^T, n Wu^T; n = norm(m)
 
-Between them the batch's own attention computes o, what each token reads, and m = x + o Wo^T. No weight has a gradient,
-so the backward passes need neither n nor the other inputs of products. Kept are x and m, the factor of each norm, and
-of the gate g and of u, above on both sides of the *, the values g, silu(g) and u. (To compute silu(g) again would spare
-a tenth of that, and cost a step 2.5 per cent.)
+Before FeedForward the batch's own attention computes o, what each token reads, and m = x + o Wo^T. No weight has a
+gradient, so the backward passes need neither n nor the other inputs of products. Kept are x and m, the factor of each
+norm, g and u; silu(g) is computed again, which costs a step nothing that can be measured.
 
 The plain counterpart is the block's own forward pass. The two differ by rounding: a norm's output is rounded once here,
 twice in transformers.
@@ -30,14 +30,14 @@ SILU = (nn.SiLU, type(ACT2FN["silu"]))
 
 
 @contextmanager
-def in_few_passes(blocks: Sequence[nn.Module], feed_forward_only: bool = False) -> Iterator[None]:
+def in_few_passes(blocks: Sequence[nn.Module], but_attention: bool = False) -> Iterator[None]:
     """In this context, the `blocks` that are `known` read packed batches as above, unless something hooks into them.
 
-    feed_forward_only: only the second function, so that something may hook into their attention.
+    but_attention: without Projections, so that something may hook into the modules of their attention.
     """
     changed = [block for block in blocks if known(block)]
     for block in changed:
-        block.forward = partial(_forward, block, block.forward, feed_forward_only)
+        block.forward = partial(_forward, block, block.forward, but_attention)
     try:
         yield
     finally:
@@ -67,59 +67,72 @@ def known(block: nn.Module) -> bool:
 
 
 def _forward(
-    block: nn.Module, plain: Callable[..., Tensor], feed_forward_only: bool, hidden_states: Tensor,
+    block: nn.Module, plain: Callable[..., Tensor], but_attention: bool, hidden_states: Tensor,
     packing: Attends | None = None, **more,
 ) -> Tensor:  # fmt: skip
     """Takes the place of the block's own forward pass, `plain`."""
     if packing is None:
         return plain(hidden_states, **more)
-    parts = (block.post_attention_layernorm, block.mlp) if feed_forward_only else block.children()
+    parts = [part for part in block.children() if not (but_attention and part is block.self_attn)]
     if any(module._forward_hooks or module._forward_pre_hooks for part in parts for module in part.modules()):
         return plain(hidden_states, packing=packing, **more)
-    if feed_forward_only:
-        added, _ = block.self_attn(hidden_states=block.input_layernorm(hidden_states), packing=packing, **more)
-        m = (hidden_states + added)[0]
+    x = hidden_states[0]  # (N, d)
+    n = Norm.apply(x, block.input_layernorm)
+    if but_attention:
+        m = block.self_attn(hidden_states=n.unsqueeze(0), packing=packing, **more)[0][0] + x
     else:
-        m = _first_half(block, hidden_states[0], packing, more["position_embeddings"])
+        m = _attended(block.self_attn, n, packing, more["position_embeddings"]).add_(x)
     return FeedForward.apply(m, block).unsqueeze(0)
 
 
-def _first_half(block: nn.Module, x: Tensor, packing: Attends, position_embeddings: tuple[Tensor, Tensor]) -> Tensor:
-    """m (N, d) of x (N, d)."""
-    attention, out = block.self_attn, block.self_attn.o_proj
+def _attended(attention: nn.Module, n: Tensor, packing: Attends, position_embeddings: tuple[Tensor, Tensor]) -> Tensor:
+    """o Wo^T (N, d) of n (N, d)."""
     cos, sin = (each[0].unsqueeze(1) for each in position_embeddings)  # (N, 1, n)
-    each = Projections.apply(x, cos, sin, block)  # (N, h, n), (N, g, n), (N, g, n)
+    each = Projections.apply(n, cos, sin, attention)  # (N, h, n), (N, g, n), (N, g, n)
     q, k, v = (y.transpose(0, 1).unsqueeze(0) for y in each)
     o = packing.attend(attention, q, k, v, attention.scaling, {"dropout": 0.0})  # (1, N, h, n)
-    return linear(o[0].flatten(1), out.weight, out.bias).add_(x)
+    return linear(o[0].flatten(1), attention.o_proj.weight, attention.o_proj.bias)
+
+
+class Norm(torch.autograd.Function):
+    """The root-mean-square norm (N, d) of x (N, d)."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, norm: nn.Module) -> Tensor:
+        factor = _factor(x, norm)
+        ctx.save_for_backward(x, factor)
+        ctx.norm = norm
+        return _normed(x, factor, norm)
+
+    @staticmethod
+    def backward(ctx, dn: Tensor) -> tuple:
+        x, factor = ctx.saved_tensors
+        return _norm_backward(dn.to(torch.float32, copy=True), x, factor, ctx.norm).to(x.dtype), None
 
 
 class Projections(torch.autograd.Function):
-    """Queries (N, h, n), keys and values (N, g, n) of x (N, d), at positions with cos and sin (N, 1, n)."""
+    """Queries (N, h, n), keys and values (N, g, n) of n (N, d), at positions with cos and sin (N, 1, n)."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor, block: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-        attention, norm = block.self_attn, block.input_layernorm
-        factor = _factor(x, norm)
-        normed = _normed(x, factor, norm)
+    def forward(ctx, n: Tensor, cos: Tensor, sin: Tensor, attention: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
         a, b = sin.chunk(2, -1)
         sin = torch.cat((-a, b), -1)
         q, k, v = (
-            linear(normed, p.weight, p.bias).unflatten(1, (-1, attention.head_dim))
+            linear(n, p.weight, p.bias).unflatten(1, (-1, attention.head_dim))
             for p in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
-        ctx.save_for_backward(x, factor, cos, sin)
-        ctx.block = block
+        ctx.save_for_backward(cos, sin)
+        ctx.attention = attention
         return _turned(q, cos, sin, into=q), _turned(k, cos, sin, into=k), v
 
     @staticmethod
     def backward(ctx, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple:
-        x, factor, cos, sin = ctx.saved_tensors
-        attention, sin = ctx.block.self_attn, _halves_swapped(sin)
+        (cos, sin), attention = ctx.saved_tensors, ctx.attention
+        sin = _halves_swapped(sin)
         dn = _turned(dq, cos, sin).flatten(1) @ attention.q_proj.weight
         dn += _turned(dk, cos, sin).flatten(1) @ attention.k_proj.weight
         dn += dv.flatten(1) @ attention.v_proj.weight
-        return _norm_backward(dn, x, factor, ctx.block.input_layernorm).to(x.dtype), None, None, None
+        return dn, None, None, None
 
 
 class FeedForward(torch.autograd.Function):
@@ -132,19 +145,18 @@ class FeedForward(torch.autograd.Function):
         normed = _normed(m, factor, norm)
         g = linear(normed, mlp.gate_proj.weight, mlp.gate_proj.bias)
         u = linear(normed, mlp.up_proj.weight, mlp.up_proj.bias)
-        s = silu(g)
-        ctx.save_for_backward(m, factor, g, s, u)
+        ctx.save_for_backward(m, factor, g, u)  # silu(g) would be a tenth of all that a step keeps: made again below
         ctx.block = block
-        return linear(s * u, mlp.down_proj.weight, mlp.down_proj.bias).add_(m)
+        return linear(silu(g).mul_(u), mlp.down_proj.weight, mlp.down_proj.bias).add_(m)
 
     @staticmethod
     def backward(ctx, dy: Tensor) -> tuple:
-        (m, factor, g, s, u), mlp = ctx.saved_tensors, ctx.block.mlp
+        (m, factor, g, u), mlp = ctx.saved_tensors, ctx.block.mlp
         da = dy @ mlp.down_proj.weight  # (N, D)
         dg = da * u
         torch.ops.aten.silu_backward.grad_input(dg, g, grad_input=dg)
         dn = dg @ mlp.gate_proj.weight
-        dn += da.mul_(s) @ mlp.up_proj.weight
+        dn += da.mul_(silu(g)) @ mlp.up_proj.weight
         return _norm_backward(dn, m, factor, ctx.block.post_attention_layernorm).add_(dy).to(m.dtype), None
 
 
