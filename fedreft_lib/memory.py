@@ -3,7 +3,7 @@
 torch asks for each tensor with a few bytes more than it needs, to align it, and these go back at once. The thread's
 cache keeps them for small objects, which then stand on both sides of the tensor: where the tensor was, no other of its
 size fits with its own few bytes. Without the cache the holes close; in steps of 300 tokens by SmolLM2-135M a process
-holds 130 to 160 MB less, in the same time. The cache can be chosen only before a process starts, so we do that for
+holds 100 to 130 MB less, in the same time. The cache can be chosen only before a process starts, so we do that for
 those that we start ourselves: kernels, JupyterLab and Flower's processes.
 """
 

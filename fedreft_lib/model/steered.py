@@ -335,7 +335,7 @@ class SteeredModel:
     def blocks(self, batch: Batch) -> Iterator[tuple]:
         """(blocks by number, inputs): the whole model on ids, or the upper part on cached hidden states.
 
-        What has additions inside, a whole block or its first half, is read as it is, so without them it is in all other
+        What has additions inside, a whole block or its attention, is read as it is, so without them it is in all other
         blocks, too: a state that adds nothing then changes no bit.
         """
         blocks = self.backbone.layers if batch.hidden is None else self.stand_in(self.adapter.below)
