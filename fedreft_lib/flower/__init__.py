@@ -28,7 +28,7 @@ ENVIRONMENT = {
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",  # seconds between checks for a message
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # otherwise Ray warns of a change in a later version
-    **NO_THREAD_CACHE,
+    **NO_THREAD_CACHE,  # less memory in each of their processes
 }
 ARRAYS, VALUES = "arrays", "values"  # the parts of a message: its tensors, and all other values
 # The kinds of messages to a node; see `client_app`.
