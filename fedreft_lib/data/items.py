@@ -47,11 +47,13 @@ class Question:
             raise DataError(f"the right answer must be a choice from 0 to {len(self.choices) - 1}, got {self.gold!r}")
 
     @classmethod
-    def known(cls, uid: str, *values) -> "Question":
-        """A question with these values, whose `uid` was computed before."""
-        question = cls(*values)
-        vars(question)["uid"] = uid
-        return question
+    def known(cls, uid: str, task: str, context: str, question: str, choices: tuple[str, ...], gold: int) -> "Question":
+        """A question that was checked before, and whose `uid` was computed then: neither is done again."""
+        values = {"task": task, "context": context, "question": question, "choices": choices, "gold": gold}
+        known = object.__new__(cls)
+        for name, value in {**values, "of_file": False, "uid": uid}.items():
+            object.__setattr__(known, name, value)  # `vars` would give each question a dictionary of its own
+        return known
 
     @cached_property
     def uid(self) -> str:

@@ -6,7 +6,8 @@
     adapters, linears, heads                    the parts of a state, and where they act
     steered                                     the model with a state: log-probabilities, generation; read this first
     tokens, reader, encoding                    items as the model reads them, one by one and in batches
-    ways, agreement                             the ways to read batches, and the trials that find a correct one
+    ways, agreement, known_ways                 the ways to read batches, the trials that find a correct one, and what
+                                                earlier processes found
     local_training                              a state trained on one client's data
     place_inputs                                what is read where a state acts
     scoring                                     the scores of a state

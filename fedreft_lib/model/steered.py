@@ -23,6 +23,7 @@ from .fast.packed_attention import LLAMA_LIKE, Packing
 from .fast.token_losses import AT_A_TIME, TokenLosses
 from .generation import Cached, Uncached
 from .heads import Head
+from .known_ways import tried_once
 from .tokens import Batch, Tokens, added_to_scores, by_length, collate
 from .ways import Ways, known_to
 
@@ -81,7 +82,7 @@ class SteeredModel:
             if known := self._fastest_of_longer(size, writes, attention):
                 return known
             try:
-                found = agreement.found(self, size, writes)
+                found = tried_once(self.backbone, size, writes, lambda: agreement.found(self, size, writes))
                 tried[size, False, attention] = replace(found, cached=True)
             except agreement.UnreadableError as error:
                 found = error

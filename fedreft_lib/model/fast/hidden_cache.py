@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ...config import RunConfig
-from ...environment import BITS, environment
+from ...environment import BITS, environment, processor
 from ...errors import DamageWarning, FedReFTError
 from ...files import hash_of, load_tensors, write_tensors
 from .. import steered, tokens
@@ -168,7 +168,7 @@ def key_of(model: SteeredModel, sequences: Sequence[Tokens]) -> str:
     backbone, below = model.backbone, model.adapter.below
     config = backbone.model.config
     parts = (
-        _sources(), _processor(backbone.device), backbone.dtype, torch.get_float32_matmul_precision(),
+        _sources(), processor(backbone.device), backbone.dtype, torch.get_float32_matmul_precision(),
         *(environment(backbone.device)[name] for name in BITS),
         config.to_json_string(use_diff=False), getattr(config, "_attn_implementation", None),
         below, _weights(backbone)[: below + 2], list(sequences),
@@ -181,14 +181,6 @@ def _sources() -> str:
     """A hash of the code that computes hidden states, including its batch size."""
     modules = (packed_attention, textbook_attention, frozen_block, tokens, steered)
     return hashlib.sha256(b"".join(Path(module.__file__).read_bytes() for module in modules)).hexdigest()
-
-
-def _processor(device: torch.device) -> str:
-    """The processor's instructions, which products depend on: machines may share a cache folder."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torch versions do not know
-    return f"{torch.backends.cpu.get_cpu_capability()} {sorted(capabilities.items())}"
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,0 +1,116 @@
+"""The result of a trial serves the next process, and no model, machine or code that it was not found with."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fedreft_lib import AtSites, LoReFT, Sites, load_backbone
+from fedreft_lib.environment import environment
+from fedreft_lib.model import agreement, known_ways, shared
+from fedreft_lib.model.backbone import Backbone
+from fedreft_lib.model.identity import UNKNOWN
+from fedreft_lib.model.shared import shared_backbone
+from fedreft_lib.model.steered import SteeredModel
+from fedreft_lib.model.ways import Ways
+
+
+@pytest.fixture
+def tried(tmp_path, monkeypatch) -> list[tuple[int, bool]]:
+    """The trials that are made, each with its size and whether it generates; nothing is known at first."""
+    monkeypatch.setenv("FEDREFT_HIDDEN_STATES", str(tmp_path / "kept"))
+    monkeypatch.setattr(shared, "_shared", {})
+    trials, found = [], agreement.found
+
+    def counted(model, size: int, writes: bool) -> Ways:
+        trials.append((size, writes))
+        return found(model, size, writes)
+
+    monkeypatch.setattr(agreement, "found", counted)
+    return trials
+
+
+def next_process(name: str = "tiny-llama", dtype: str = "float32") -> Backbone:
+    """The backbone as a process has it that has just loaded it."""
+    shared._shared.clear()
+    return shared_backbone(name, dtype, "cpu")
+
+
+def ways(backbone: Backbone, longest: int = 20, *, writes: bool = False) -> Ways:
+    d = backbone.hidden_size
+    return SteeredModel(backbone, AtSites(LoReFT, Sites((1,), prefix=1, suffix=1), 2, d)).ways(longest, writes=writes)
+
+
+def test_the_next_process_makes_no_trial(tried):
+    assert ways(next_process()) == ways(next_process()) == Ways("packed")
+    assert tried == [(64, False)]
+    assert ways(next_process(), writes=True) == ways(next_process(), writes=True)  # generation needs its own
+    assert ways(next_process(), 100) == ways(next_process(), 100)
+    assert tried == [(64, False), (64, True), (128, False)]
+
+
+def test_a_slow_way_is_kept_as_well(tried, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(agreement, "_layouts", lambda backbone, size: ["apart"])
+        slow = ways(next_process())
+    assert ways(next_process()) == slow == Ways("apart") and len(tried) == 1
+
+
+def test_another_model_machine_or_code_is_tried_anew(tried, decoder, monkeypatch):
+    def is_tried(backbone: Backbone) -> bool:
+        before = len(tried)
+        ways(backbone)
+        return len(tried) > before
+
+    assert is_tried(next_process(decoder)) and not is_tried(next_process(decoder))
+    assert is_tried(next_process("tiny-llama"))
+    assert is_tried(next_process(decoder, "bfloat16"))
+    weights, config, modules = (next_process(decoder) for _ in range(3))
+    with torch.no_grad():
+        next(weights.model.parameters()).mul_(2)
+    config.model.config.rms_norm_eps *= 2
+    modules.layers[0].mlp = torch.nn.Sequential(modules.layers[0].mlp)
+    assert all(map(is_tried, (weights, config, modules)))
+    here = environment()
+    others = [("processor", "another")] + [("environment", {**here, name: "another"}) for name in ("code", "versions")]
+    for name, value in others:
+        with monkeypatch.context() as patch:
+            patch.setattr(known_ways, name, lambda device, value=value: value)
+            assert is_tried(next_process(decoder))
+    assert not is_tried(next_process(decoder))
+
+
+def test_a_backbone_that_is_not_known_by_its_files_is_tried_each_time(tried, tmp_path):
+    for backbone in (load_backbone("tiny-llama"), replace(load_backbone("tiny-llama"), identity=UNKNOWN)):
+        before = len(tried)
+        ways(backbone)
+        assert len(tried) == before + 1
+    assert not (tmp_path / "kept").exists()
+
+
+def test_every_damaged_file_is_tried_anew_and_mended(tried, tmp_path):
+    right = ways(next_process())
+    (kept,) = (tmp_path / "kept").iterdir()
+    whole = kept.read_bytes()
+    for i in range(0, len(whole), 7):
+        for damaged in (whole[:i], whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :]):
+            kept.write_bytes(damaged)
+            before = len(tried)
+            assert ways(next_process()) == right and len(tried) == before + 1
+            assert kept.read_bytes() == whole
+
+
+def test_without_a_place_to_write_each_process_makes_its_trial(tried, tmp_path):
+    (tmp_path / "kept").write_text("a file where the folder would be")
+    assert ways(next_process()) == ways(next_process()) and len(tried) == 2
+
+
+def test_a_text_that_the_model_cannot_read_is_refused_each_time(tried, monkeypatch):
+    def refused(backbone, ids, more):
+        raise agreement.UnreadableError("too long")
+
+    monkeypatch.setattr(agreement, "_read", refused)
+    for _ in range(2):
+        with pytest.raises(agreement.UnreadableError):
+            ways(next_process(), 64)
+    assert len(tried) == 2
