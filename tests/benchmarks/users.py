@@ -14,6 +14,7 @@ import functools
 import itertools
 import json
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -21,6 +22,7 @@ from importlib.util import find_spec
 import torch
 
 from fedreft_lib import RunConfig, load_backbone
+from fedreft_lib.data.file_hashes import SETTLED
 from fedreft_lib.federation.assembly import assemble
 from fedreft_lib.model.backbone import Backbone
 from tests.benchmarks import spent
@@ -98,6 +100,7 @@ def prepared(size: Size, folder: str) -> Task:
     )  # fmt: skip
     texts = [[(list(s.ids), s.prompt_length) for s in client.train.sequences] for client in assemble(config).clients]
     tasks.written(task, texts, lambda place: save(backbone, place))
+    time.sleep(SETTLED)  # so that the hash of the weights' file is remembered
     assemble(RunConfig(**task.config))  # the trial of the folder's model, which is kept for the next processes
     return task
 
