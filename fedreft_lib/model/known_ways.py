@@ -11,6 +11,8 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 
+import torch
+
 from ..environment import environment, processor
 from ..files import keep_text, kept_text
 from .backbone import Backbone, fingerprint
@@ -36,8 +38,8 @@ def _origin(backbone: Backbone, size: int, writes: bool) -> str:
     config, here = backbone.model.config, environment(backbone.device)
     parts = (
         backbone.identity, fingerprint(backbone.model), backbone.dtype, repr(backbone.model),
-        config.to_json_string(use_diff=False), config._attn_implementation, backbone.end_ids,
+        config.to_json_string(use_diff=False), config._attn_implementation,
         {name: here[name] for name in ("code", "versions", "python", "platform", "machine", "device")},
-        processor(backbone.device), size, writes,
+        processor(backbone.device), torch.get_float32_matmul_precision(), size, writes,
     )  # fmt: skip
     return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()
