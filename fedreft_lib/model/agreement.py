@@ -131,7 +131,7 @@ def _of_decoder(model: Readable, size: int, writes: bool) -> Ways:
             return _first_right(backbone, candidates, lambda ways: _scores(model.read_by(ways), texts))
 
         bare = _tried(lambda: _agree(_bare(backbone, texts.others[0]), texts.logits[2], backbone, OF_THE_HEAD))
-        ways = first_right([Ways(layout, bare) for layout in _layouts(backbone, size)])
+        ways = first_right([Ways(layout, bare) for layout in layouts(backbone, size)])
         if not writes or _tried(lambda: _goes_on(model.read_by(ways), texts, size)):
             return ways
         # Some models keep generated values in their modules, which the next batch would use: try without a cache.
@@ -205,7 +205,7 @@ def _of_encoder(model: Readable, size: int) -> Ways:
             hidden = trial.hidden_states(trial.batch(texts), None)
             return all(_agree(hidden[i, : len(value)], value, backbone) for i, value in enumerate(right))
 
-        return _first_right(backbone, [Ways(layout) for layout in _layouts(backbone, size)], is_right)
+        return _first_right(backbone, [Ways(layout) for layout in layouts(backbone, size)], is_right)
 
 
 def _own_hidden(model: Readable, text: Tokens) -> Tensor:
@@ -229,8 +229,8 @@ def _read(backbone: Backbone, ids: Sequence[int], more: dict) -> Any:
         ) from error
 
 
-def _layouts(backbone: Backbone, size: int) -> list[Layout]:
-    """The layouts to try, from fast to slow."""
+def layouts(backbone: Backbone, size: int) -> list[Layout]:
+    """The layouts to try for texts of up to `size` tokens, from fast to slow."""
     packed: list[Layout] = ["packed"] if packs(backbone.model, size) else []
     if backbone.kind == "encoder":
         return [*packed, "together", "alone"]

@@ -50,11 +50,11 @@ def test_the_next_process_makes_no_trial(tried):
     assert tried == [(64, True), (128, False)]
 
 
-def test_a_slow_way_is_kept_as_well(tried, monkeypatch):
+def test_a_slower_way_is_tried_anew_since_the_reason_may_pass(tried, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(agreement, "_layouts", lambda backbone, size: ["apart"])
-        slow = ways(next_process())
-    assert ways(next_process()) == slow == Ways("apart") and len(tried) == 1
+        patch.setattr(agreement, "_scores", lambda trial, texts: trial.ways(0).layout == "apart")
+        assert ways(next_process()) == ways(next_process()) == Ways("apart") and len(tried) == 2
+    assert ways(next_process()) == ways(next_process()) != Ways("apart") and len(tried) == 3
 
 
 def test_another_model_machine_or_code_is_tried_anew(tried, decoder, monkeypatch):
