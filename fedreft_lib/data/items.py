@@ -15,6 +15,9 @@ from typing import Literal
 
 from ..errors import DataError
 
+UID = 16  # hex digits
+_IN_A_ROW = ("context", "question", "choices", "gold")
+
 
 @dataclass(frozen=True)
 class Question:
@@ -46,14 +49,27 @@ class Question:
         if not isinstance(self.gold, int) or isinstance(self.gold, bool) or not 0 <= self.gold < len(self.choices):
             raise DataError(f"the right answer must be a choice from 0 to {len(self.choices) - 1}, got {self.gold!r}")
 
+    def row(self) -> str:
+        """The text for `of_row`: uid and JSON. Neither has a line break."""
+        return f"{self.uid}{json.dumps([getattr(self, name) for name in _IN_A_ROW])}"
+
     @classmethod
-    def known(cls, uid: str, task: str, context: str, question: str, choices: tuple[str, ...], gold: int) -> "Question":
-        """A question that was checked before, and whose `uid` was computed then: neither is done again."""
-        values = {"task": task, "context": context, "question": question, "choices": choices, "gold": gold}
-        known = object.__new__(cls)
-        for name, value in {**values, "of_file": False, "uid": uid}.items():
-            object.__setattr__(known, name, value)  # `vars` would give each question a dictionary of its own
-        return known
+    def of_row(cls, task: str, row: str) -> "Question":
+        """The question of a `row`, not checked again. Its JSON is parsed when a field is read that is in there: most
+        questions of a set are never looked at."""
+        question = object.__new__(cls)
+        object.__setattr__(question, "task", task)
+        object.__setattr__(question, "uid", row[:UID])
+        object.__setattr__(question, "_row", row)
+        return question
+
+    def __getattr__(self, name: str) -> object:
+        """A field that is not there yet, see `of_row`."""
+        if name not in _IN_A_ROW or "_row" not in vars(self):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        context, question, choices, gold = json.loads(vars(self)["_row"][UID:])
+        vars(self).update(context=context, question=question, choices=tuple(choices), gold=gold)
+        return vars(self)[name]
 
     @cached_property
     def uid(self) -> str:
@@ -143,7 +159,7 @@ class Example:
 
 
 def _uid(*parts: str) -> str:
-    return sha256("\x1f".join(map(_normal, parts)).encode()).hexdigest()[:16]
+    return sha256("\x1f".join(map(_normal, parts)).encode()).hexdigest()[:UID]
 
 
 def _normal(text: str) -> str:
