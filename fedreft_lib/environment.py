@@ -4,7 +4,9 @@ import functools
 import hashlib
 import platform
 import subprocess
+from contextlib import suppress
 from importlib.metadata import version
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -12,6 +14,7 @@ import torch
 PACKAGES = ("torch", "transformers", "numpy")
 # Entries that the bits of a repetition also depend on. Where they differ, a run continues, with a warning.
 BITS = ("device", "threads", "versions", "machine")
+PRECISIONS = ("fp32_precision", "cuda.matmul.fp32_precision", "mkldnn.matmul.fp32_precision")  # of torch.backends
 # The code that computes a run's numbers. A change in any other part of the library leaves finished runs valid.
 COMPUTES = ("seeds.py", "config", "core", "data", "model", "methods", "federation")
 
@@ -50,12 +53,25 @@ def environment(device: torch.device | str = "cpu") -> dict:
     }
 
 
-def processor(device: torch.device) -> str:
-    """The processor's instructions, which products depend on: machines may share a cache folder."""
+def products(device: torch.device) -> str:
+    """What the bits of matrix products depend on, besides versions and threads: the processor, since machines may share
+    a cache folder, and how exactly torch is set to multiply float32.
+    """
+    found = [_setting(name) for name in PRECISIONS]
+    with suppress(RuntimeError):  # of torch, where one of these was set
+        found.append(torch.get_float32_matmul_precision())
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return f"{found} {torch.cuda.get_device_name(device)}"
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torch versions do not know
-    return f"{torch.backends.cpu.get_cpu_capability()} {sorted(capabilities.items())}"
+    return f"{found} {torch.backends.cpu.get_cpu_capability()} {sorted(capabilities.items())}"
+
+
+def _setting(name: str) -> str | None:
+    """A setting of torch.backends; None where this torch has none of this name."""
+    try:
+        return attrgetter(name)(torch.backends)
+    except AttributeError:
+        return None
 
 
 def differences(manifest: dict) -> list[str]:

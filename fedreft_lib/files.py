@@ -121,7 +121,20 @@ def hash_of(tensors: "dict[str, Tensor]", notes: dict[str, str] | None = None) -
 
 
 def cache_dir() -> Path:
-    """$FEDREFT_CACHE, else $XDG_CACHE_HOME/fedreft, else ~/.cache/fedreft; created when something is first stored."""
+    """$FEDREFT_CACHE, else $XDG_CACHE_HOME/fedreft, else ~/.cache/fedreft; created when something is first stored.
+
+    Raises FedReFTError where the home folder is unknown.
+    """
     if "FEDREFT_CACHE" in os.environ:
-        return Path(os.environ["FEDREFT_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fedreft"
+        return expanded(os.environ["FEDREFT_CACHE"])
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "fedreft"
+
+
+def expanded(place: str) -> Path:
+    """A path that may begin with "~". Raises FedReFTError where that home folder is unknown."""
+    try:
+        return Path(place).expanduser()
+    except RuntimeError:
+        raise FedReFTError(
+            f"The home folder in {place} is unknown here: set FEDREFT_CACHE and FEDREFT_HIDDEN_STATES to whole paths."
+        ) from None

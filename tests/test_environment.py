@@ -4,11 +4,12 @@ import hashlib
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
 from fedreft_lib import run
-from fedreft_lib.environment import commit, differences, environment
+from fedreft_lib.environment import commit, differences, environment, products
 from fedreft_lib.federation.assembly import _build
 from tests.helpers.federations import small
 
@@ -50,6 +51,23 @@ def test_the_commit_says_whether_the_working_tree_was_changed(tmp_path):
     assert len(clean) == 12
     (tmp_path / "a").write_text("2")
     assert commit(tmp_path) == f"{clean}-dirty"
+
+
+def test_every_way_to_set_how_exactly_float32_is_multiplied_is_told(monkeypatch):
+    cpu = torch.device("cpu")
+    plain = products(cpu)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+        assert products(cpu) != plain
+
+    def refused():
+        raise RuntimeError("mix of the legacy and new APIs")
+
+    with monkeypatch.context() as patch:  # as torch does after one of its newer settings was set
+        patch.setattr(torch, "get_float32_matmul_precision", refused)
+        patch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(fp32_precision="tf32"))
+        assert "tf32" in products(cpu)
+    assert products(cpu) == plain
 
 
 def test_what_differs_is_named_and_what_is_not_known_is_not_made_up():

@@ -97,18 +97,21 @@ def setting(config: PretrainedConfig, name: str) -> Any:
         return None
 
 
+def settings(model: nn.Module, kind: Any) -> dict[tuple[str, str], Any]:
+    """The attributes of this kind that a model's modules have: {(path, name): value}."""
+    modules = dict(model.named_modules())
+    each = ((path, name, value) for path, module in modules.items() for name, value in vars(module).items())
+    return {(path, name): value for path, name, value in each if isinstance(value, kind)}
+
+
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Raises FedReFTError where the model's settings change in this context, as BigBird's do after a short text."""
 
-    def settings() -> dict[tuple[str, str], str | bool]:
-        modules = dict(model.named_modules())
-        each = ((path, name, value) for path, module in modules.items() for name, value in vars(module).items())
-        return {(path, name): value for path, name, value in each if isinstance(value, str | bool)}
-
-    before = settings()
+    before = settings(model, str | bool)
     yield
-    changed = [(name, value) for (path, name), value in settings().items() if before.get((path, name)) != value]
+    after = settings(model, str | bool)
+    changed = [(name, value) for (path, name), value in after.items() if before.get((path, name)) != value]
     if changed:
         name, value = changed[0]
         raise FedReFTError(

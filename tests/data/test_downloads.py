@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fedreft_lib import files
 from fedreft_lib.data import downloads
 from fedreft_lib.data.downloads import ASSETS, Asset, DownloadError, fetch, find, read_member
-from fedreft_lib.errors import AssetError
+from fedreft_lib.errors import AssetError, FedReFTError
 from fedreft_lib.model import weights
 from fedreft_lib.model.backbone import DTYPE_ARGUMENT
 from fedreft_lib.model.gguf import unpermute
@@ -98,6 +98,9 @@ def test_the_cache_is_where_the_environment_says(monkeypatch):
     assert files.cache_dir() == Path("/b/fedreft")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert files.cache_dir() == Path.home() / ".cache" / "fedreft"
+    monkeypatch.setenv("FEDREFT_CACHE", "~nobody-of-this-name/c")
+    with pytest.raises(FedReFTError, match="The home folder in ~nobody-of-this-name/c is unknown here"):
+        files.cache_dir()
 
 
 def test_an_unknown_asset_is_refused_with_the_names_that_exist(cache):

@@ -1,5 +1,6 @@
 """The result of a trial serves the next process, and no model, machine or code that it was not found with."""
 
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from fedreft_lib import AtSites, LoReFT, Sites, load_backbone
 from fedreft_lib.environment import environment
+from fedreft_lib.errors import FedReFTError
 from fedreft_lib.model import agreement, known_ways, shared
 from fedreft_lib.model.backbone import Backbone
 from fedreft_lib.model.identity import UNKNOWN
@@ -73,16 +75,62 @@ def test_another_model_machine_or_code_is_tried_anew(tried, decoder, monkeypatch
     modules.layers[0].mlp = torch.nn.Sequential(modules.layers[0].mlp)
     assert all(map(is_tried, (weights, config, modules)))
     here = environment()
-    for place, name, value in (
-        (known_ways, "processor", lambda device: "another"),
-        (known_ways, "environment", lambda device: {**here, "code": "another"}),
-        (known_ways, "environment", lambda device: {**here, "versions": "others"}),
-        (torch, "get_float32_matmul_precision", lambda: "medium"),
+    for name, value in (
+        ("products", lambda device: "of another processor"),
+        ("environment", lambda device: {**here, "code": "another"}),
+        ("environment", lambda device: {**here, "versions": "others"}),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(place, name, value)
+            patch.setattr(known_ways, name, value)
             assert is_tried(next_process(decoder))
     assert not is_tried(next_process(decoder))
+
+
+def looks_ahead(model):
+    for layer in model.model.layers:
+        layer.self_attn.is_causal = False
+
+
+def mixes_tokens(model):
+    model.model.layers[1].register_forward_hook(lambda module, args, output: output + output.mean(1, keepdim=True))
+
+
+def mixes_inputs(model):
+    model.model.layers[1].register_forward_pre_hook(lambda module, args: (args[0] + args[0].mean(1, keepdim=True),))
+
+
+def caps_logits(model):
+    forward = model.forward
+
+    def capped(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        output.logits = output.logits.tanh()
+        return output
+
+    model.forward = capped
+
+
+def has_an_own_attention(model):
+    model.config._attn_implementation = "flex_attention"
+
+
+@pytest.mark.parametrize("edit", [looks_ahead, mixes_tokens, mixes_inputs, caps_logits, has_an_own_attention])
+def test_what_somebody_has_put_into_the_model_is_tried(tried, edit, tmp_path):
+    ways(next_process())
+    edited = next_process()
+    edit(edited.model)
+    with suppress(FedReFTError):
+        ways(edited)
+    trials = len(tried)
+    assert trials > 1 and len(list((tmp_path / "kept").iterdir())) == 1
+    ways(next_process())
+    assert len(tried) == trials  # what is kept is still that of the model as it is
+
+
+def test_a_trial_in_other_numbers_is_not_kept(tried, tmp_path):
+    with torch.autocast("cpu", torch.bfloat16), suppress(FedReFTError):
+        ways(next_process())
+    assert len(tried) == 1 and not (tmp_path / "kept").exists()
 
 
 def test_a_backbone_that_is_not_known_by_its_files_is_tried_each_time(tried, tmp_path):

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ...config import RunConfig
-from ...environment import BITS, environment, processor
+from ...environment import BITS, environment, products
 from ...errors import DamageWarning, FedReFTError
 from ...files import hash_of, load_tensors, write_tensors
 from .. import steered, tokens
@@ -168,9 +168,9 @@ def key_of(model: SteeredModel, sequences: Sequence[Tokens]) -> str:
     backbone, below = model.backbone, model.adapter.below
     config = backbone.model.config
     parts = (
-        _sources(), processor(backbone.device), backbone.dtype, torch.get_float32_matmul_precision(),
+        _sources(), products(backbone.device), backbone.dtype,
         *(environment(backbone.device)[name] for name in BITS),
-        config.to_json_string(use_diff=False), getattr(config, "_attn_implementation", None),
+        config.to_dict(), getattr(config, "_attn_implementation", None),
         below, _weights(backbone)[: below + 2], list(sequences),
     )  # fmt: skip
     return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()

@@ -5,7 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
-from ...files import cache_dir
+from ...files import cache_dir, expanded
 
 DISK_LIMIT = 8 * 2**30  # bytes of all files together; at most a quarter of the disk space that is free without them
 FILES = "[0-9a-f]" * 64 + "*.safetensors"  # complete files, and partial ones of a killed process
@@ -14,7 +14,7 @@ FILES = "[0-9a-f]" * 64 + "*.safetensors"  # complete files, and partial ones of
 def folder() -> Path:
     """$FEDREFT_HIDDEN_STATES, else hidden_states in the cache folder; made when something is stored."""
     if "FEDREFT_HIDDEN_STATES" in os.environ:
-        return Path(os.environ["FEDREFT_HIDDEN_STATES"]).expanduser()
+        return expanded(os.environ["FEDREFT_HIDDEN_STATES"])
     return cache_dir() / "hidden_states"
 
 
