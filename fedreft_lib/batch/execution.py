@@ -22,6 +22,9 @@ from .progress import Progress
 
 RUNNING = ".running.ipynb"
 TO_DEVELOPERS = ("DeprecationWarning", "PendingDeprecationWarning", "FutureWarning")  # see record.py
+# A kernel gets ports that are free, and binds them a second later. Another program may have taken one of them by then.
+STARTS = 3  # tries
+DIED_AT_ITS_START = "died before replying to kernel_info"  # of jupyter_client
 logging.getLogger("papermill").addHandler(logging.NullHandler())  # it also raises what it logs as an error
 
 
@@ -67,18 +70,13 @@ def execute(job: Job, kernels: Kernels, progress: Progress) -> Path:
     failed = kernels.folder / f"{job.name}.failed.ipynb"
     running = kernels.folder / f"{job.name}{RUNNING}"
     try:
-        papermill.execute_notebook(
-            _literal(job.notebook),
-            _literal(running),
-            job.parameters,
-            kernel_name="python3",
-            language="python",
-            progress_bar=False,
-            kernel_manager_class=type("OfThisBatch", (ThisPython,), {"kernels": kernels}),
-            on_notebook_start=progress.start,
-            on_cell_start=progress.cell,
-            iopub_timeout=60,  # seconds; nbclient's 4 are too few on a busy machine
-        )
+        for tries_left in reversed(range(STARTS)):
+            try:
+                _run(job, running, kernels, progress)
+                break
+            except RuntimeError as error:
+                if not tries_left or kernels.stopped.is_set() or DIED_AT_ITS_START not in str(error):
+                    raise
     except Exception as error:
         if kernels.stopped.is_set():
             running.unlink(missing_ok=True)
@@ -101,6 +99,21 @@ def execute(job: Job, kernels: Kernels, progress: Progress) -> Path:
         with suppress(RuntimeError):  # there is none yet
             asyncio.get_event_loop().close()  # papermill's, of this thread
     return running
+
+
+def _run(job: Job, running: Path, kernels: Kernels, progress: Progress) -> None:
+    papermill.execute_notebook(
+        _literal(job.notebook),
+        _literal(running),
+        job.parameters,
+        kernel_name="python3",
+        language="python",
+        progress_bar=False,
+        kernel_manager_class=type("OfThisBatch", (ThisPython,), {"kernels": kernels}),
+        on_notebook_start=progress.start,
+        on_cell_start=progress.cell,
+        iopub_timeout=60,  # seconds; nbclient's 4 are too few on a busy machine
+    )
 
 
 def _literal(path: Path) -> str:

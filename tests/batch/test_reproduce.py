@@ -8,15 +8,17 @@ import signal
 import sys
 import threading
 import time
+from contextlib import nullcontext
 
 import nbformat
 import pandas as pd
 import psutil
 import pytest
+from ipykernel.kernelspec import get_kernel_dict
 
 import fedreft_lib
 from fedreft_lib import RunConfig, load_runs, results_of, run
-from fedreft_lib.batch import unchanged
+from fedreft_lib.batch import execution, unchanged
 from fedreft_lib.batch.execution import NotebookError
 from fedreft_lib.batch.reproduce import reproduce, set_aside
 from fedreft_lib.errors import FedReFTError
@@ -110,6 +112,28 @@ def test_dead_kernel_is_told_in_one_sentence(project):
         reproduce("quick", ["0"], project, io.StringIO())
     names = sorted(path.name for path in (project / "outputs/quick").iterdir())
     assert names == ["00_tour.failed.ipynb", "stamps"]
+
+
+@pytest.mark.parametrize(("deaths", "starts"), [(1, 2), (9, 3)])
+def test_a_kernel_that_dies_at_its_start_is_started_again(project, tmp_path, monkeypatch, deaths, starts):
+    """As where another program has taken its port meanwhile: its first cell has not begun."""
+    note = tmp_path / "starts"
+    begin = (
+        f"import os, runpy; note = open({str(note)!r}, 'a+'); note.write('.'); note.flush(); note.seek(0)\n"
+        f"if len(note.read()) <= {deaths}: os._exit(1)\n"
+        "runpy.run_module('ipykernel_launcher', run_name='__main__')"
+    )
+
+    def command(**how) -> dict:
+        start = get_kernel_dict(**how)
+        at = start["argv"].index("-m")
+        return {**start, "argv": [*start["argv"][:at], "-c", begin, *start["argv"][at + 2 :]]}
+
+    monkeypatch.setattr(execution, "get_kernel_dict", command)
+    with nullcontext() if deaths == 1 else pytest.raises(NotebookError, match="its kernel was ended"):
+        reproduce("quick", ["00"], project, io.StringIO())
+    assert len(note.read_text()) == starts
+    assert (project / "outputs/quick/00_tour.ipynb").exists() == (deaths == 1)
 
 
 def test_interruption_ends_the_kernel_and_leaves_no_torn_file(project):

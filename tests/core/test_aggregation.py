@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
@@ -28,12 +28,23 @@ def best_by_scipy(X, weights):
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(2, 8), st.integers(1, 6), st.booleans(), st.integers(0, 10**6))
+@example(3, 3, True, 3922)  # 0.4947 pulls on a point that holds 0.4946: plain steps would take 130,000
 def test_the_geometric_median_is_as_good_as_scipys(n, p, weighted, seed):
     X = draw(n, p, seed)
     weights = torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.01
     found = geometric_median(X, weights if weighted else None)
     w = weights.numpy() if weighted else np.ones(n)
     assert cost(found.aggregate[0].numpy(), X.numpy(), w) <= best_by_scipy(X.numpy(), w) * (1 + 1e-7)
+
+
+@pytest.mark.parametrize(("n", "p"), [(3, 2), (4, 3), (8, 2)])
+def test_no_median_is_left_before_it_is_found(n, p):
+    """Of a thousand draws some lie next to a point that nearly holds the median, or nearly on a line."""
+    for seed in range(170):
+        X, flat = draw(n, p, seed), torch.tensor([1.0, 1e-3, 1e-6, 1e-9][seed % 4], dtype=torch.float64)
+        X[:, -1] *= flat
+        weights = torch.rand(2, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.01
+        assert all(float(geometric_median(X, each).residual[0]) <= 1e-9 for each in (None, *weights)), (seed, flat)
 
 
 @settings(max_examples=25, deadline=None)
