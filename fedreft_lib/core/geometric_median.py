@@ -77,7 +77,7 @@ def _weiszfeld(G: Tensor, p: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor]
             unsettled &= (near.sum(1, keepdim=True) < 0.5) | (near.count_nonzero(1).unsqueeze(1) < 2)
             point, pulled, own = _nearest_point(p, distance, G)
             if i >= SLOW:
-                following = A + _longer(p, A, following - A, G) * (following - A)
+                following = (A + _longer(p, A, following - A, G) * (following - A)).clamp_min(0.0)  # of rounding
             following = torch.where(pulled <= own + TOLERANCE, point, following)
         if not bool(unsettled.any()):
             break
@@ -110,8 +110,10 @@ def _longer(p: Tensor, A: Tensor, step: Tensor, G: Tensor) -> Tensor:
         if not bool(down.any()):
             break
         t, at = torch.where(down, 2 * t, t), torch.where(down, further, at)
-    # Between t and 2 t the slope is taken as a straight line.
-    return torch.where(at < 0, t * (1 + (at / (at - slope(2 * t)).clamp_max(-1e-300)).clamp_max(1.0)), 1.0)
+    # Between t and 2 t the slope is taken as a straight line. No coordinate may become negative.
+    lowest = t * (1 + (at / (at - slope(2 * t)).clamp_max(-1e-300)).clamp_max(1.0))
+    most = torch.where(step < 0, A / -step, torch.inf).amin(1, keepdim=True)
+    return torch.where(at < 0, torch.minimum(lowest, most), 1.0)
 
 
 def _nearest_point(p: Tensor, distance: Tensor, G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
