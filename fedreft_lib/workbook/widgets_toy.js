@@ -21,6 +21,20 @@ function medianWeights(points, p) {
     const norm = Math.hypot(...at(gradient)) / scale;
     return { distance, on, held, total, gradient, norm, optimal: norm - held <= 1e-10 };
   };
+  // Next to a point that nearly holds the median a step is far too short. This is how many times as long it may be while
+  // the cost still falls at its end and no weight becomes negative.
+  const longer = (a, way) => {
+    const [z, d] = [at(a), at(way)];
+    const slope = (t) =>
+      sum(points.map((x, j) => {
+        const away = [0, 1].map((axis) => z[axis] + t * d[axis] - x[axis]);
+        return (p[j] * (away[0] * d[0] + away[1] * d[1])) / (Math.hypot(...away) || 1);
+      }));
+    const most = Math.min(...a.map((weight, j) => (way[j] < 0 ? weight / -way[j] : Infinity)));
+    let t = 1;
+    while (2 * t < most && slope(2 * t) < 0) t *= 2;
+    return t;
+  };
   for (let round = 0; scale > 0 && round < 2000; round++) {
     const here = look(a);
     if (here.optimal && here.held === 0) return a;
@@ -29,7 +43,9 @@ function medianWeights(points, p) {
     const there = here.optimal ? here : look(p.map((_, j) => (j === nearest ? 1 : 0)));
     if (there.optimal) return there.on.map((weight) => weight / there.held); // clients in one place share by weight
     const step = Math.max(1 - here.held / here.norm, 0) / here.total;
-    a = a.map((weight, j) => weight - step * here.gradient[j]);
+    const way = here.gradient.map((each) => -step * each);
+    const length = round >= 128 && round % 8 === 0 ? longer(a, way) : 1;
+    a = a.map((weight, j) => Math.max(weight + length * way[j], 0));
   }
   return a;
 }

@@ -15,6 +15,7 @@ from fedreft_lib.workbook import figures, widgets
 PLANES = {
     "toy": widgets.TOY,
     "median on a point": ((0, 0), (1, 0), (0, 1), (0.3, 0.3), (5, 5)),
+    "median next to a point": ((0, 0), (1, 0), (-0.4985, 0.8669), (3, 3)),  # plain steps: 11,500 for client 4's
     "three clients": ((0, 0), (1, 0), (4, 2)),
     "on a line": ((0, 0), (1, 1), (2, 2), (9, 9)),
     "two clients in one place": ((1, 1), (1, 1), (3, 0), (0, 4), (8, 8)),
