@@ -59,6 +59,7 @@ def by_rule(federation: Federation, config: RunConfig, threads: int) -> int:
 @contextmanager
 def working(federation: Federation, config: RunConfig, number: int) -> Iterator[Work]:
     """`number` processes that compute tasks of this federation; `in_turn` for one, or where none can be started."""
+    trim()  # what reading the tokenizer and the questions has left
     if number == 1:
         yield in_turn
         return
@@ -76,7 +77,6 @@ class Workers:
         self.federation, self.config = federation, config
         self._processes: list[multiprocessing.Process] = []
         self._connections: list[Connection] = []
-        trim()
         context = multiprocessing.get_context(START)
         if START == "spawn":
             federation = replace(federation, memo={})
