@@ -122,7 +122,9 @@ def test_what_somebody_has_put_into_the_model_is_tried(tried, edit, tmp_path):
     with suppress(FedReFTError):
         ways(edited)
     trials = len(tried)
-    assert trials > 1 and len(list((tmp_path / "kept").iterdir())) == 1
+    assert trials > 1
+    # A hash tells of an attribute, and old versions of transformers do not read this one.
+    assert edit is looks_ahead or len(list((tmp_path / "kept").iterdir())) == 1
     ways(next_process())
     assert len(tried) == trials  # what is kept is still that of the model as it is
 
