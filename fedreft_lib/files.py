@@ -71,9 +71,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def keep_text(path: Path, origin: str, text: str) -> None:
-    """Keeps a text that can be made again, for `kept_text`. origin: a hash of all that it is made of, or a name of it.
+    """Keeps a text that can be made again, for `kept_text`. Where it cannot be written, the next process makes it again.
 
-    Where it cannot be written, nothing happens, and the next process makes the text again.
+    origin: one line that tells what the text is made of from all else, such as a hash.
     """
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -70,13 +70,7 @@ def execute(job: Job, kernels: Kernels, progress: Progress) -> Path:
     failed = kernels.folder / f"{job.name}.failed.ipynb"
     running = kernels.folder / f"{job.name}{RUNNING}"
     try:
-        for tries_left in reversed(range(STARTS)):
-            try:
-                _run(job, running, kernels, progress)
-                break
-            except RuntimeError as error:
-                if not tries_left or kernels.stopped.is_set() or DIED_AT_ITS_START not in str(error):
-                    raise
+        _run(job, running, kernels, progress)
     except Exception as error:
         if kernels.stopped.is_set():
             running.unlink(missing_ok=True)
@@ -101,19 +95,25 @@ def execute(job: Job, kernels: Kernels, progress: Progress) -> Path:
     return running
 
 
-def _run(job: Job, running: Path, kernels: Kernels, progress: Progress) -> None:
-    papermill.execute_notebook(
-        _literal(job.notebook),
-        _literal(running),
-        job.parameters,
-        kernel_name="python3",
-        language="python",
-        progress_bar=False,
-        kernel_manager_class=type("OfThisBatch", (ThisPython,), {"kernels": kernels}),
-        on_notebook_start=progress.start,
-        on_cell_start=progress.cell,
-        iopub_timeout=60,  # seconds; nbclient's 4 are too few on a busy machine
-    )
+def _run(job: Job, running: Path, kernels: Kernels, progress: Progress, starts: int = STARTS) -> None:
+    """Executes a notebook, again where its kernel dies at its start."""
+    try:
+        papermill.execute_notebook(
+            _literal(job.notebook),
+            _literal(running),
+            job.parameters,
+            kernel_name="python3",
+            language="python",
+            progress_bar=False,
+            kernel_manager_class=type("OfThisBatch", (ThisPython,), {"kernels": kernels}),
+            on_notebook_start=progress.start,
+            on_cell_start=progress.cell,
+            iopub_timeout=60,  # seconds; nbclient's 4 are too few on a busy machine
+        )
+    except RuntimeError as error:
+        if starts == 1 or kernels.stopped.is_set() or DIED_AT_ITS_START not in str(error):
+            raise
+        _run(job, running, kernels, progress, starts - 1)
 
 
 def _literal(path: Path) -> str:

@@ -77,7 +77,8 @@ def _weiszfeld(G: Tensor, p: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor]
             unsettled &= (near.sum(1, keepdim=True) < 0.5) | (near.count_nonzero(1).unsqueeze(1) < 2)
             point, pulled, own = _nearest_point(p, distance, G)
             if i >= SLOW:
-                following = (A + _longer(p, A, following - A, G) * (following - A)).clamp_min(0.0)  # of rounding
+                step = following - A
+                following = (A + _longer(p, A, step, distance, G) * step).clamp_min(0.0)  # of rounding
             following = torch.where(pulled <= own + TOLERANCE, point, following)
         if not bool(unsettled.any()):
             break
@@ -87,14 +88,14 @@ def _weiszfeld(G: Tensor, p: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return A, residual.squeeze(1), _crowd(p, distance, reach)
 
 
-def _longer(p: Tensor, A: Tensor, step: Tensor, G: Tensor) -> Tensor:
+def _longer(p: Tensor, A: Tensor, step: Tensor, distance: Tensor, G: Tensor) -> Tensor:
     """How many times as long (K, 1) the steps (K, N) from A (K, N) come to the lowest cost on their way; at least once.
 
     The cost is convex, so its slope grows along the way: the length is doubled while the slope there is negative, and
-    the zero is between the last two lengths.
+    the zero is between the last two lengths. distance (K, N): from A to the points.
     """
-    AG, SG = A @ G, step @ G
-    squared = (A * AG).sum(1, keepdim=True) - 2 * AG + G.diagonal()  # |z - x_j|^2, and with t steps more
+    SG = step @ G
+    squared = distance**2  # and after t steps
     linear = (A * SG).sum(1, keepdim=True) - SG  # + 2 t linear
     square = (step * SG).sum(1, keepdim=True)  # + t^2 square
 
