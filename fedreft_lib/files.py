@@ -71,7 +71,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def keep_text(path: Path, origin: str, text: str) -> None:
-    """Keeps a text that can be made again, for `kept_text`. Where it cannot be written, the next process makes it again.
+    """Keeps a text that can be made again, for `kept_text`. If it cannot be written, the next process makes it again.
 
     origin: one line that tells what the text is made of from all else, such as a hash.
     """
