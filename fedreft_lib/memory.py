@@ -14,6 +14,7 @@ from contextlib import suppress
 NO_THREAD_CACHE = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
 LARGE = 2**23  # bytes of a tensor whose memory is given back at once: of the vocabulary's width, not of a block's
 KEPT = 2**28  # bytes that are kept at the end of the heap for the next tensors
+_largest = [0]  # tokens of the largest step so far
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -26,6 +27,13 @@ def trim() -> None:
     """Gives the system back what no tensor uses; glibc keeps it, in pieces that other tensors do not fit into."""
     with suppress(AttributeError, TypeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def make_room(tokens: int) -> None:
+    """`trim`, before a training step of more tokens than all before it: its tensors fit into none of their holes."""
+    if tokens > _largest[0]:
+        _largest[0] = tokens
+        trim()
 
 
 def give_back_large() -> None:

@@ -47,6 +47,15 @@ def test_what_nothing_uses_goes_back_to_the_system():
     assert full - held() > 150e6 and len(last) == 1000
 
 
+def test_room_is_made_only_before_a_larger_step_than_all_so_far(monkeypatch):
+    made = []
+    monkeypatch.setattr(memory, "trim", lambda: made.append(tokens))
+    monkeypatch.setattr(memory, "_largest", [0])
+    for tokens in (300, 200, 300, 301, 40, 500):
+        memory.make_room(tokens)
+    assert made == [300, 301, 500]
+
+
 def test_another_allocator_is_left_as_it_is(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     memory.trim()

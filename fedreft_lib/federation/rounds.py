@@ -19,6 +19,7 @@ from ..core.state import Layout, State
 from ..data.partition import data_fingerprint
 from ..environment import environment
 from ..errors import FedReFTError
+from ..memory import trim
 from ..methods import METHODS
 from ..model.device import one_thread
 from ..model.fast.hidden_cache import offer
@@ -141,6 +142,7 @@ def rest_of(clients: Clients, config: RunConfig, store: Store, resume: bool, pro
         rest.begin()
         while rest.done < config.rounds:
             rest.go_on(bar.update)
+    trim()  # what the steps have left, before pandas is imported for the history
     return rest.run
 
 

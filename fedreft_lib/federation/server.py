@@ -120,8 +120,9 @@ def round_of(
     late, held = late_rows(memory), X
     X, missed = _brought_up_to_date(clients, layout, X, who, t, report)
     before = [spec.named(row) for row in X]
-    # A late client keeps the state that it trained from, until its update has arrived.
-    started = torch.stack([own if k in late else row for k, own, row in zip(who, held, X, strict=True)])
+    started = X
+    if late:  # such a client keeps the state that it trained from, until its update has arrived
+        started = torch.stack([own if k in late else row for k, own, row in zip(who, held, X, strict=True)])
     updates, reasons = _collect_updates(clients, layout, config, before, missed, who, t, late, report, on_step)
     states = {i: before[i] if i in reasons else update.state for i, update in updates.items()}
     answers: dict[int, State | None] = dict.fromkeys(updates)

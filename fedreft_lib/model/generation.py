@@ -68,7 +68,7 @@ class Cached(Continuation):
         last = torch.arange(1, len(self.tokens) + 1, device=self.tokens.device) * self.tokens.shape[1] - 1
         steered = model.steered(model.backbone.layers, self.batch, self.state) if steers else nullcontext()
         with self.packed.in_use(), steered:
-            return model.logits_of(inputs, last, tuple(self.tokens.shape), self.batch.ways.bare)
+            return model.logits_of(inputs, last, tuple(self.tokens.shape), self.batch.ways.bare)[: len(last)]
 
     def go_on(self, chosen: Tensor, rows: Tensor | None = None) -> None:
         """Append the tokens chosen (B,) to the texts. rows: the texts that continue, where not all do."""

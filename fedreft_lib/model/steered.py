@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..core.state import Layout, Spec, State
 from ..errors import DataError
+from ..memory import make_room
 from . import agreement
 from .adapters import Adapter
 from .backbone import Backbone
@@ -150,15 +151,19 @@ class SteeredModel:
         """
         row, source, column, answer = batch.targets.unbind(1)
         read, which = (row * batch.ids.shape[1] + source).unique(return_inverse=True)  # options share their first one
-        logits = self.logits_at(batch, read, state, dropout)
+        logits = self._filled_logits(batch, read, state, dropout)
         ids = batch.ids[row, column]
         if not batch.branching:
-            return -TokenLosses.apply(logits, ids), answer
+            return -TokenLosses.apply(logits, ids, self._makes_logits_alone(batch)), answer
         each = zip(which.split(AT_A_TIME), ids.split(AT_A_TIME), strict=True)
         return -torch.cat([TokenLosses.apply(logits[at], own) for at, own in each]), answer
 
     def logits_at(self, batch: Batch, read: Tensor, state: State | None, dropout: float = 0.0) -> Tensor:
         """Logits (m, V) of the next token after each token of `read` (m,), increasing flat indices into (B, T)."""
+        return self._filled_logits(batch, read, state, dropout)[: len(read)]
+
+    def _filled_logits(self, batch: Batch, read: Tensor, state: State | None, dropout: float) -> Tensor:
+        """`logits_at`, with rows of no meaning after them. To cut these off would copy the gradient of all."""
         if batch.ways.layout == "alone" and len(batch.ids) > 1:
             T, rows = batch.ids.shape[1], read // batch.ids.shape[1]
             each = [(own, read[rows == i] - i * T) for i, own in enumerate(batch.rows_alone())]
@@ -171,12 +176,12 @@ class SteeredModel:
             return self.logits_of({**inputs, **self.reading(batch)}, places, shape, batch.ways.bare)
 
     def logits_of(self, inputs: dict, places: Tensor, shape: tuple[int, int], bare: bool) -> Tensor:
-        """Logits (m, V) at places (m,), flat indices into the shape (B, T) of a forward pass on `inputs`."""
+        """Logits at places (m,), flat indices into the shape (B, T) of a forward pass on `inputs`; (m, V) `filled`."""
         model = self.backbone.model
         read = filled(places)
         if bare:
             hidden = model.base_model(**inputs).last_hidden_state
-            return model.get_output_embeddings()(hidden.flatten(0, 1)[read])[: len(places)]
+            return model.get_output_embeddings()(hidden.flatten(0, 1)[read])
 
         taken = []
 
@@ -194,7 +199,13 @@ class SteeredModel:
         finally:
             if handle:
                 handle.remove()
-        return (logits[0] if taken else logits.flatten(0, 1)[read])[: len(places)]
+        return logits[0] if taken else logits.flatten(0, 1)[read]
+
+    def _makes_logits_alone(self, batch: Batch) -> bool:
+        """Whether a batch's logits are the products of a matrix, which nobody keeps."""
+        last = self.backbone.model.get_output_embeddings()
+        plain = type(last) is nn.Linear and not ("forward" in vars(last) or last._forward_hooks)
+        return batch.ways.bare and plain
 
     def continuation(
         self,
@@ -315,6 +326,8 @@ class SteeredModel:
         if not state:  # nothing, or only a head
             yield
             return
+        if torch.is_grad_enabled():
+            make_room(len(batch.index) if batch.packed else batch.ids.numel())
         with self.adapter.attached(layers, state, batch, dropout):
             yield
 

@@ -1,13 +1,15 @@
 """The loss of each token, with nothing kept for the backward pass but the logits.
 
 torch keeps the logarithms of all probabilities, in float32: twice what logits in bfloat16 take, and those are the
-widest tensors of a small model. Here they are computed again, some tokens at a time, by the same operations, so losses
-and gradients have the same bits.
+widest tensors of a small model. Here they are computed again, some tokens at a time and always in the same memory, by
+the same operations, so losses and gradients have the same bits.
 """
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.autograd.function import once_differentiable
 
 # Tokens whose float32 probabilities over the vocabulary are in memory at once. Few: the allocator returns large tensors
 # to the system, which is slow to provide them again.
@@ -15,28 +17,45 @@ AT_A_TIME = 16
 
 
 class TokenLosses(torch.autograd.Function):
-    """Cross-entropy (M,), float32, of logits (M, V) at the tokens ids (M,)."""
+    """Cross-entropy (M,), float32, of the first M rows of logits (M or more, V) at the tokens ids (M,).
+
+    spent: whether nobody else reads the logits, so that their gradient may take their place. A second backward pass
+    then raises torch's RuntimeError.
+    """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, ids: Tensor) -> Tensor:
+    def forward(ctx, logits: Tensor, ids: Tensor, spent: bool = False) -> Tensor:
+        if len(logits) < len(ids):
+            raise IndexError(f"{len(ids)} tokens have only {len(logits)} rows of logits")
         ctx.save_for_backward(logits, ids)
-        return torch.cat([_losses(*some) for some in _parts(logits, ids)])
+        ctx.spent = spent
+        losses = logits.new_empty(len(ids), dtype=torch.float32)
+        for at, logprobs in _logprobs(logits[: len(ids)]):
+            torch.neg(logprobs.gather(1, ids[at, None])[:, 0], out=losses[at])
+        return losses
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, weights: Tensor) -> tuple:
         logits, ids = ctx.saved_tensors
-        gradient = torch.empty_like(logits)
-        for into, x, own, weight in _parts(gradient, logits, ids, weights):
-            with torch.enable_grad():
-                x = x.detach().requires_grad_()
-                losses = _losses(x, own)
-            into.copy_(*torch.autograd.grad(losses, x, weight))
-        return gradient, None
+        gradient = logits if ctx.spent else torch.empty_like(logits)
+        gradient[len(ids) :] = 0
+        of_losses = of_logits = None
+        for at, logprobs in _logprobs(logits[: len(ids)]):
+            if of_logits is None:
+                of_losses, of_logits = torch.zeros_like(logprobs), torch.empty_like(logprobs)
+            d, into = of_losses[: len(logprobs)], of_logits[: len(logprobs)]
+            d.scatter_(1, ids[at, None], -weights[at, None])
+            torch.ops.aten._log_softmax_backward_data.out(d, logprobs, 1, torch.float32, out=into)
+            d.scatter_(1, ids[at, None], 0)
+            gradient[at] = into
+        return gradient, None, None
 
 
-def _losses(logits: Tensor, ids: Tensor) -> Tensor:
-    return cross_entropy(logits.float(), ids, reduction="none")
-
-
-def _parts(*tensors: Tensor) -> zip:
-    return zip(*(tensor.split(AT_A_TIME) for tensor in tensors), strict=True)
+def _logprobs(logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Which tokens, and the logarithms of their probabilities in float32, each where those before it were."""
+    x, logprobs = logits.new_empty(2, min(AT_A_TIME, len(logits)), logits.shape[1], dtype=torch.float32)
+    for start in range(0, len(logits), AT_A_TIME):
+        at = slice(start, min(start + AT_A_TIME, len(logits)))
+        own = slice(at.stop - start)
+        yield at, torch.log_softmax(x[own].copy_(logits[at]), 1, out=logprobs[own])

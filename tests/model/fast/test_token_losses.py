@@ -1,4 +1,4 @@
-"""Losses that keep only the logits: the same bits as torch's own cross-entropy, and no more memory than they say."""
+"""Losses that keep only the logits: the bits of torch's own cross-entropy, and no more memory than they say."""
 
 import pytest
 import torch
@@ -36,6 +36,34 @@ def test_a_logit_of_minus_infinity_and_a_nan_stay_where_they_are(rng):
     losses, gradients = of(TokenLosses.apply, logits, ids, torch.ones(3))
     assert losses.isfinite().tolist() == [True, False, True]
     assert gradients.isfinite().all(1).tolist() == [True, False, True] and gradients[0, 5] == 0
+
+
+def test_rows_without_a_token_have_no_gradient_and_change_none(rng):
+    logits, ids, weights = torch.randn(24, V, generator=rng), torch.randint(V, (19,), generator=rng), torch.rand(19)
+    losses, gradients = of(TokenLosses.apply, logits, ids, weights)
+    own, others = of(TokenLosses.apply, logits[:19], ids, weights)
+    assert torch.equal(losses, own) and torch.equal(gradients[:19], others) and not gradients[19:].any()
+    with pytest.raises(IndexError):
+        TokenLosses.apply(logits, torch.randint(V, (25,)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_of_spent_logits_takes_their_place_once(dtype, rng):
+    x, weight = torch.randn(19, 8, generator=rng).to(dtype), torch.randn(V, 8, generator=rng).to(dtype)
+    ids = torch.randint(V, (19,), generator=rng)
+
+    def backward(spent):
+        leaf = x.clone().requires_grad_()
+        logits = torch.nn.functional.linear(leaf, weight)
+        before, losses = logits.detach().clone(), TokenLosses.apply(logits, ids, spent).sum()
+        losses.backward(retain_graph=True)
+        return leaf.grad, torch.equal(logits, before), losses
+
+    kept, spent = backward(False), backward(True)
+    assert torch.equal(kept[0], spent[0]) and kept[1] and not spent[1]
+    kept[2].backward()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        spent[2].backward()
 
 
 def test_nothing_is_kept_but_the_logits_themselves(rng):
