@@ -147,7 +147,8 @@ class SteeredModel:
         """Log-probability (M,) of every answer token of the batch, and the number (M,) of its answer.
 
         Logits are computed at these tokens only, since the vocabulary is the widest product of a small model. Most of
-        the last block is also computed only there, since its other outputs are not read.
+        the last block is also computed only there, since its other outputs are not read. The gradient takes the place
+        of the logits, so a second backward pass raises torch's RuntimeError.
         """
         row, source, column, answer = batch.targets.unbind(1)
         read, which = (row * batch.ids.shape[1] + source).unique(return_inverse=True)  # options share their first one
