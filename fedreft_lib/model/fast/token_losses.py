@@ -40,11 +40,11 @@ class TokenLosses(torch.autograd.Function):
         logits, ids = ctx.saved_tensors
         gradient = logits if ctx.spent else torch.empty_like(logits)
         gradient[len(ids) :] = 0
-        of_losses = of_logits = None
-        for at, logprobs in _logprobs(logits[: len(ids)]):
-            if of_logits is None:
-                of_losses, of_logits = torch.zeros_like(logprobs), torch.empty_like(logprobs)
-            d, into = of_losses[: len(logprobs)], of_logits[: len(logprobs)]
+        read = logits[: len(ids)]
+        of_logprobs, of_logits = _room(read)
+        of_logprobs.zero_()
+        for at, logprobs in _logprobs(read):
+            d, into = of_logprobs[: len(logprobs)], of_logits[: len(logprobs)]
             d.scatter_(1, ids[at, None], -weights[at, None])
             torch.ops.aten._log_softmax_backward_data.out(d, logprobs, 1, torch.float32, out=into)
             d.scatter_(1, ids[at, None], 0)
@@ -54,8 +54,13 @@ class TokenLosses(torch.autograd.Function):
 
 def _logprobs(logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Which tokens, and the logarithms of their probabilities in float32, each where those before it were."""
-    x, logprobs = logits.new_empty(2, min(AT_A_TIME, len(logits)), logits.shape[1], dtype=torch.float32)
+    x, logprobs = _room(logits)
     for start in range(0, len(logits), AT_A_TIME):
         at = slice(start, min(start + AT_A_TIME, len(logits)))
         own = slice(at.stop - start)
         yield at, torch.log_softmax(x[own].copy_(logits[at]), 1, out=logprobs[own])
+
+
+def _room(logits: Tensor) -> Tensor:
+    """For two float32 numbers of each logit of AT_A_TIME tokens."""
+    return logits.new_empty(2, min(AT_A_TIME, len(logits)), logits.shape[1], dtype=torch.float32)
