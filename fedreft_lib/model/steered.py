@@ -147,15 +147,14 @@ class SteeredModel:
         """Log-probability (M,) of every answer token of the batch, and the number (M,) of its answer.
 
         Logits are computed at these tokens only, since the vocabulary is the widest product of a small model. Most of
-        the last block is also computed only there, since its other outputs are not read. The gradient takes the place
-        of the logits, so a second backward pass raises torch's RuntimeError.
+        the last block is also computed only there, since its other outputs are not read.
         """
         row, source, column, answer = batch.targets.unbind(1)
         read, which = (row * batch.ids.shape[1] + source).unique(return_inverse=True)  # options share their first one
         logits = self._filled_logits(batch, read, state, dropout)
         ids = batch.ids[row, column]
         if not batch.branching:
-            return -TokenLosses.apply(logits, ids, self._makes_logits_alone(batch)), answer
+            return -TokenLosses.apply(logits, ids), answer
         each = zip(which.split(AT_A_TIME), ids.split(AT_A_TIME), strict=True)
         return -torch.cat([TokenLosses.apply(logits[at], own) for at, own in each]), answer
 
@@ -201,12 +200,6 @@ class SteeredModel:
             if handle:
                 handle.remove()
         return logits[0] if taken else logits.flatten(0, 1)[read]
-
-    def _makes_logits_alone(self, batch: Batch) -> bool:
-        """Whether a batch's logits are the products of a matrix, which nobody keeps."""
-        last = self.backbone.model.get_output_embeddings()
-        plain = type(last) is nn.Linear and not ("forward" in vars(last) or last._forward_hooks)
-        return batch.ways.bare and plain
 
     def continuation(
         self,

@@ -17,18 +17,13 @@ AT_A_TIME = 16
 
 
 class TokenLosses(torch.autograd.Function):
-    """Cross-entropy (M,), float32, of the first M rows of logits (M or more, V) at the tokens ids (M,).
-
-    spent: whether nobody else reads the logits, so that their gradient may take their place. A second backward pass
-    then raises torch's RuntimeError.
-    """
+    """Cross-entropy (M,), float32, of the first M rows of logits (M or more, V) at the tokens ids (M,)."""
 
     @staticmethod
-    def forward(ctx, logits: Tensor, ids: Tensor, spent: bool = False) -> Tensor:
+    def forward(ctx, logits: Tensor, ids: Tensor) -> Tensor:
         if len(logits) < len(ids):
             raise IndexError(f"{len(ids)} tokens have only {len(logits)} rows of logits")
         ctx.save_for_backward(logits, ids)
-        ctx.spent = spent
         losses = logits.new_empty(len(ids), dtype=torch.float32)
         for at, logprobs in _logprobs(logits[: len(ids)]):
             torch.neg(logprobs.gather(1, ids[at, None])[:, 0], out=losses[at])
@@ -38,7 +33,7 @@ class TokenLosses(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, weights: Tensor) -> tuple:
         logits, ids = ctx.saved_tensors
-        gradient = logits if ctx.spent else torch.empty_like(logits)
+        gradient = torch.empty_like(logits)
         gradient[len(ids) :] = 0
         read = logits[: len(ids)]
         of_logprobs, of_logits = _room(read)
@@ -49,7 +44,7 @@ class TokenLosses(torch.autograd.Function):
             torch.ops.aten._log_softmax_backward_data.out(d, logprobs, 1, torch.float32, out=into)
             d.scatter_(1, ids[at, None], 0)
             gradient[at] = into
-        return gradient, None, None
+        return gradient, None
 
 
 def _logprobs(logits: Tensor) -> Iterator[tuple[slice, Tensor]]:

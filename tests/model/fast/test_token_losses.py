@@ -47,23 +47,11 @@ def test_rows_without_a_token_have_no_gradient_and_change_none(rng):
         TokenLosses.apply(logits, torch.randint(V, (25,)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_gradient_of_spent_logits_takes_their_place_once(dtype, rng):
-    x, weight = torch.randn(19, 8, generator=rng).to(dtype), torch.randn(V, 8, generator=rng).to(dtype)
-    ids = torch.randint(V, (19,), generator=rng)
-
-    def backward(spent):
-        leaf = x.clone().requires_grad_()
-        logits = torch.nn.functional.linear(leaf, weight)
-        before, losses = logits.detach().clone(), TokenLosses.apply(logits, ids, spent).sum()
-        losses.backward(retain_graph=True)
-        return leaf.grad, torch.equal(logits, before), losses
-
-    kept, spent = backward(False), backward(True)
-    assert torch.equal(kept[0], spent[0]) and kept[1] and not spent[1]
-    kept[2].backward()
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        spent[2].backward()
+def test_a_second_backward_pass_finds_the_same_gradient(rng):
+    logits = torch.randn(19, V, generator=rng).requires_grad_()
+    losses = TokenLosses.apply(logits, torch.randint(V, (19,), generator=rng))
+    first, second = (torch.autograd.grad(losses.sum(), logits, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
 
 
 def test_nothing_is_kept_but_the_logits_themselves(rng):
