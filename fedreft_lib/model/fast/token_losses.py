@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Tokens whose float32 probabilities over the vocabulary are in memory at once. Few: the allocator returns large tensors
-# to the system, which is slow to provide them again.
+# Tokens whose float32 probabilities over the vocabulary are in memory at once: few, so that they take little beside the
+# logits, and are not large enough to go back to the system, which is slow to provide them again.
 AT_A_TIME = 16
 
 
@@ -51,9 +51,9 @@ def _logprobs(logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Which tokens, and the logarithms of their probabilities in float32, each where those before it were."""
     x, logprobs = _room(logits)
     for start in range(0, len(logits), AT_A_TIME):
-        at = slice(start, min(start + AT_A_TIME, len(logits)))
-        own = slice(at.stop - start)
-        yield at, torch.log_softmax(x[own].copy_(logits[at]), 1, out=logprobs[own])
+        part = logits[start : start + AT_A_TIME]
+        n = len(part)
+        yield slice(start, start + n), torch.log_softmax(x[:n].copy_(part), 1, out=logprobs[:n])
 
 
 def _room(logits: Tensor) -> Tensor:
