@@ -134,8 +134,9 @@ def owner(folder: Path, path: Path) -> str:
     """
     for above in path.relative_to(folder).parents[:-1]:
         config = folder / above / "config.json"
-        if config.is_file():
-            return _number(_experiment(config, config.stat().st_mtime_ns))
+        with suppress(FileNotFoundError):
+            if number := _number(_experiment(config, config.stat().st_mtime_ns)):
+                return number
     return next(filter(None, map(_number, path.relative_to(folder).parts)), "")
 
 
@@ -229,8 +230,12 @@ def why_execute(folder: Path, name: str, made_of: dict[str, str]) -> str | None:
 
 
 def hashes(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
-    """SHA-256 of files, by their names below `folder`."""
-    return {path.relative_to(folder).as_posix(): read_hash(path) for path in paths}
+    """SHA-256 of files, by their names below `folder`, but for those that a notebook beside has removed meanwhile."""
+    found = {}
+    for path in paths:
+        with suppress(FileNotFoundError):
+            found[path.relative_to(folder).as_posix()] = read_hash(path)
+    return found
 
 
 def _below(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:

@@ -74,9 +74,6 @@ def write(folder: Path, saved: Saved) -> ClientStates:
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     t, states = saved.manifest["round"], saved.states
-    if t == 0:  # the run starts again: nothing of the earlier one may remain
-        for path in _newest_first(folder):
-            path.unlink()
     large = _is_large(states)
     where = torch.full((len(states),), AT_START)
     for k, row in states.own.items():
@@ -93,6 +90,9 @@ def write(folder: Path, saved: Saved) -> ClientStates:
     notes = {"config": saved.config.model_dump_json(), "manifest": json.dumps(saved.manifest)}
     path = checkpoints / name_of(t)
     save_tensors(tensors, path, notes)
+    if t == 0:  # the run starts again: nothing of the earlier one may remain
+        for other in set(_newest_first(folder)) - {path}:
+            other.unlink()
     _forget(folder)
     if not large:
         return states

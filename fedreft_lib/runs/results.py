@@ -115,7 +115,13 @@ def read_run(folder: str | Path) -> Run:
 
 def load_runs(folder: str | Path) -> list[Run]:
     """All runs in a folder, sorted by name. One warning for all that were made with other code or versions."""
-    found = [read_run(path.parent) for path in sorted(Path(folder).glob("*/manifest.json"))]
+    found = []
+    for path in sorted(Path(folder).glob("*/manifest.json")):
+        try:
+            found.append(read_run(path.parent))
+        except FedReFTError:
+            if path.exists():  # else a batch has moved the run meanwhile
+                raise
     warn_of_elsewhere(found, folder)
     return found
 

@@ -154,6 +154,8 @@ class Store:
             return states
         saved = Saved(self.config, self.manifest, complete(rows), states, round_mixing, memory, items)
         try:
+            # First what says whose files these are (batch.unchanged.owner): others may look while this is written.
+            self._write_copy("config.json", saved.config.model_dump_json(indent=1))
             states = checkpoints.write(self.folder, saved)
             self._write_copies(saved)
         except OSError as error:
@@ -165,15 +167,14 @@ class Store:
 
     def _write_copies(self, saved: Saved) -> None:
         """Writes config.json, history.csv and manifest.json of a checkpoint, where they are missing or differ."""
-        copies = {
-            "config.json": saved.config.model_dump_json(indent=1),
-            "history.csv": saved.csv,
-            "manifest.json": json.dumps(saved.manifest, indent=1),
-        }
-        for name, text in copies.items():
-            path = self.folder / name
-            if not path.exists() or path.read_bytes() != text.encode():
-                write_text(path, text)
+        self._write_copy("config.json", saved.config.model_dump_json(indent=1))
+        self._write_copy("history.csv", saved.csv)
+        self._write_copy("manifest.json", json.dumps(saved.manifest, indent=1))
+
+    def _write_copy(self, name: str, text: str) -> None:
+        path = self.folder / name
+        if not path.exists() or path.read_bytes() != text.encode():
+            write_text(path, text)
 
     def run(
         self, states: ClientStates, round_mixing: Sequence[RoundMixing], rows: list[dict], memory: State, items: State

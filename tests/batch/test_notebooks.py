@@ -7,6 +7,7 @@ import nbformat
 import pandas as pd
 import pytest
 
+from fedreft_lib.batch import unchanged
 from fedreft_lib.batch.jobs import PROJECT, plan, profiles
 from fedreft_lib.batch.reproduce import reproduce
 from fedreft_lib.runs.results import RESULTS, load_runs
@@ -57,6 +58,12 @@ def test_the_first_notebook_runs_through(tmp_path):
 @pytest.mark.slow
 def test_every_notebook_runs_through(reproduced):
     assert_ran_through(reproduced, NOTEBOOKS)
+
+
+@pytest.mark.slow
+def test_of_every_file_it_is_known_which_notebook_made_it(reproduced):
+    """Notebooks that run side by side would count the files of nobody as theirs."""
+    assert [path for path in unchanged.times(reproduced) if not unchanged.owner(reproduced, path)] == []
 
 
 @pytest.mark.slow

@@ -133,6 +133,29 @@ def test_what_it_made_must_be_there_unchanged(project, file, damage):
     assert why(project) == f"{what} is gone or changed"
 
 
+def test_what_a_notebook_beside_removes_meanwhile_is_no_part_of_a_stamp(project):
+    folder = project / "outputs/quick"
+    files = [folder / "table.csv", folder / "runs/b/checkpoints/round_0001.safetensors"]
+    unchanged.write(folder, NAME, made_of(project, NAME), folder / f"{NAME}.ipynb", files)
+    assert list(unchanged.read(folder, NAME)["files"]) == ["table.csv"] and why(project) is None
+
+
+@pytest.mark.parametrize(
+    ("file", "experiments", "number"),
+    [
+        ("study/a/checkpoints/round_0001.safetensors", {"study/a": "06_mixing_ablation: map"}, "06"),
+        ("figures/02_accuracy.png", {}, "02"),
+        ("08_killed/history.csv", {"08_killed": ""}, "08"),  # an experiment without a number says nothing
+        ("10_sums/a/nodes/b/learned.safetensors", {}, "10"),
+        ("runs/a/history.csv", {"runs/a": "mine"}, ""),
+    ],
+)
+def test_whose_a_file_is(tmp_path, file, experiments, number):
+    for run, experiment in experiments.items():
+        write(tmp_path / run / "config.json", json.dumps({"experiment": experiment}))
+    assert unchanged.owner(tmp_path, tmp_path / file) == number
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[]", "null", "{}", "\x00", "[" * 100_000, '{"made_of": {}, "output": 1, "files": {}}',

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import math
+import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -10,7 +12,7 @@ import torch
 
 from fedreft_lib import environment, load_run, load_runs, results_of
 from fedreft_lib.errors import ConfigError, ElsewhereWarning, FedReFTError
-from fedreft_lib.runs import checkpoints, store
+from fedreft_lib.runs import checkpoints, results, store
 from fedreft_lib.runs.history import HISTORY, history_of
 from tests.helpers.federations import StoppedError, computes, finish, same, small, stopped
 
@@ -112,6 +114,50 @@ def test_a_crash_within_a_save_loses_at_most_that_round(kept, tmp_path, monkeypa
     back = load_run(tmp_path)
     assert back.manifest["round"] == back.history["round"].max() == len(back.mixing_matrices) == round
     same(finish(config, tmp_path), whole)
+
+
+def test_whose_the_files_are_is_known_before_the_first_checkpoint(kept, tmp_path, monkeypatch):
+    def seen(tensors, path, notes):
+        assert json.loads((tmp_path / "config.json").read_text()) == json.loads(kept.config.model_dump_json())
+        raise StoppedError
+
+    monkeypatch.setattr(checkpoints, "save_tensors", seen)
+    with pytest.raises(StoppedError):
+        finish(kept.config, tmp_path)
+
+
+def test_a_run_that_starts_again_can_be_read_at_any_moment(kept, tmp_path, monkeypatch):
+    kept.copied(3, tmp_path)
+    save, unlink, found = checkpoints.save_tensors, Path.unlink, []
+
+    def read():
+        found.append(load_run(tmp_path).manifest["round"])
+
+    def saved(tensors, path, notes):
+        read()
+        save(tensors, path, notes)
+        read()
+
+    def unlinked(path):
+        unlink(path)
+        read()
+
+    monkeypatch.setattr(checkpoints, "save_tensors", saved)
+    monkeypatch.setattr(Path, "unlink", unlinked)
+    finish(kept.config, tmp_path, resume=False)
+    assert found[:2] == [3, 3] and found[3] == 0 and found[-1] == 3
+
+
+def test_a_run_that_a_batch_moves_meanwhile_is_not_among_those_of_the_folder(kept, tmp_path, monkeypatch):
+    folders = [kept.copied(3, tmp_path / name) for name in ("gone", "here")]
+    read = results.read_run
+
+    def moved(folder):
+        shutil.rmtree(folders[0], ignore_errors=True)
+        return read(folder)
+
+    monkeypatch.setattr(results, "read_run", moved)
+    assert [each.folder for each in load_runs(tmp_path)] == folders[1:]
 
 
 @pytest.mark.parametrize("change", [{"mixing": 0.9}, {"seed": 1}, {"rounds": 4}, {"experiment": "x"}])
