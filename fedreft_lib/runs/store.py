@@ -155,6 +155,7 @@ class Store:
         saved = Saved(self.config, self.manifest, complete(rows), states, round_mixing, memory, items)
         try:
             # First what says whose files these are (batch.unchanged.owner): others may look while this is written.
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._write_copy("config.json", saved.config.model_dump_json(indent=1))
             states = checkpoints.write(self.folder, saved)
             self._write_copies(saved)
