@@ -49,10 +49,11 @@ bench: $(LOCKED)  ## measure our speed as ratios to that of others (an hour, on 
 lab: $(LOCKED)  ## open working copies of the notebooks in JupyterLab
 	@.venv/bin/python -m fedreft_lib lab $(PROFILE)
 
+EXECUTED = $(filter-out %.running.ipynb %.failed.ipynb, $(wildcard outputs/$(PROFILE)/0[0-68]_*.ipynb))
 slides: $(LOCKED)  ## make slides for a class from the executed notebooks (PROFILE=quick)
 	@$(REVEALJS)
 	@.venv/bin/jupyter nbconvert --config notebooks/classroom/slides/config.py \
-	  --output-dir outputs/$(PROFILE)/slides outputs/$(PROFILE)/0[0-68]_*.ipynb
+	  --output-dir outputs/$(PROFILE)/slides $(or $(EXECUTED),$(error outputs/$(PROFILE) holds no executed notebook: run make reproduce PROFILE=$(PROFILE) first))
 
 lint: $(LOCKED)  ## check code and notebooks with ruff, the arrows between imports, and that no merge is half done
 	@! git grep -nE '^(<<<<<<<|>>>>>>>) '

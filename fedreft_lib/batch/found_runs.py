@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from filelock import FileLock
+
 LINKED = ".safetensors"
 
 
@@ -28,6 +30,12 @@ def bring(source: Path, target: Path) -> int:
 
     A run that is there stays, unless this library's code made the one in `source` and another made the one there.
     """
+    target.mkdir(parents=True, exist_ok=True)
+    with FileLock(target / ".bring.lock"):  # JupyterLab may be started twice
+        return _bring(source, target)
+
+
+def _bring(source: Path, target: Path) -> int:
     found = 0
     coming = target / ".coming"  # a run gets its place when it is complete
     for run, code in _finished(source):

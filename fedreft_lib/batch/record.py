@@ -4,6 +4,8 @@ Dropped   finished progress bars, as widgets or in printed text; views and state
           without their kernel (a sentence or picture beside a view stays)
 Kept      printed text in its final form, figures, tables, errors, and what was written to stderr. It may say that a
           result is not what it seems, such as "round_0004 is damaged: round 3 is used".
+Named     the kernel, as JupyterLab names it. Otherwise a notebook is unsaved as soon as JupyterLab opens it, is saved
+          two minutes later, and its file is no longer the one that a batch has made.
 
 Warnings to developers (DeprecationWarning, FutureWarning) do not come so far: `reproduce` switches them off in its
 kernels. They tell what a later version of a package will do, and the packages are locked.
@@ -14,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
+from ipykernel.ipkernel import IPythonKernel
+from ipykernel.kernelspec import get_kernel_dict
 
 from ..files import write_text
 
@@ -25,6 +29,7 @@ def clean(path: Path) -> None:
     """Leaves in an executed notebook's file what it keeps."""
     notebook = nbformat.read(path, as_version=4)
     settle(notebook)
+    notebook.metadata.update(kernel())
     write_text(path, nbformat.writes(notebook) + "\n")
 
 
@@ -34,6 +39,12 @@ def settle(notebook: nbformat.NotebookNode) -> None:
         if cell.cell_type == "code":
             cell.outputs = list(_kept(cell.outputs))
     notebook.metadata.pop("widgets", None)
+
+
+def kernel() -> dict[str, dict]:
+    """The metadata of a notebook that JupyterLab opens with this Python, as JupyterLab writes them."""
+    named = {"name": "python3", **{key: get_kernel_dict()[key] for key in ("display_name", "language")}}
+    return {"kernelspec": named, "language_info": IPythonKernel.language_info}
 
 
 def _kept(outputs: list[nbformat.NotebookNode]) -> Iterator[nbformat.NotebookNode]:

@@ -94,9 +94,13 @@ class _Batch:
             made_of = unchanged.made_of(job, self.folder)
             why = unchanged.why_execute(self.folder, job.name, made_of)
             if why is None:
+                # Runs of other parameters may be left of a batch that was stopped before these came back.
+                set_aside(self.folder, job.name, unchanged.runs_of(unchanged.read(self.folder, job.name)["files"]))
                 self.board.say(f"{job.name}: unchanged, kept; delete {target} to execute it again")
                 return
             before = unchanged.times(self.folder)
+            if self.kernels.stopped.is_set():
+                return
             self._begun.add(job.name)
         begin = f"starting, {why}" if target.exists() else "starting"
         label = f"[{self.jobs.index(job) + 1}/{len(self.jobs)}] {job.name}"
@@ -112,8 +116,13 @@ class _Batch:
     def _finish(self, job: Job, running: Path, made_of: dict[str, str], before: dict[Path, int]) -> None:
         files = unchanged.written(self.folder, before, job.name)
         set_aside(self.folder, job.name, unchanged.runs_of(files))
+        made_of = unchanged.still(made_of, unchanged.made_of(job, self.folder))
+        if changed := [part for part, value in made_of.items() if value == unchanged.CHANGED]:
+            self.board.say(
+                f"{job.name}: {' and '.join(changed)} changed while it ran, so the next batch executes it again"
+            )
         # The stamp comes first: so each output with its final name has one, and `_recover` knows one without the name.
-        unchanged.write(self.folder, job.name, made_of | unchanged.on_the_hub(job), running, files)
+        unchanged.write(self.folder, job.name, made_of, running, files)
         replace_durably(running, self.folder / job.notebook.name)
         (self.folder / f"{job.name}.failed.ipynb").unlink(missing_ok=True)
         _write_results(self.folder, without=self._begun - {job.name})

@@ -5,8 +5,10 @@ with one thread each do more than one kernel with two threads, since much of a n
 """
 
 import os
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -56,7 +58,15 @@ def execute_all(
     After an error nothing more begins, and it is raised when those that run have ended. stop: ends those that run; it
     is called where this thread is interrupted.
     """
-    waiting, running = list(jobs), dict[Future, "Job"]()
+    waiting, running, begun = list(jobs), dict[Future, "Job"](), set[str]()
+
+    def tracked(job: "Job") -> None:
+        begun.add(job.name)
+        try:
+            execute(job)
+        finally:
+            begun.remove(job.name)
+
     error = None
     pool = ThreadPoolExecutor(at_once)
     try:
@@ -65,14 +75,15 @@ def execute_all(
             ready = [job for job in waiting if error is None and ahead.isdisjoint(job.reads)]
             for job in ready[: at_once - len(running)]:
                 waiting.remove(job)
-                running[pool.submit(execute, job)] = job
+                running[pool.submit(tracked, job)] = job
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 del running[future]
                 error = error or future.exception()
     except (KeyboardInterrupt, SystemExit):
-        stop()
-        while wait(running, timeout=1).not_done:  # a kernel that was about to start has started now
-            stop()
+        while begun:
+            with suppress(KeyboardInterrupt):  # pressed again, which changes nothing
+                stop()
+                time.sleep(0.1)  # a kernel that was about to start may have started then
         raise
     finally:
         pool.shutdown()

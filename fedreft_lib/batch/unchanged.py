@@ -43,7 +43,8 @@ PACKAGES = (
 )  # fmt: skip
 HUB = "its backbones on the hub"
 # The parts of a profile's folder that no notebook writes.
-NOT_OF_NOTEBOOKS = ("earlier", "stamps", "results.csv", "report.html", "play.html")
+NOT_OF_NOTEBOOKS = ("earlier", "stamps", "slides", "results.csv", "report.html", "play.html")
+CHANGED = "changed while the notebook ran"
 
 
 # --- what it depends on -----------------------------------------------------------------------------------------------
@@ -167,7 +168,8 @@ def times(folder: Path) -> dict[Path, int]:
 def written(folder: Path, before: dict[Path, int], name: str) -> list[Path]:
     """The files of a notebook that are new or changed since `before` (see `times`); of a run, all if its manifest is.
 
-    name: the notebook's. Files of another one, which may run beside it, do not count (see `owner`).
+    name: the notebook's. Files of another one, which may run beside it, do not count (see `owner`). Those of nobody
+    count for each: better a notebook is executed once more than a file that it made is taken for granted.
     If a run is read and not computed, `runs.store.Store.finished` renews its manifest's time. Times are compared only
     with earlier times of the same file, so the clock does not matter.
     """
@@ -177,9 +179,14 @@ def written(folder: Path, before: dict[Path, int], name: str) -> list[Path]:
     return sorted(path for path in now if path in new or used & set(path.parents))
 
 
-def runs_of(files: Iterable[Path]) -> set[str]:
+def runs_of(files: Iterable[str | Path]) -> set[str]:
     """The names of the runs whose manifests are among `files`."""
-    return {path.parent.name for path in files if path.name == "manifest.json"}
+    return {path.parent.name for path in map(Path, files) if path.name == "manifest.json"}
+
+
+def still(made_of: dict[str, str], now: dict[str, str]) -> dict[str, str]:
+    """What a notebook was made of, from the hashes before and after it ran: `CHANGED` in place of what differs."""
+    return {part: now[part] if part == HUB or now[part] == then else CHANGED for part, then in made_of.items()}
 
 
 def write(folder: Path, name: str, made_of: dict[str, str], output: Path, files: list[Path]) -> None:

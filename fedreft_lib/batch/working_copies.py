@@ -20,13 +20,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ipykernel.ipkernel import IPythonKernel
-from ipykernel.kernelspec import get_kernel_dict
 from papermill.translators import PythonTranslator
 
 from ..config.notebook_parameters import assignments
 from ..files import replace_durably, write_text
 from .jobs import Job
+from .record import kernel
 
 WORK, INDEX, LAID = "work", "index.ipynb", ".laid.json"
 
@@ -50,7 +49,8 @@ def lay(root: Path, jobs: Iterable[Job], welcome: Callable[[list[str]], str]) ->
         original, copy = root / "notebooks" / name, work / name
         content = original.read_bytes()
         if original.suffix == ".ipynb":
-            notebook = _as_opened(json.loads(content))
+            notebook = json.loads(content)
+            notebook["metadata"] |= kernel()
             if original in values:
                 _set_parameters(notebook, values[original])
             if name == INDEX:
@@ -102,13 +102,6 @@ def _write(path: Path, content: bytes) -> None:
 
 
 # --- what is changed in a copy ----------------------------------------------------------------------------------------
-
-
-def _as_opened(notebook: dict) -> dict:
-    """A notebook that names its kernel as JupyterLab does; otherwise it is unsaved as soon as it is opened."""
-    kernel = {"name": "python3", **{key: get_kernel_dict()[key] for key in ("display_name", "language")}}
-    notebook["metadata"] |= {"kernelspec": kernel, "language_info": IPythonKernel.language_info}
-    return notebook
 
 
 def _set_parameters(notebook: dict, values: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ complete only if they are undamaged, too. The states are then read when they are
 
 import contextlib
 import json
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -125,6 +126,8 @@ def newest(folder: Path, config: RunConfig | None = None) -> Saved | None:
         try:
             saved = read(path)
         except FedReFTError as error:
+            if not os.path.lexists(path):  # another process goes on with this run, or starts it again
+                return newest(folder, config)
             passed.append(str(error))
             continue
         if config is not None and saved.config != config:

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -113,10 +113,16 @@ def read_run(folder: str | Path) -> Run:
     return run_of(saved, folder)
 
 
-def load_runs(folder: str | Path) -> list[Run]:
-    """All runs in a folder, sorted by name. One warning for all that were made with other code or versions."""
+def load_runs(folder: str | Path, wanted: Callable[[str], bool] | None = None) -> list[Run]:
+    """All runs in a folder, sorted by name. One warning for all that were made with other code or versions.
+
+    wanted: whether those of an experiment are read; the others may just be written by another notebook.
+    """
     found = []
     for path in sorted(Path(folder).glob("*/manifest.json")):
+        config = _config(path.parent)
+        if wanted and config and not wanted(config.experiment):
+            continue
         try:
             found.append(read_run(path.parent))
         except FedReFTError:

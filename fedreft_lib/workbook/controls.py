@@ -29,6 +29,7 @@ from ..federation.client import ClientUpdate, is_told
 from ..federation.local_clients import LocalClients, start
 from ..federation.rounds import rest_of
 from ..methods import METHODS, uncertainty
+from ..model.device import one_thread
 from ..model.local_training import train_client
 from ..runs.results import Run
 from ..runs.store import Store
@@ -58,7 +59,8 @@ def run_arms(
 
 def run_on(federation: Federation, config: RunConfig, clients: type[LocalClients] = LocalClients) -> Run:
     """A run of a config on a federation that need not be the config's own."""
-    return rest_of(clients(federation, config), config, Store(config, None), resume=False, progress=False)
+    with one_thread(config.device):
+        return rest_of(clients(federation, config), config, Store(config, None), resume=False, progress=False)
 
 
 def redealt(federation: Federation, hands: Sequence[Sequence[int]]) -> Federation:

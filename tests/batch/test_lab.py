@@ -3,6 +3,8 @@
 import json
 import re
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -10,7 +12,7 @@ import pytest
 import yaml
 
 from fedreft_lib import RunConfig, run
-from fedreft_lib.batch import command_line, lab
+from fedreft_lib.batch import command_line, found_runs, lab
 from fedreft_lib.batch.jobs import ordered_notebooks, parameters_of, plan, profiles
 from fedreft_lib.batch.working_copies import lay, with_values
 from fedreft_lib.errors import ConfigError
@@ -124,6 +126,19 @@ def test_only_finished_runs_are_brought_and_none_is_replaced_but_one_of_other_co
     by = {p.parent.name: json.loads(p.read_text())["by"] for p in project.glob("outputs/interactive/*/*/manifest.json")}
     mine = {"same": "interactive", "outdated batch": "interactive"}
     assert by == {"new": "quick", "outdated": "quick", **mine}
+
+
+def test_two_that_start_at_once_bring_one_after_the_other(tmp_path, monkeypatch):
+    inside = []
+
+    def slow(source, target):
+        inside.append(target)
+        time.sleep(0.1)
+        return len(inside), inside.pop()
+
+    monkeypatch.setattr(found_runs, "_bring", slow)
+    with ThreadPoolExecutor(2) as pool:
+        assert set(pool.map(found_runs.bring, [tmp_path] * 2, [tmp_path / "mine"] * 2)) == {(1, tmp_path / "mine")}
 
 
 # --- JupyterLab -------------------------------------------------------------------------------------------------------

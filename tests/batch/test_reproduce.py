@@ -224,6 +224,44 @@ def test_what_is_unchanged_is_kept_and_what_is_changed_runs_with_what_reads_its_
     assert (folder / "picture.txt").read_text() == "0.7"
 
 
+def test_runs_of_values_that_were_tried_and_taken_back_leave_the_results(project):
+    """A batch is stopped with other values after a run was computed; then the first ones come back."""
+    compute = "from fedreft_lib import RunConfig, run\nname = f'{{output_dir}}/runs/{{mixing}}'\n"
+    compute += "run(RunConfig(**{} | {{'mixing': mixing}}), name, progress=False)\n1 / (mixing != 0.7)"
+    write_notebook(project, "01_aside", compute.format(TINY.but(experiment="01_aside").model_dump()))
+    write_notebook(project, "02_commonsense", metadata={"fedreft": {"reads": "runs"}})
+    write_parameters(project, "01_aside", "mixing: 0.5")
+    reproduce("quick", root=project, out=io.StringIO())
+    folder = project / "outputs/quick"
+    results = (folder / "results.csv").read_text()
+    write_parameters(project, "01_aside", "mixing: 0.7")
+    with pytest.raises(NotebookError, match="ZeroDivisionError"):
+        reproduce("quick", root=project, out=io.StringIO())
+    assert len(list((folder / "runs").iterdir())) == 2
+    write_parameters(project, "01_aside", "mixing: 0.5")
+    out = io.StringIO()
+    reproduce("quick", root=project, out=out)
+    assert "starting" not in out.getvalue() and (folder / "results.csv").read_text() == results
+    assert [path.name for path in (folder / "earlier").iterdir()] == ["0.7"]
+
+
+def test_what_changes_while_a_notebook_runs_is_told_and_has_it_executed_again(project, monkeypatch):
+    library = project / "library"
+    library.mkdir()
+    (library / "a.py").write_text("one = 1")
+    monkeypatch.setattr(unchanged, "LIBRARY", library)
+    write_notebook(project, "00_tour", f"import pathlib\npathlib.Path({str(library / 'a.py')!r}).write_text('one = 2')")
+    told = "00_tour: the library changed while it ran, so the next batch executes it again"
+    for content, expected in (("one = 1", True), ("one = 1", True), ("one = 2", False)):
+        (library / "a.py").write_text(content)
+        out = io.StringIO()
+        reproduce("quick", ["00"], root=project, out=out)
+        assert (told in out.getvalue()) == expected and "starting" in out.getvalue()
+    out = io.StringIO()
+    reproduce("quick", ["00"], root=project, out=out)
+    assert "starting" not in out.getvalue()
+
+
 # --- side by side -----------------------------------------------------------------------------------------------------
 
 MEET = """import pathlib, time

@@ -1,9 +1,13 @@
-"""The order in which notebooks begin where several run at once."""
+"""The order in which notebooks begin where several run at once, and how all of them end."""
 
+import signal
+import threading
 from pathlib import Path
 
+import pytest
+
 from fedreft_lib.batch.jobs import Job, plan
-from fedreft_lib.batch.side_by_side import longest_chain_first
+from fedreft_lib.batch.side_by_side import execute_all, longest_chain_first
 
 
 def job(name: str, seconds: float, *reads: str) -> Job:
@@ -32,3 +36,28 @@ def test_two_notebooks_at_once_leave_no_core_idle_for_long():
         waiting.remove(ready)
         ends[lane] = done[ready.name] = now + ready.seconds
     assert max(ends) < 1.06 * everything / 2
+
+
+def test_pressed_twice_an_interruption_still_ends_what_begins_late():
+    """Its kernel starts after both, so only a later call of `stop` reaches it."""
+    begun, ended, calls = threading.Event(), threading.Event(), []
+
+    def execute(job):
+        begun.set()
+        assert ended.wait(60)
+
+    def stop():
+        calls.append(len(calls))
+        if len(calls) <= 2:
+            signal.raise_signal(signal.SIGINT)
+        elif len(calls) == 4:
+            ended.set()
+
+    def press():
+        begun.wait()
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=press).start()
+    with pytest.raises(KeyboardInterrupt):
+        execute_all([job("a", 1)], 1, execute, stop)
+    assert len(calls) == 4

@@ -140,6 +140,14 @@ def test_what_a_notebook_beside_removes_meanwhile_is_no_part_of_a_stamp(project)
     assert list(unchanged.read(folder, NAME)["files"]) == ["table.csv"] and why(project) is None
 
 
+def test_files_of_another_notebook_and_slides_are_not_in_a_stamp_those_of_nobody_are(project):
+    folder = project / "outputs/quick"
+    before = unchanged.times(folder)
+    for name in ("figures/02_a.png", "figures/03_b.png", "mine.png", "slides/02_commonsense.slides.html"):
+        write(folder / name, name)
+    assert unchanged.written(folder, before, NAME) == [folder / "figures/02_a.png", folder / "mine.png"]
+
+
 @pytest.mark.parametrize(
     ("file", "experiments", "number"),
     [

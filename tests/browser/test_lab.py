@@ -11,7 +11,10 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import pytest
+
+from fedreft_lib.batch.record import clean
 
 ROOT = Path(__file__).parents[2]
 ADDRESS = re.compile(r"http://127\S+")
@@ -29,6 +32,13 @@ def project(tmp_path_factory):
     report.write_text(
         "<title>Report</title><p>still</p><script>document.querySelector('p').textContent='moves'</script>"
     )
+    executed = report.parent / "00_tour.ipynb"
+    notebook = nbformat.read(ROOT / "notebooks" / "00_tour.ipynb", as_version=4)
+    notebook.metadata.papermill = {"duration": 1.0}
+    for count, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), 1):
+        cell.execution_count, cell.outputs = count, [nbformat.v4.new_output("stream", text="done\n")]
+    nbformat.write(notebook, executed)
+    clean(executed)
     for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a"]):
         subprocess.run(["git", *command], cwd=folder, check=True)
     return folder
@@ -77,6 +87,13 @@ def test_a_newcomer_is_asked_nothing_and_a_saved_run_makes_no_diff(page, address
     assert any(cell.get("execution_count") for cell in json.loads(copy.read_text())["cells"])
     assert subprocess.check_output(["git", "status", "--porcelain"], cwd=project, text=True) == ""
     assert page.locator(".jp-Dialog, .Toastify__toast").count() == 0
+
+
+def test_what_a_batch_has_executed_stays_its_own_file_when_it_is_opened(page, address):
+    """An unsaved notebook is saved after two minutes, and the next batch would execute it again."""
+    page.goto(re.sub(r"/tree/[^?]*", "/tree/outputs/quick/00_tour.ipynb", address.replace("/fedreft/", "/opened/")))
+    page.get_by_text("(ipykernel) | Idle").wait_for(timeout=60_000)
+    assert page.locator(".jp-mod-dirty").count() == 0
 
 
 def test_the_report_opens_beside_the_notebooks_with_its_scripts(page, address):

@@ -17,6 +17,7 @@ import torch
 from fedreft_lib import load_run
 from fedreft_lib.errors import DamageWarning, FedReFTError
 from fedreft_lib.files import load_tensors, save_tensors
+from fedreft_lib.runs import checkpoints
 from tests.helpers.federations import finish, same, small
 
 DAMAGE = {
@@ -72,6 +73,22 @@ def test_a_checkpoint_of_another_run_is_named_and_not_used(kept, tmp_path):
         assert load_run(tmp_path / "a").config == config
     with pytest.warns(DamageWarning, match="belongs to another run"):
         same(finish(config, tmp_path / "a"), whole)
+
+
+@pytest.mark.parametrize("now", [[0], [5, 4]])
+def test_a_run_that_goes_on_or_starts_again_while_it_is_read_is_read_as_it_is_now(kept, tmp_path, monkeypatch, now):
+    """Both rounds that were there go between the look into the folder and the look into the files."""
+    kept.copied(3, tmp_path)
+    folder, read = tmp_path / "checkpoints", checkpoints.read
+
+    def gone(path):
+        monkeypatch.setattr(checkpoints, "read", read)
+        for old, t in zip(sorted(folder.iterdir(), reverse=True), [*now, None], strict=False):
+            old.rename(folder / checkpoints.name_of(t)) if t is not None else old.unlink()
+        return read(path)
+
+    monkeypatch.setattr(checkpoints, "read", gone)
+    assert checkpoints.newest(tmp_path, kept.config).manifest["round"] == 3
 
 
 def test_with_no_whole_checkpoint_left_a_run_is_refused_in_a_sentence_and_starts_again(kept, tmp_path):

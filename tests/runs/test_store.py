@@ -148,6 +148,16 @@ def test_a_run_that_starts_again_can_be_read_at_any_moment(kept, tmp_path, monke
     assert found[:2] == [3, 3] and found[3] == 0 and found[-1] == 3
 
 
+def test_only_runs_of_the_wanted_experiments_are_read(kept, tmp_path):
+    kept.copied(3, tmp_path / "read")
+    (tmp_path / "other/checkpoints").mkdir(parents=True)  # another notebook begins it just now
+    (tmp_path / "other/config.json").write_text(kept.config.but(experiment="07_methods").model_dump_json())
+    (tmp_path / "other/manifest.json").write_text("{}")
+    assert [each.folder.name for each in load_runs(tmp_path, lambda experiment: experiment != "07_methods")] == ["read"]
+    with pytest.raises(FedReFTError, match="no checkpoint"):
+        load_runs(tmp_path)
+
+
 def test_a_run_that_a_batch_moves_meanwhile_is_not_among_those_of_the_folder(kept, tmp_path, monkeypatch):
     folders = [kept.copied(3, tmp_path / name) for name in ("gone", "here")]
     read = results.read_run

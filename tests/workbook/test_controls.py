@@ -19,9 +19,17 @@ def uids(federation):
     return [[item.uid for item in client.train] for client in federation.questions]
 
 
-def test_on_a_configs_own_federation_it_is_the_configs_run():
-    config = small(method="flood")
-    same(controls.run_on(assemble(config), config), finish(config))
+@pytest.mark.parametrize("threads", [1, 3])
+def test_on_a_configs_own_federation_it_is_the_configs_run(threads):
+    config, before = small(method="flood"), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        same(controls.run_on(assemble(config), config), finish(config))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_each_arm_and_seed_is_a_run_in_memory():
     both = controls.run_arms(small(), {"FedAvg": {"method": "fedavg"}}, [0, 1])
     for seed, done in enumerate(both["FedAvg"]):
         assert done.config == small(method="fedavg", seed=seed) and done.folder is None
