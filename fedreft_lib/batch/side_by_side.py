@@ -80,9 +80,11 @@ def execute_all(
                 del running[future]
                 error = error or future.exception()
     except (KeyboardInterrupt, SystemExit):
-        while begun:
+        while True:
             with suppress(KeyboardInterrupt):  # pressed again, which changes nothing
                 stop()
+                if not begun:
+                    break
                 time.sleep(0.1)  # a kernel that was about to start may have started then
         raise
     finally:

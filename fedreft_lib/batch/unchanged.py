@@ -185,8 +185,12 @@ def runs_of(files: Iterable[str | Path]) -> set[str]:
 
 
 def still(made_of: dict[str, str], now: dict[str, str]) -> dict[str, str]:
-    """What a notebook was made of, from the hashes before and after it ran: `CHANGED` in place of what differs."""
-    return {part: now[part] if part == HUB or now[part] == then else CHANGED for part, then in made_of.items()}
+    """What a notebook was made of, from the hashes before and after it ran: `CHANGED` in place of what differs.
+
+    A backbone on the hub that it has downloaded is known only after it.
+    """
+    known = {part for part, then in made_of.items() if now[part] == then or (part == HUB and then == UNKNOWN)}
+    return {part: now[part] if part in known else CHANGED for part in made_of}
 
 
 def write(folder: Path, name: str, made_of: dict[str, str], output: Path, files: list[Path]) -> None:

@@ -113,7 +113,7 @@ def read_run(folder: str | Path) -> Run:
     return run_of(saved, folder)
 
 
-def load_runs(folder: str | Path, wanted: Callable[[str], bool] | None = None) -> list[Run]:
+def load_runs(folder: str | Path, wanted: Callable[[str], bool] = lambda experiment: True) -> list[Run]:
     """All runs in a folder, sorted by name. One warning for all that were made with other code or versions.
 
     wanted: whether those of an experiment are read; the others may just be written by another notebook.
@@ -121,13 +121,16 @@ def load_runs(folder: str | Path, wanted: Callable[[str], bool] | None = None) -
     found = []
     for path in sorted(Path(folder).glob("*/manifest.json")):
         config = _config(path.parent)
-        if wanted and config and not wanted(config.experiment):
+        if config and not wanted(config.experiment):
             continue
         try:
-            found.append(read_run(path.parent))
+            run = read_run(path.parent)
         except FedReFTError:
-            if path.exists():  # else a batch has moved the run meanwhile
+            if path.exists():
                 raise
+            continue  # a batch has moved it meanwhile
+        if config or wanted(run.config.experiment):
+            found.append(run)
     warn_of_elsewhere(found, folder)
     return found
 

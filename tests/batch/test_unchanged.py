@@ -125,6 +125,16 @@ def test_backbones_in_nested_parameters_are_part_of_what_it_is_made_of(project):
     assert why(project, "00_tour") == "its backbones changed"
 
 
+@pytest.mark.parametrize(
+    ("then", "now", "known"), [("A", "A", "A"), ("A", "B", unchanged.CHANGED), (unchanged.UNKNOWN, "A", "A")]
+)
+def test_a_backbone_on_the_hub_may_come_while_a_notebook_runs_but_not_change(then, now, known):
+    made_of = {unchanged.HUB: then, "the library": "a", "its data": "d"}
+    after = {unchanged.HUB: now, "the library": "b", "its data": "d"}
+    found = {unchanged.HUB: known, "the library": unchanged.CHANGED, "its data": "d"}
+    assert unchanged.still(made_of, after) == found
+
+
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])])
 @pytest.mark.parametrize("file", ["02_commonsense.ipynb", "table.csv"])
 def test_what_it_made_must_be_there_unchanged(project, file, damage):

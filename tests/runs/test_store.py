@@ -156,6 +156,9 @@ def test_only_runs_of_the_wanted_experiments_are_read(kept, tmp_path):
     assert [each.folder.name for each in load_runs(tmp_path, lambda experiment: experiment != "07_methods")] == ["read"]
     with pytest.raises(FedReFTError, match="no checkpoint"):
         load_runs(tmp_path)
+    (tmp_path / "read/config.json").unlink()
+    shutil.rmtree(tmp_path / "other")
+    assert load_runs(tmp_path, lambda experiment: experiment == "07_methods") == []
 
 
 def test_a_run_that_a_batch_moves_meanwhile_is_not_among_those_of_the_folder(kept, tmp_path, monkeypatch):
