@@ -31,6 +31,8 @@ from . import certificates, free_port, program
 APP = Path(__file__).parent / "app"
 EVERY = 10.0  # seconds between checks of a run's status; each check starts a python
 ANSWERS_WITHIN = 600  # seconds; a flwr command packs an app and starts a python, which takes minutes on a busy machine
+STARTS = 3  # tries of a superlink
+TAKEN = "address already in use"  # uvicorn's, of a port
 SITE = "loopback"  # the name of the superlink in flwr's own configuration
 
 
@@ -41,9 +43,13 @@ class Loopback:
     """
 
     def __init__(self, folder: Path, address: str = "127.0.0.1", threads: int | None = None):
-        self.folder, self.address, self.port, self.threads = folder.absolute(), address, free_port(), threads
+        self.folder, self.address, self.threads = folder.absolute(), address, threads
         self.processes: dict[str, subprocess.Popen] = {}
         self.ca, self.certificate, self.key = certificates.certificates(self.folder / "secrets", address)
+        self._take_port()
+
+    def _take_port(self) -> None:
+        self.port = free_port()
         home = self.folder / "flwr" / "cli"
         home.mkdir(parents=True, exist_ok=True)
         (home / "config.toml").write_text(
@@ -52,15 +58,27 @@ class Loopback:
             encoding="utf-8",
         )
 
-    def start_superlink(self) -> None:
-        """Its database is a file, so a superlink that starts again knows earlier nodes and runs."""
+    def start_superlink(self, starts: int = STARTS) -> None:
+        """Its database is a file, so a superlink that starts again knows earlier nodes and runs.
+
+        It binds its port a second after it was found free. Where another program has taken it by then, and no node
+        knows it yet, it takes another one.
+        """
         self.start(
             "superlink", program("flower-superlink"), "--host", self.address, "--port", self.port,
             "--ssl-ca-certfile", self.ca, "--ssl-certfile", self.certificate, "--ssl-keyfile", self.key,
             "--enable-supernode-auth", "--database", self.folder / "superlink.db",
             "--disable-runtime-dependency-installation",
         )  # fmt: skip
-        self.await_health("superlink", f"https://{self.address}:{self.port}/health")
+        try:
+            self.await_health("superlink", f"https://{self.address}:{self.port}/health")
+        except FedReFTError:
+            log = (self.folder / "logs" / "superlink.log").read_text(encoding="utf-8", errors="replace")
+            if starts == 1 or len(self.processes) > 1 or TAKEN not in log:
+                raise
+            self.kill("superlink")
+            self._take_port()
+            self.start_superlink(starts - 1)
 
     def register(self, client: int) -> Path:
         """Make a key for the client and register it with the superlink. Returns the private key's path."""

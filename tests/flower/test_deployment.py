@@ -3,6 +3,7 @@ model that is loaded once, and no way in without a key."""
 
 import re
 import shutil
+import socket
 import ssl
 import sys
 
@@ -55,6 +56,19 @@ def test_every_key_is_another_and_nobody_elses_to_read(tmp_path):
     loaded = load_ssh_private_key(one.read_bytes(), None)
     assert loaded.public_key() == load_ssh_public_key(public.read_bytes())
     assert one.read_bytes() != other.read_bytes() and one.stat().st_mode & 0o077 == 0
+
+
+def test_a_superlink_whose_port_another_program_has_taken_meanwhile_takes_another(tmp_path):
+    here = local_deployment.Loopback(tmp_path)
+    with socket.socket() as other:
+        other.bind((here.address, here.port))
+        other.listen()
+        try:
+            here.start_superlink()
+            assert here.port != other.getsockname()[1]
+            assert here.flwr("ls", local_deployment.SITE)["runs"] == []  # flwr knows where it is
+        finally:
+            here.stop()
 
 
 def test_the_superlink_asks_for_tls_and_for_each_nodes_key_and_a_node_gives_both(tmp_path, monkeypatch):
