@@ -23,6 +23,7 @@ from pathlib import Path
 from filelock import FileLock
 
 LINKED = ".safetensors"
+PATIENCE = 60.0  # seconds
 
 
 def bring(source: Path, target: Path) -> int:
@@ -30,15 +31,21 @@ def bring(source: Path, target: Path) -> int:
 
     A run that is there stays, unless this library's code made the one in `source` and another made the one there.
     """
-    target.mkdir(parents=True, exist_ok=True)
-    with FileLock(target / ".bring.lock"):  # JupyterLab may be started twice
-        return _bring(source, target)
+    runs = list(_finished(source))
+    if not runs:
+        return 0
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with FileLock(target / ".bring.lock", timeout=PATIENCE):  # JupyterLab may be started twice
+            return _bring(runs, source, target)
+    except OSError:  # nothing can be written, or the other one has stopped: the notebooks compute their runs
+        return 0
 
 
-def _bring(source: Path, target: Path) -> int:
+def _bring(runs: list[tuple[Path, str]], source: Path, target: Path) -> int:
     found = 0
     coming = target / ".coming"  # a run gets its place when it is complete
-    for run, code in _finished(source):
+    for run, code in runs:
         place = target / run.relative_to(source)
         if place.exists() and not _is_newer(code, place):
             found += 1

@@ -95,7 +95,9 @@ class _Batch:
             why = unchanged.why_execute(self.folder, job.name, made_of)
             if why is None:
                 # Runs of other parameters may be left of a batch that was stopped before these came back.
-                set_aside(self.folder, job.name, unchanged.runs_of(unchanged.read(self.folder, job.name)["files"]))
+                used = unchanged.runs_of(unchanged.read(self.folder, job.name)["files"])
+                for run in set_aside(self.folder, job.name, used):
+                    self.board.say(f"{job.name}: the run {run} of other parameters is in {self.folder / 'earlier'} now")
                 self.board.say(f"{job.name}: unchanged, kept; delete {target} to execute it again")
                 return
             before = unchanged.times(self.folder)
@@ -116,7 +118,11 @@ class _Batch:
     def _finish(self, job: Job, running: Path, made_of: dict[str, str], before: dict[Path, int]) -> None:
         files = unchanged.written(self.folder, before, job.name)
         set_aside(self.folder, job.name, unchanged.runs_of(files))
-        made_of = unchanged.still(made_of, unchanged.made_of(job, self.folder))
+        try:
+            now = unchanged.made_of(job, self.folder)
+        except Exception:  # the notebook is just being saved or renamed; its reader raises many kinds
+            now = {}
+        made_of = unchanged.still(made_of, now)
         if changed := [part for part, value in made_of.items() if value == unchanged.CHANGED]:
             self.board.say(
                 f"{job.name}: {' and '.join(changed)} changed while it ran, so the next batch executes it again"
@@ -158,15 +164,17 @@ def _recover(folder: Path) -> None:
         temporary.unlink()
 
 
-def set_aside(folder: Path, experiment: str, used: set[str]) -> None:
+def set_aside(folder: Path, experiment: str, used: set[str]) -> list[str]:
     """Moves the runs that a notebook did not use this time (those of earlier parameters) to `folder`/earlier.
 
     Its runs have its name as `experiment`, or its name, a colon and a part: "06_mixing_ablation: rank". So results.csv
-    has the runs of one set of parameters. used: the names of the runs that it used.
+    has the runs of one set of parameters. used: the names of the runs that it used. Returns those of the others.
     """
-    for run in _run_folders(folder):
-        if unchanged.owner(folder, run / "manifest.json") == experiment[:2] and run.name not in used:
-            _move_to_earlier(folder, run)
+    owned = [run for run in _run_folders(folder) if unchanged.owner(folder, run / "manifest.json") == experiment[:2]]
+    others = [run for run in owned if run.name not in used]
+    for run in others:
+        _move_to_earlier(folder, run)
+    return [run.name for run in others]
 
 
 def set_aside_unreadable(folder: Path) -> None:

@@ -76,12 +76,13 @@ def execute_all(
             for job in ready[: at_once - len(running)]:
                 waiting.remove(job)
                 running[pool.submit(tracked, job)] = job
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            # With a timeout, for a signal that comes right before a lock is waited for is not seen while that lasts.
+            for future in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
                 del running[future]
                 error = error or future.exception()
     except (KeyboardInterrupt, SystemExit):
         while True:
-            with suppress(KeyboardInterrupt):  # pressed again, which changes nothing
+            with suppress(KeyboardInterrupt, SystemExit):  # once more, which changes nothing
                 stop()
                 if not begun:
                     break

@@ -136,8 +136,7 @@ def owner(folder: Path, path: Path) -> str:
     for above in path.relative_to(folder).parents[:-1]:
         config = folder / above / "config.json"
         with suppress(FileNotFoundError):
-            if number := _number(_experiment(config, config.stat().st_mtime_ns)):
-                return number
+            return _number(_experiment(config, config.stat().st_mtime_ns))
     return next(filter(None, map(_number, path.relative_to(folder).parts)), "")
 
 
@@ -189,8 +188,9 @@ def still(made_of: dict[str, str], now: dict[str, str]) -> dict[str, str]:
 
     A backbone on the hub that it has downloaded is known only after it.
     """
-    known = {part for part, then in made_of.items() if now[part] == then or (part == HUB and then == UNKNOWN)}
-    return {part: now[part] if part in known else CHANGED for part in made_of}
+    same = {part: then for part, then in made_of.items() if now.get(part) == then}
+    came = {HUB: now.get(HUB, UNKNOWN)} if made_of[HUB] == UNKNOWN else {}
+    return dict.fromkeys(made_of, CHANGED) | same | came
 
 
 def write(folder: Path, name: str, made_of: dict[str, str], output: Path, files: list[Path]) -> None:

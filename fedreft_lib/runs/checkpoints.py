@@ -12,7 +12,6 @@ complete only if they are undamaged, too. The states are then read when they are
 
 import contextlib
 import json
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -38,6 +37,7 @@ SERVER = "server."  # prefix of the names of the server's own tensors
 ITEMS = "items."  # and of the scores of single items
 KEPT = 2  # rounds: the last, and the one before it in case the last is damaged
 IN_ONE_FILE = 2**26  # bytes of states
+LOOKS = 10  # at most, into a folder that another process writes to
 AT_START = -1  # in `where`: no round has changed this client
 
 
@@ -92,8 +92,9 @@ def write(folder: Path, saved: Saved) -> ClientStates:
     path = checkpoints / name_of(t)
     save_tensors(tensors, path, notes)
     if t == 0:  # the run starts again: nothing of the earlier one may remain
-        for other in set(_newest_first(folder)) - {path}:
-            other.unlink()
+        for other in _newest_first(folder):  # the newest first: the others may hold states that it needs
+            if other != path:
+                other.unlink()
     _forget(folder)
     if not large:
         return states
@@ -115,7 +116,7 @@ def _forget(folder: Path) -> None:
             path.unlink()
 
 
-def newest(folder: Path, config: RunConfig | None = None) -> Saved | None:
+def newest(folder: Path, config: RunConfig | None = None, looks: int = LOOKS) -> Saved | None:
     """The newest complete round of a run's folder; None where there is no round at all.
 
     It skips damaged rounds with a DamageWarning. It also skips rounds of another config than the one given, if a round
@@ -126,8 +127,8 @@ def newest(folder: Path, config: RunConfig | None = None) -> Saved | None:
         try:
             saved = read(path)
         except FedReFTError as error:
-            if not os.path.lexists(path):  # another process goes on with this run, or starts it again
-                return newest(folder, config)
+            if looks > 1 and path not in _newest_first(folder):  # another process goes on with this run
+                return newest(folder, config, looks - 1)
             passed.append(str(error))
             continue
         if config is not None and saved.config != config:

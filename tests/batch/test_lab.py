@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from filelock import FileLock
 
 from fedreft_lib import RunConfig, run
 from fedreft_lib.batch import command_line, found_runs, lab
@@ -128,17 +129,37 @@ def test_only_finished_runs_are_brought_and_none_is_replaced_but_one_of_other_co
     assert by == {"new": "quick", "outdated": "quick", **mine}
 
 
-def test_two_that_start_at_once_bring_one_after_the_other(tmp_path, monkeypatch):
+@pytest.fixture
+def batch(tmp_path):
+    """A profile's folder with a finished run, as far as its manifest says so."""
+    manifest = tmp_path / "quick/runs/a/manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text('{"round": 1, "rounds": 1, "code": "now"}')
+    return tmp_path / "quick"
+
+
+def test_two_that_start_at_once_bring_one_after_the_other(batch, tmp_path, monkeypatch):
     inside = []
 
-    def slow(source, target):
+    def slow(runs, source, target):
         inside.append(target)
         time.sleep(0.1)
         return len(inside), inside.pop()
 
     monkeypatch.setattr(found_runs, "_bring", slow)
     with ThreadPoolExecutor(2) as pool:
-        assert set(pool.map(found_runs.bring, [tmp_path] * 2, [tmp_path / "mine"] * 2)) == {(1, tmp_path / "mine")}
+        assert set(pool.map(found_runs.bring, [batch] * 2, [tmp_path / "mine"] * 2)) == {(1, tmp_path / "mine")}
+
+
+def test_where_nothing_can_be_brought_it_opens_without(batch, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    assert found_runs.bring(batch, tmp_path / "file") == 0
+    assert found_runs.bring(tmp_path / "empty", tmp_path / "mine") == 0 and not (tmp_path / "mine").exists()
+    monkeypatch.setattr(found_runs, "PATIENCE", 0.1)
+    (tmp_path / "mine").mkdir()
+    with FileLock(tmp_path / "mine/.bring.lock"):
+        assert found_runs.bring(batch, tmp_path / "mine") == 0
+    assert found_runs.bring(batch, tmp_path / "mine") == 1
 
 
 # --- JupyterLab -------------------------------------------------------------------------------------------------------

@@ -242,6 +242,7 @@ def test_runs_of_values_that_were_tried_and_taken_back_leave_the_results(project
     out = io.StringIO()
     reproduce("quick", root=project, out=out)
     assert "starting" not in out.getvalue() and (folder / "results.csv").read_text() == results
+    assert f"01_aside: the run 0.7 of other parameters is in {folder / 'earlier'} now" in out.getvalue()
     assert [path.name for path in (folder / "earlier").iterdir()] == ["0.7"]
 
 
@@ -260,6 +261,18 @@ def test_what_changes_while_a_notebook_runs_is_told_and_has_it_executed_again(pr
     out = io.StringIO()
     reproduce("quick", ["00"], root=project, out=out)
     assert "starting" not in out.getvalue()
+
+
+@pytest.mark.parametrize("torn", [True, False])
+def test_a_notebook_that_is_being_saved_or_renamed_when_it_has_run_through_is_not_lost(project, torn):
+    source = str(project / "notebooks/00_tour.ipynb")
+    away = "path.write_text('{')" if torn else "path.rename(path.with_suffix('.old'))"
+    write_notebook(project, "00_tour", f"import pathlib\npath = pathlib.Path({source!r})\n{away}\nprint('through')")
+    reproduce("quick", ["00"], root=project, out=io.StringIO())
+    assert told(project / "outputs/quick/00_tour.ipynb", -1) == "through\n"
+    write_notebook(project, "00_tour", "print('again')")
+    reproduce("quick", ["00"], root=project, out=io.StringIO())
+    assert told(project / "outputs/quick/00_tour.ipynb", -1) == "again\n"
 
 
 # --- side by side -----------------------------------------------------------------------------------------------------

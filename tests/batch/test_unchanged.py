@@ -163,7 +163,8 @@ def test_files_of_another_notebook_and_slides_are_not_in_a_stamp_those_of_nobody
     [
         ("study/a/checkpoints/round_0001.safetensors", {"study/a": "06_mixing_ablation: map"}, "06"),
         ("figures/02_accuracy.png", {}, "02"),
-        ("08_killed/history.csv", {"08_killed": ""}, "08"),  # an experiment without a number says nothing
+        ("08_killed/checkpoints/round_0000.safetensors", {}, "08"),
+        ("runs/02_try/history.csv", {"runs/02_try": ""}, ""),  # somebody's own run, whatever its folder is called
         ("10_sums/a/nodes/b/learned.safetensors", {}, "10"),
         ("runs/a/history.csv", {"runs/a": "mine"}, ""),
     ],

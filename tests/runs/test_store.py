@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import shutil
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +15,7 @@ from fedreft_lib import environment, load_run, load_runs, results_of
 from fedreft_lib.errors import ConfigError, ElsewhereWarning, FedReFTError
 from fedreft_lib.runs import checkpoints, results, store
 from fedreft_lib.runs.history import HISTORY, history_of
-from tests.helpers.federations import StoppedError, computes, finish, same, small, stopped
+from tests.helpers.federations import StoppedError, computes, finish, same, small, stopped, thinned
 
 # DESIGN.md, section 6.
 CONTRACT = [
@@ -126,12 +127,19 @@ def test_whose_the_files_are_is_known_before_the_first_checkpoint(kept, tmp_path
         finish(kept.config, tmp_path)
 
 
-def test_a_run_that_starts_again_can_be_read_at_any_moment(kept, tmp_path, monkeypatch):
-    kept.copied(3, tmp_path)
+@pytest.mark.parametrize("large", [False, True])
+def test_a_run_that_starts_again_can_be_read_at_any_moment(tmp_path, monkeypatch, large):
+    """large: rounds need the files of earlier rounds, so in between there may be none but the new one."""
+    if large:
+        monkeypatch.setattr(checkpoints, "IN_ONE_FILE", 0)
+    config = thinned(rounds=5) if large else small(rounds=3)
+    finish(config, tmp_path)
     save, unlink, found = checkpoints.save_tensors, Path.unlink, []
 
     def read():
-        found.append(load_run(tmp_path).manifest["round"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore" if large else "error")
+            found.append(load_run(tmp_path).manifest["round"])
 
     def saved(tensors, path, notes):
         read()
@@ -144,8 +152,10 @@ def test_a_run_that_starts_again_can_be_read_at_any_moment(kept, tmp_path, monke
 
     monkeypatch.setattr(checkpoints, "save_tensors", saved)
     monkeypatch.setattr(Path, "unlink", unlinked)
-    finish(kept.config, tmp_path, resume=False)
-    assert found[:2] == [3, 3] and found[3] == 0 and found[-1] == 3
+    finish(config, tmp_path, resume=False)
+    again = found.index(0)
+    assert found[:2] == [config.rounds] * 2 and found[-1] == config.rounds
+    assert found[:again] == sorted(found[:again], reverse=True) and found[again:] == sorted(found[again:])
 
 
 def test_only_runs_of_the_wanted_experiments_are_read(kept, tmp_path):
