@@ -23,7 +23,7 @@ from pathlib import Path
 from filelock import FileLock
 
 LINKED = ".safetensors"
-PATIENCE = 60.0  # seconds
+PATIENCE = 60.0  # seconds that one process waits for another that brings runs
 
 
 def bring(source: Path, target: Path) -> int:

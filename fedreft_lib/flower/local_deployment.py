@@ -49,6 +49,7 @@ class Loopback:
         self._take_port()
 
     def _take_port(self) -> None:
+        """Chooses a free port for the superlink, and tells flwr's commands."""
         self.port = free_port()
         home = self.folder / "flwr" / "cli"
         home.mkdir(parents=True, exist_ok=True)

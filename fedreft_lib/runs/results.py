@@ -129,7 +129,7 @@ def load_runs(folder: str | Path, wanted: Callable[[str], bool] = lambda experim
             if path.exists():
                 raise
             continue  # a batch has moved it meanwhile
-        if config or wanted(run.config.experiment):
+        if wanted(run.config.experiment):
             found.append(run)
     warn_of_elsewhere(found, folder)
     return found

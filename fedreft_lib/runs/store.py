@@ -99,6 +99,7 @@ class Store:
         unasked = self.config.source == "hub" or (fixed and not differences(saved.manifest))
         if not unasked and saved.manifest["data"] != questions():
             return None
+        self._write_config(saved)
         self._write_copies(saved)
         os.utime(self.folder / "manifest.json")  # marks the run as used, see batch.unchanged.written
         warn_of_elsewhere([saved], self.folder)
@@ -154,9 +155,9 @@ class Store:
             return states
         saved = Saved(self.config, self.manifest, complete(rows), states, round_mixing, memory, items)
         try:
-            # First what says whose files these are (batch.unchanged.owner): others may look while this is written.
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._write_copy("config.json", saved.config.model_dump_json(indent=1))
+            # It says whose files these are (batch.unchanged.owner), and others may look while they are written.
+            self._write_config(saved)
             states = checkpoints.write(self.folder, saved)
             self._write_copies(saved)
         except OSError as error:
@@ -167,12 +168,14 @@ class Store:
         return states
 
     def _write_copies(self, saved: Saved) -> None:
-        """Writes config.json, history.csv and manifest.json of a checkpoint, where they are missing or differ."""
-        self._write_copy("config.json", saved.config.model_dump_json(indent=1))
-        self._write_copy("history.csv", saved.csv)
-        self._write_copy("manifest.json", json.dumps(saved.manifest, indent=1))
+        """Writes history.csv and manifest.json of a checkpoint, where they are missing or differ."""
+        self._write_where_it_differs("history.csv", saved.csv)
+        self._write_where_it_differs("manifest.json", json.dumps(saved.manifest, indent=1))
 
-    def _write_copy(self, name: str, text: str) -> None:
+    def _write_config(self, saved: Saved) -> None:
+        self._write_where_it_differs("config.json", saved.config.model_dump_json(indent=1))
+
+    def _write_where_it_differs(self, name: str, text: str) -> None:
         path = self.folder / name
         if not path.exists() or path.read_bytes() != text.encode():
             write_text(path, text)
